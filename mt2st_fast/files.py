@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,24 +22,40 @@ _GZIP = b"\x1f\x8b"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a file to write, which replaces `path` at the end of the block.
+    """Yield the path of a file to write, which replaces `path` at the end of the block; of a link, what it points to.
 
     A reader sees either the old or the new file, even after a power cut. If the block raises (also by Ctrl-C), nothing
     of the new file is left. Leftovers of a killed process (SIGKILL) are removed by the next one that writes the same
-    file.
+    file. Raises InputError for a device or a pipe, and OSError, which names `path`, where it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in left_behind(path):
-        delete(left)
+    if is_stream(path):
+        raise InputError(f"{path}: is no file but a device or a pipe, which cannot be replaced; name a file")
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
     # A folder, as the block may need temporary files of its own.
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in left_behind(target):
+            delete(left)
         partial.mkdir(exist_ok=True)
-        yield partial / path.name
-        _sync(partial / path.name)
-        (partial / path.name).replace(path)
+        yield partial / target.name
+        _sync(partial / target.name)
+        (partial / target.name).replace(target)
+    except OSError as error:
+        if error.filename is None or partial.name in Path(str(error.filename)).parts:
+            error.filename = str(path)  # the user knows nothing of partial files
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is a device or a pipe, such as /dev/stdout: it can be written to, but not be replaced."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 @contextmanager

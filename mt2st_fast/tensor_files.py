@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mt2st_fast.files import replacing
 
+_OS_ERROR = re.compile(r"os error (\d+)")
+
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Replace `path` by a file of these tensors, as `on_cpu_apart` returns them, whole or not at all."""
+    """Replace `path` by a file of these tensors, as `on_cpu_apart` returns them, whole or not at all.
+
+    Raises OSError where it cannot be written.
+    """
     with replacing(path) as partial:
-        save_file(dict(tensors), partial, None if metadata is None else dict(metadata))
+        partial.touch()
+        mode = partial.stat().st_mode
+        try:
+            save_file(dict(tensors), partial, None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            if (found := _OS_ERROR.search(str(error))) is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+        partial.chmod(mode)  # safetensors makes a file that nobody else can read
 
 
 def on_cpu_apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

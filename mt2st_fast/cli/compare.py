@@ -24,7 +24,7 @@ from mt2st_fast.cli.options import (
 from mt2st_fast.cli.output import OutputOptions, check_not_lost, check_not_of, make_writable
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
-from mt2st_fast.cli.terminal import plain_console, say, say_notes
+from mt2st_fast.cli.terminal import plain_console, say, say_notes, say_table
 from mt2st_fast.data import Splits
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
@@ -184,7 +184,7 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
         table.add_column(name, justify="right", no_wrap=True)
     for name, dev, test, _, *others in table_rows(comparison):  # shortened, to fit into 80 columns
         table.add_row(name, dev, test, *(cell.removesuffix(" reached it") for cell in others))
-    console.print(table)
+    say_table(console, table)
     for line in comparison["conclusions"]:
         say(console, line)
     if comparison["n_seeds"] >= LEAST_SEEDS:

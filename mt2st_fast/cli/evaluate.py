@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mt2st_fast.cli.output import make_writable, out_path
-from mt2st_fast.cli.terminal import plain_console, say
+from mt2st_fast.cli.terminal import plain_console, say, say_table
 from mt2st_fast.errors import InputError
 from mt2st_fast.words.vectors import WordVectors
 
@@ -90,4 +90,4 @@ def _print(console: Console, columns: tuple[str, ...], rows: list[list[str]]) ->
     table = Table(*columns)
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    say_table(console, table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from rich.table import Table
 
-from mt2st_fast.cli.terminal import plain_console, say
+from mt2st_fast.cli.terminal import plain_console, say, say_table
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import REFERENCE, ROOMS, RULES, Choice, Room, table_path
@@ -19,15 +19,15 @@ def info() -> None:
     facts = Table("what", "value", title="This machine")
     for key, value in environment().items():
         facts.add_row(key, str(value))
-    console.print(facts)
-    console.print(_choices())
+    say_table(console, facts)
+    say_table(console, _choices())
     plans = Table(
         "backend", "plan", "when", "why", title="How heads are computed: by the first rule that applies"
     )
     for name, rules in RULES.items():
         for rule in rules:
             plans.add_row(name, rule.plan, rule.when, rule.reason)
-    console.print(plans)
+    say_table(console, plans)
     if table_path().exists():
         say(console, f"The plans tuned on this device take precedence over these rules: {table_path()}")
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mt2st_fast.cli.terminal import plain_console
+from mt2st_fast.cli.terminal import plain_console, say_table
 from mt2st_fast.errors import InputError
 
 DEFAULT_TARGETS = "sm_80,sm_90,sm_100,gfx942"
@@ -38,7 +38,7 @@ def kernels(
             str(kernel.registers), str(kernel.spills), f"{kernel.shared_bytes:,}",
         )  # fmt: skip
     console = plain_console()
-    console.print(table)
+    say_table(console, table)
     spilling = [kernel for kernel in compiled if kernel.spills]
     console.print(f"{len(compiled)} kernels compiled, {len(spilling)} with spills")
     if spilling:

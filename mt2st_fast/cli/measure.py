@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from mt2st_fast.cli.tasks import tasks_named
-from mt2st_fast.cli.terminal import plain_console, say
+from mt2st_fast.cli.terminal import plain_console, say, say_table
 from mt2st_fast.errors import InputError
 
 if TYPE_CHECKING:  # reading options must not import torch
@@ -73,12 +73,12 @@ def _measure_lines(model: Path, file: str, families: tuple[str, ...]) -> None:
     for family, of_family in counts.items():
         table.add_row(family, found.heads.tasks[family].metric, shown(found.metric(family, of_family)))
     say(console, (str(model), "bold"), f" on {file}")
-    console.print(table)
+    say_table(console, table)
     for family, of_family in counts.items():
         of_labels = Table(family, "precision", "recall", "F1")
         for label, numbers in of_family.scores().items():
             of_labels.add_row(label, *map(shown, numbers.values()))
-        console.print(of_labels)
+        say_table(console, of_labels)
 
 
 def _measure_corpus(
@@ -125,7 +125,7 @@ def _measure_corpus(
         for line in score.lines():
             say(console, line)
     say(console, (str(model), "bold"), f" on {splits.name}, {chosen}")
-    console.print(table)
+    say_table(console, table)
     for score in measured:
         if score.spans is not None:
             say(console, (score.task, "bold"), f" {spans_line(score.spans.figures())}")
@@ -134,7 +134,7 @@ def _measure_corpus(
             for each in sorted(score.classes, key=lambda c: -c.support):
                 numbers = (each.precision, each.recall, each.f1)
                 of_task.add_row(each.name, f"{each.support:,}", *map(shown, numbers))
-            console.print(of_task)
+            say_table(console, of_task)
 
 
 def _learnt_from(source: str, spec: str, part: str) -> str:

@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -16,7 +17,7 @@ from mt2st_fast.cli.output import out_path
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import check_not_read, is_packed, reading, writing_atomically
+from mt2st_fast.files import check_not_read, is_packed, is_stream, reading, writing_atomically
 
 CHUNK_BYTES = 1 << 19
 
@@ -26,7 +27,7 @@ def predict(
     file: Annotated[
         str,
         typer.Argument(
-            help="CoNLL-U or text in UTF-8, optionally gzipped; - is standard input",
+            help="CoNLL-U or text in UTF-8, optionally gzipped, or csv:PATH, jsonl:PATH, columns:PATH; - is standard input",
             show_default=True,
         ),
     ] = "-",
@@ -71,6 +72,13 @@ def predict(
             "labels per row if --k is not given"
         ),
     ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="table column with the text; as in training by default")
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="table delimiter, one character or tab; chosen from the header by default"),
+    ] = None,
     probabilities: Annotated[
         bool,
         typer.Option(
@@ -85,35 +93,80 @@ def predict(
     from mt2st_fast.words.supervised_model import KIND as SUPERVISED
 
     names = tasks_named(tasks)
+    source = _Source.of(file, kind, text_column, delimiter)
     sink_path = None if out is None else out_path(out)
     if sink_path is not None:
         if sink_path.is_dir():
             raise InputError(f"--out {out} is a folder; use a file name")
-        check_not_read(sink_path, [_standard_input() if file == "-" else Path(file), *files_of_model(model)])
+        check_not_read(sink_path, [source.path or _standard_input(), *files_of_model(model)])
     asked = {"k": k, "threshold": threshold, "probabilities": probabilities}
-    source = _chunks(file), "standard input" if file == "-" else file
     answers = _of_lines if kind_of(model) == SUPERVISED else _of_texts
+    was_enabled = gc.isenabled()
     gc.disable()  # words form no reference cycles, and searching for them takes half of the time
-    with _sink(sink_path) as sink:
-        for text in answers(model, source, kind, tokenizer, names, form, asked):
-            sink.write(text.encode("utf-8", "surrogatepass"))
+    try:
+        with _sink(sink_path) as sink:
+            for text in answers(model, source, tokenizer, names, form, asked):
+                sink.write(text.encode("utf-8", "surrogatepass"))
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
-_Source = tuple[Iterator[bytes], str]
+@dataclass(frozen=True)
+class _Source:
+    """What is to be labelled: a file, or standard input without a path; its kind, or "auto"; options of tables."""
+
+    path: Path | None
+    kind: str
+    text_column: str | None
+    delimiter: str | None
+
+    @classmethod
+    def of(cls, file: str, kind: str, text_column: str | None, delimiter: str | None) -> _Source:
+        """Return what the arguments of the command name. Raises InputError where they contradict each other."""
+        from mt2st_fast.data.readers import READERS, parse_spec, takes
+
+        if kind not in ("auto", "conllu", "text"):
+            raise InputError(
+                f"--input {kind!r} is unknown; available: auto, conllu, text; name other kinds as KIND:PATH"
+            )
+        path = Path(file).expanduser()
+        before, colon, _ = file.partition(":")
+        if colon and before in READERS and not path.exists():
+            if kind != "auto":
+                raise InputError(f"{file} already names the kind {before}; omit --input {kind}")
+            kind, path = parse_spec(file, "FILE")
+        for name, given in (("text_column", text_column), ("delimiter", delimiter)):
+            if given is not None and not takes(kind, name):
+                able = " or ".join(reader for reader in READERS if takes(reader, name))
+                raise InputError(f"--{name.replace('_', '-')} is for tables; pass {able}:{path}, or omit it")
+        return cls(None if file == "-" else path, kind, text_column, delimiter)
+
+    @property
+    def lines(self) -> tuple[Iterator[bytes], str]:
+        """The bytes of a text, and its name."""
+        return _chunks(self.path), "standard input" if self.path is None else str(self.path)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is read line by line."""
+        from mt2st_fast.data.readers import READERS
+
+        return self.kind not in READERS or READERS[self.kind].unlabelled is None
 
 
 def _of_texts(
     folder: Path,
     source: _Source,
-    kind: str,
     tokenizer: str | None,
     tasks: tuple[str, ...],
     form: str | None,
     asked: dict[str, Any],
 ) -> Iterator[str]:
     """Label text with the model of a run."""
+    from mt2st_fast.data.readers import takes
     from mt2st_fast.data.text.tokenizers import TOKENIZERS
-    from mt2st_fast.serving.reading import read_units
+    from mt2st_fast.serving.reading import read_rows, read_units
     from mt2st_fast.serving.text_model import TextModel
     from mt2st_fast.serving.wanted import Wanted
     from mt2st_fast.serving.writing import check_format, write_units
@@ -125,13 +178,19 @@ def _of_texts(
     cut = model.tokenizer if tokenizer is None else tokenizer
     if cut not in TOKENIZERS:
         raise InputError(f"--tokenizer {cut!r} is unknown; available: {', '.join(TOKENIZERS)}")
-    return write_units(model, read_units(*source, TOKENIZERS[cut], kind), wanted)
+    if source.path is None or source.is_text:
+        units = read_units(*source.lines, TOKENIZERS[cut], source.kind)
+    else:
+        text_column = source.text_column
+        if text_column is None and takes(source.kind, "text_column"):
+            text_column = model.text_column
+        units = read_rows(source.kind, source.path, TOKENIZERS[cut], text_column, source.delimiter)
+    return write_units(model, units, wanted)
 
 
 def _of_lines(
     folder: Path,
     source: _Source,
-    kind: str,
     tokenizer: str | None,
     tasks: tuple[str, ...],
     form: str | None,
@@ -144,14 +203,14 @@ def _of_lines(
     from mt2st_fast.serving.wanted import Wanted
     from mt2st_fast.words.supervised_model import SupervisedModel
 
-    if kind not in ("auto", "text") or tokenizer not in (None, "blanks"):
+    if source.kind not in ("auto", "text") or tokenizer not in (None, "blanks"):
         raise InputError("a train_supervised model reads lines of text and splits them at white space; leave out "
                          "--input and --tokenizer")  # fmt: skip
     model = SupervisedModel.load(folder, device="cpu")
     wanted = Wanted(tasks or (model.main,), check_format(form), **asked)
     if wanted.format == "jsonl":
         check_keys(wanted.tasks, "document")
-    return write_lines(model, (lines for _, lines in TextLines(*source).blocks()), wanted)
+    return write_lines(model, (lines for _, lines in TextLines(*source.lines).blocks()), wanted)
 
 
 def _standard_input() -> Path:
@@ -159,12 +218,11 @@ def _standard_input() -> Path:
     return Path("/dev/stdin")
 
 
-def _chunks(file: str) -> Iterator[bytes]:
-    """Yield the bytes to read, with a progress bar on a terminal."""
-    if file == "-":
+def _chunks(path: Path | None) -> Iterator[bytes]:
+    """Yield the bytes to read, from standard input for None, with a progress bar on a terminal."""
+    if path is None:
         yield from iter(lambda: sys.stdin.buffer.read1(CHUNK_BYTES), b"")  # type: ignore[union-attr]
         return
-    path = Path(file)
     console = plain_console(stderr=True)
     shown = console.is_terminal and not is_packed(path)  # the text's length is unknown if compressed
     columns = (
@@ -184,4 +242,7 @@ def _chunks(file: str) -> Iterator[bytes]:
 
 
 def _sink(out: Path | None) -> AbstractContextManager[BinaryIO]:
-    return nullcontext(sys.stdout.buffer) if out is None else writing_atomically(out)
+    """Return what to write to: a device or a pipe cannot be replaced, and gets the answers as they come."""
+    if out is None:
+        return nullcontext(sys.stdout.buffer)
+    return out.open("wb") if is_stream(out) else writing_atomically(out)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 MOST_NOTES = 8
+MOST_TABLE_WIDTH = 200  # a single word may be longer than any screen
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -18,6 +21,21 @@ def plain_console(*, stderr: bool = False) -> Console:
 def say(console: Console, *parts: str | tuple[str, str]) -> None:
     """Print texts and (text, style) pairs as one line, whatever the width."""
     console.print(Text.assemble(*(p if isinstance(p, tuple) else (p, "") for p in parts)), soft_wrap=True)
+
+
+def say_table(console: Console, table: Table) -> None:
+    """Print a table, wider than the console if need be: rich would cut words and numbers short (0.9…)."""
+    options = console.options.update(max_width=MOST_TABLE_WIDTH)
+    for column in table.columns:
+        found = [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
+        column.min_width = max(each.maximum if column.no_wrap else each.minimum for each in found)
+    own = console.width
+    needed = Measurement.get(console, options, table).minimum
+    console.width = max(own, min(needed, MOST_TABLE_WIDTH))
+    try:
+        console.print(table)
+    finally:
+        console.width = own
 
 
 def say_notes(console: Console, notes: Sequence[str], where: str) -> None:

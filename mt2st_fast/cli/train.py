@@ -34,7 +34,7 @@ from mt2st_fast.cli.processes import together
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
-from mt2st_fast.cli.terminal import plain_console, say, say_notes
+from mt2st_fast.cli.terminal import plain_console, say, say_notes, say_table
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import check_not_read, write_atomically
 from mt2st_fast.folder_lock import holding
@@ -248,7 +248,7 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     for word, near in report["neighbours"].items():
         words.add_row(word, ", ".join(near))
     for table in (tasks, phases, words):
-        console.print(table)
+        say_table(console, table)
     say(
         console,
         (main["task"], "bold"),

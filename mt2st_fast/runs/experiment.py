@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from mt2st_fast.data import (
 )
 from mt2st_fast.data.readers.same_data import located
 from mt2st_fast.data.record import never_seen
+from mt2st_fast.data.scaling import Scale, scaled, scales_of
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import Choice, choose_backend
 from mt2st_fast.model.description import describe, rebuild
@@ -71,6 +72,7 @@ def _options_as_input() -> Iterator[None]:
 class Experiment:
     """A run that is ready to start: `run` trains, `test` measures the result, `vectors` gives vectors of any word.
 
+    `scales`: by task on numbers, in what the trainer measures them; `splits` and `text_model` have them as they are.
     `coverage` says how many words the vectors of `config.init` cover, if those are given.
     """
 
@@ -80,6 +82,7 @@ class Experiment:
     trainer: Trainer
     train: TokenBatches | BagBatches
     backend: Choice
+    scales: Mapping[str, Scale]
     coverage: Coverage | None = None
 
     @classmethod
@@ -134,8 +137,9 @@ class Experiment:
             )
             dtype = torch.float32 if config.precision == "float32" else getattr(torch, config.precision)
             backend = choose_backend(trainer.device, dtype, config.backend)
-            train = make_batches(config, splits)
-        return cls(config, splits, vectors, trainer, train, backend, coverage)
+            scales = scales_of(splits.train)
+            train = make_batches(config, replace(splits, train=scaled(splits.train, scales)))
+        return cls(config, splits, vectors, trainer, train, backend, scales, coverage)
 
     @property
     def loaders(self) -> Any:
@@ -227,7 +231,7 @@ class Experiment:
     def _held_out(self, corpus: Any) -> Any:
         window = self.config.window if corpus.level == "token" else None
         return evaluation_batches(
-            corpus, evaluation_rows(corpus, self.splits.tasks), window, self.splits.tasks
+            scaled(corpus, self.scales), evaluation_rows(corpus, self.splits.tasks), window, self.splits.tasks
         )
 
 
@@ -238,12 +242,15 @@ def evaluation_rows(corpus: Corpus, tasks: Sequence[str]) -> int:
 
 
 def text_model(experiment: Experiment) -> TextModel:
-    """Return the trained model for saving and predicting: on a CPU, with the current weights."""
+    """Return the trained model for saving and predicting: on a CPU, with the current weights, in units of the data."""
     trainer, splits = experiment.trainer, experiment.splits
     left_out = untrained(trainer.heads, trainer.history)
     configuration, tensors = describe(*_modules_to_keep(trainer.encoder, trainer.heads, left_out))
     encoder, heads = rebuild(configuration, {name: t.detach().cpu() for name, t in tensors.items()})
     assert isinstance(encoder, WindowEncoder | BagEncoder)
+    for name in heads.names:
+        if name in experiment.scales:
+            experiment.scales[name].undo_in(heads.linear(name))
     labels = {
         name: Labels(column.kind, column.class_names, never_seen(column))
         for name, column in splits.train.targets.items()

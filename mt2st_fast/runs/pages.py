@@ -144,7 +144,7 @@ def _tasks(report: Mapping[str, Any]) -> Table:
         "outputs:",
         "metric",
         "development, when last active:",
-        "test:",
+        "test, at the end:",
         "retired at step:",
     )
     rows = [

@@ -77,6 +77,7 @@ def make_report(facts: Mapping[str, Any], history: History) -> dict[str, Any]:
             "metric": tasks[main]["metric"],
             "best": best.metrics[main] if best else None,
             "best_step": best.step if best else None,
+            "last_dev": _last_dev(history, main),
             "test": tasks[main]["test"],
         },
         "tasks": {name: _task(task, name, history) for name, task in tasks.items()},

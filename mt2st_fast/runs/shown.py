@@ -60,12 +60,14 @@ def step_ms_of(phase: dict[str, Any]) -> str:
 
 
 def quality_of(main: Mapping[str, Any]) -> str:
-    """Say what quality the main task of a report reached on development and test rows."""
+    """Say what quality the main task of a report has at the end, when the model is saved, and its best before."""
+    metric, test = main["metric"], shown(main["test"])
     if main["best_step"] is None:
-        best = f"development {main['metric']} undefined (as where all values are equal)"
-    else:
-        best = f"best development {main['metric']} {shown(main['best'])} (step {main['best_step']:,})"
-    return f"{best}, test {main['metric']} {shown(main['test'])}"
+        return f"development {metric} undefined (as where all values are equal), test {metric} {test}"
+    return (
+        f"{metric} at the end (the saved model): {shown(main['last_dev'])} on development, {test} on test; best on "
+        f"development {shown(main['best'])} (step {main['best_step']:,})"
+    )
 
 
 def left_out_of_vectors(vectors: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from mt2st_fast.serving.reading import Unit
 _COLUMN_OF = {"upos": 3, "xpos": 4, "deprel": 7}
 _FEATS, _MISC = 5, 9
 _FEATURE = "feats."
+_LINE_END = re.compile(r"[\r\n]")
 _Places = Mapping[str, tuple[int, str]]  # {task: (column, the name before its label in that column, or "")}
 
 
@@ -46,7 +48,7 @@ def shares_its_column(task: str) -> bool:
 def _sentence(unit: Unit, place_of: _Places, found: Mapping[str, Sequence[Any]]) -> list[str]:
     """Return the lines of a sentence, with the labels in their columns."""
     if unit.words_at is None:
-        lines = [f"# text = {unit.lines[0]}"]
+        lines = [_text_of(unit)]
         lines += [f"{i}\t{word}" + "\t_" * 8 for i, word in enumerate(unit.words, 1)]
         words_at: Sequence[int] = range(1, len(lines))
     else:
@@ -58,6 +60,12 @@ def _sentence(unit: Unit, place_of: _Places, found: Mapping[str, Sequence[Any]])
             columns[column] = _with(columns[column], name, shown) if name else shown
             lines[at] = "\t".join(columns)
     return lines
+
+
+def _text_of(unit: Unit) -> str:
+    """Return the comment with the text of a sentence; the cell of a table may have line ends, a comment may not."""
+    text = unit.lines[0]
+    return f"# text = {' '.join(text.split()) if _LINE_END.search(text) else text}"
 
 
 def _with(cell: str, name: str, value: str) -> str:
@@ -83,7 +91,7 @@ def _one_column(units: Sequence[Unit], column: int, labels: Sequence[str]) -> st
             continue  # an empty line is no sentence
         first = len(begins)
         begins += _numbers(len(unit.words))
-        begins[first] = f"\n# text = {unit.lines[0]}\n1\t"
+        begins[first] = f"\n{_text_of(unit)}\n1\t"
         words += unit.words
     if not words:
         return ""

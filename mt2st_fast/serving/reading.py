@@ -1,17 +1,26 @@
-"""Read text to be labelled from a file or a pipe, block by block, so that memory does not grow with the input."""
+"""Read what is to be labelled: text from a file or a pipe, block by block, so that memory does not grow with the input;
+tables and columns as the readers of training data read them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 
+from mt2st_fast.data.readers import READERS
 from mt2st_fast.data.readers.conllu import FIRST_ID, check_form, is_word
+from mt2st_fast.data.readers.files import extension_of
+from mt2st_fast.data.readers.request import ReadRequest
 from mt2st_fast.data.text.lines import TextLines
 from mt2st_fast.data.text.tokenizers import Cut
 from mt2st_fast.errors import InputError
 
+log = logging.getLogger("mt2st_fast")
 WORDS_AT_ONCE = 8192
+LEAST_LINES = 5  # fewer lines that look like columns may do so by chance
 CONLLU_COLUMNS = 10
 
 _Lines = Iterator[tuple[int, list[str]]]
@@ -22,7 +31,7 @@ class Unit:
     """A sentence or document: its words, and its lines in the input.
 
     words_at: for a CoNLL-U sentence, the index of each word's line in `lines`; None for plain text, where a unit is one
-    line.
+    line, and for a cell of a table, which is one line here although it may have several.
     """
 
     words: list[str]
@@ -36,11 +45,12 @@ def read_units(chunks: Iterable[bytes], where: str, cut: Cut, kind: str = "auto"
 
     kind: "conllu", "text" (one unit per line), or "auto" (by the first line).
 
-    Raises InputError, naming the line, for invalid UTF-8 or CoNLL-U.
+    Raises InputError, naming the line, for invalid UTF-8 or CoNLL-U; with "auto" also for what is no text by its name
+    or its lines.
     """
     lines = TextLines(chunks, where).blocks()
     if kind == "auto":
-        lines, kind = _kind_of(lines)
+        lines, kind = _kind_of(lines, where)
     if kind == "conllu":
         units = _sentences(lines, where)
     elif kind == "text":
@@ -50,7 +60,27 @@ def read_units(chunks: Iterable[bytes], where: str, cut: Cut, kind: str = "auto"
     return _blocks(units)
 
 
-def _kind_of(lines: _Lines) -> tuple[_Lines, str]:
+def read_rows(
+    kind: str, path: Path, cut: Cut, text_column: str | None, delimiter: str | None
+) -> Iterator[list[Unit]]:
+    """Yield blocks of units from a file of a kind that training reads and that is no text: a unit a row, or a sentence.
+
+    Raises InputError for a file that cannot be read so, at once.
+    """
+    reader = READERS[kind]
+    assert reader.unlabelled is not None  # the caller has asked
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give one of its files")
+    found = reader.unlabelled(ReadRequest(path, None, None, text_column=text_column, delimiter=delimiter))
+    for note in found.notes:
+        log.warning("%s: %s", path, note)
+    return _blocks(
+        Unit(cut(unit), [unit]) if isinstance(unit, str) else Unit(unit, [" ".join(unit)])
+        for unit in found.units
+    )
+
+
+def _kind_of(lines: _Lines, where: str) -> tuple[_Lines, str]:
     """Return the same lines, and their kind by the first one that is neither empty nor a comment."""
     seen, kind = [], None
     for number, some in lines:
@@ -62,7 +92,33 @@ def _kind_of(lines: _Lines) -> tuple[_Lines, str]:
                 kind = "conllu" if is_word else "text"
         if kind is not None:
             break
+    if kind == "text":
+        _check_is_text(seen[-1][1], where)
     return chain(seen, lines), kind or "text"
+
+
+def _check_is_text(lines: Sequence[str], where: str) -> None:
+    """Raise InputError where a file has another kind by its name, or by its lines: each of them would get an answer."""
+    ending = extension_of(Path(where))
+    of_name = [name for name, reader in READERS.items() if ending in reader.extensions]
+    kinds = [name for name in of_name if READERS[name].unlabelled is not None]
+    if not kinds or kinds != of_name:  # such as .txt, which may be anything
+        kinds = ["columns"] if _look_like_columns(lines) else []
+    if kinds:
+        specs = " or ".join(f"{name}:{where if Path(where).exists() else 'FILE'}" for name in kinds)
+        raise InputError(
+            f"{where}: does not look like text with one unit per line; give {specs} to label what is in it, or "
+            "--input text to label each line"
+        )
+
+
+def _look_like_columns(lines: Sequence[str]) -> bool:
+    """Whether lines are a word and its labels each: they have the same number of cells, and blank lines between."""
+    filled = [line for line in lines if line.strip()]
+    widths = {len(line.split()) for line in filled}
+    first = next((i for i, line in enumerate(lines) if line.strip()), 0)
+    between = any(not line.strip() for line in lines[first : first + len(filled)])
+    return len(filled) >= LEAST_LINES and between and len(widths) == 1 and widths.pop() > 1
 
 
 def _sentences(lines: _Lines, where: str) -> Iterator[Unit]:

@@ -91,6 +91,25 @@ def test_a_report_follows_the_history(ended: dict[str, Path], tmp_path: Path) ->
     assert shown != (ended["train"] / "curves.png").read_bytes()
 
 
+def test_the_best_is_not_mistaken_for_the_model_that_was_tested(
+    ended: dict[str, Path], tmp_path: Path
+) -> None:
+    """The model is that of the end; a best of some other step has no test result."""
+    again = shutil.copytree(ended["train"], tmp_path / "again")
+    lines = [json.loads(line) for line in (again / "history.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    for line, quality in zip(evaluations, [0.875, *[0.25] * (len(evaluations) - 1)], strict=True):
+        line["metrics"]["upos"] = quality
+    (again / "history.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run("report", str(again))
+    test = json.loads((again / "report.json").read_text())["main"]["test"]
+    for name in ("report.md", "report.html"):
+        assert (
+            f"accuracy at the end (the saved model): 0.2500 on development, {test:.4f} on test; best on development "
+            f"0.8750 (step {evaluations[0]['step']})"
+        ) in (again / name).read_text()
+
+
 def spoil(folder: Path, file: str, content: str | None) -> None:
     path = folder / file
     path.unlink() if content is None else path.write_text(content)

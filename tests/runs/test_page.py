@@ -49,7 +49,7 @@ def test_a_run_and_a_comparison_leave_a_page(treebank: str, tmp_path: Path) -> N
     assert outside(of_run) == outside(of_both) == []
     assert of_run.count("data:image/svg+xml;base64,") == 2
     assert of_both.count("data:image/svg+xml;base64,") == 2
-    assert f"test accuracy {report['main']['test']:.4f}" in of_run
+    assert f"{report['main']['test']:.4f} on test; best" in of_run
     for words in ("one kernel call", "NOUN", "precision", "What was read", "xpos"):
         assert words in of_run, words
     for words in ("stl", "switch", "seconds to target", "What was read", "tiny.conllu"):

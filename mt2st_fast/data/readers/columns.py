@@ -7,7 +7,7 @@ from pathlib import Path
 from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits
-from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
+from mt2st_fast.data.readers.request import Reader, ReadRequest, Unlabelled, choose_tasks
 from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
 
@@ -50,17 +50,29 @@ def read(request: ReadRequest) -> Splits:
     return assemble(f"columns:{where}", sections, kinds, "token", main.name, tasks[1:], notes, record)
 
 
+def sentences(request: ReadRequest) -> Unlabelled:
+    """Return the words of every sentence, whatever columns follow them."""
+    table = _Table(request.path, needs_labels=False)
+    return Unlabelled(table.words(), table.notes)
+
+
 READER = Reader(
-    "columns", read, path="a file with one word and its labels per line, or a folder of such files"
+    "columns",
+    read,
+    path="a file with one word and its labels per line, or a folder of such files",
+    extensions=_EXTENSIONS,
+    unlabelled=sentences,
 )
 
 
 class _Table:
     """The words and columns of one file."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, needs_labels: bool = True):
         self.path = path
+        self._needs_labels = needs_labels
         self.tasks: list[str] = []
+        self._named = False
         self._sentences: list[list[list[str]]] = [[]]
         self._n_columns = 0
         self._comments: list[int] = []  # line numbers
@@ -85,10 +97,14 @@ class _Table:
             str(self.path), part, len(self._sentences), n_words, {why: n for why, n in left_out.items() if n}
         )
 
+    def words(self) -> list[list[str]]:
+        """Return the words of every sentence."""
+        return [[row[0] for row in sentence] for sentence in self._sentences]
+
     def section(self, tasks: list[str]) -> Section:
         column_of = {task: 1 + self.tasks.index(task) for task in tasks}
         return Section(
-            [[row[0] for row in sentence] for sentence in self._sentences],
+            self.words(),
             {
                 task: [[row[column] or None for row in sentence] for sentence in self._sentences]
                 for task, column in column_of.items()
@@ -133,7 +149,7 @@ class _Table:
         return bool(_SAYS.match(line)) or (not self._sentences[-1] and bool(_COMMENT.match(line)))
 
     def _add_word(self, number: int, row: list[str]) -> None:
-        if not self.tasks:
+        if not self._named:
             self._set_columns([f"col{i}" for i in range(1, len(row))], number)
         if len(row) != self._n_columns:
             raise InputError(
@@ -148,7 +164,7 @@ class _Table:
         self._sentences[-1].append(row)
 
     def _set_columns(self, tasks: list[str], number: int) -> None:
-        if not tasks:
+        if not tasks and self._needs_labels:
             raise InputError(
                 f"{self.path}:{number}: a word without a label; put labels in the columns after the word"
             )
@@ -156,7 +172,7 @@ class _Table:
             raise InputError(
                 f"{self.path}:{number}: duplicate column name in {', '.join(tasks)}; rename one of them"
             )
-        self.tasks = tasks
+        self.tasks, self._named = tasks, True
         self._n_columns = 1 + len(tasks)
 
 

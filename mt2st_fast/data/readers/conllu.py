@@ -60,7 +60,12 @@ def read(request: ReadRequest) -> Splits:
     )
 
 
-READER = Reader("conllu", read, path="a Universal Dependencies treebank file, or a folder with its splits")
+READER = Reader(
+    "conllu",
+    read,
+    path="a Universal Dependencies treebank file, or a folder with its splits",
+    extensions=_EXTENSIONS,
+)
 
 
 def _read_sentences(path: Path, notes: list[str]) -> tuple[list[list[list[str]]], dict[str, int]]:

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 from mt2st_fast.data.corpus import Splits
-from mt2st_fast.data.readers.documents import read_documents
-from mt2st_fast.data.readers.request import Reader, ReadRequest
+from mt2st_fast.data.readers.documents import read_documents, texts_of
+from mt2st_fast.data.readers.request import Reader, ReadRequest, Unlabelled
 from mt2st_fast.data.readers.table import Table, make_table
-from mt2st_fast.data.readers.table_rows import header_line, read_rows, said_delimiter
+from mt2st_fast.data.readers.table_rows import Rows, header_line, read_rows, said_delimiter
 from mt2st_fast.errors import InputError
 
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", " ": "blank"}
@@ -19,6 +19,12 @@ def read(request: ReadRequest) -> Splits:
     return read_documents(request, "csv", _EXTENSIONS, lambda path: _read_table(path, request))
 
 
+def texts(request: ReadRequest) -> Unlabelled:
+    """Return the text of every row of a table."""
+    rows, between_cells = _read_rows(request.path, request)
+    return texts_of(request, rows, between_cells)
+
+
 READER = Reader(
     "csv",
     read,
@@ -27,12 +33,19 @@ READER = Reader(
     tokenizer="lowered words",
     level="document",
     options=("text_column", "delimiter"),
+    extensions=_EXTENSIONS,
+    unlabelled=texts,
 )
 
 
 def _read_table(path: Path, request: ReadRequest) -> Table:
+    return make_table(path, *_read_rows(path, request))
+
+
+def _read_rows(path: Path, request: ReadRequest) -> tuple[Rows, str]:
+    """Return the rows of a table, and the name of what is between cells."""
     delimiter = _delimiter(path) if request.delimiter is None else _checked(request.delimiter)
-    return make_table(path, read_rows(path, delimiter), _NAMES.get(delimiter, repr(delimiter)))
+    return read_rows(path, delimiter), _NAMES.get(delimiter, repr(delimiter))
 
 
 def _checked(delimiter: str) -> str:

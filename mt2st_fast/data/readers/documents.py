@@ -7,8 +7,9 @@ from pathlib import Path
 from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits
-from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, choose_tasks
+from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, Unlabelled, choose_tasks
 from mt2st_fast.data.readers.table import Columns, Table, aligned, is_number, text_column
+from mt2st_fast.data.readers.table_rows import Rows
 from mt2st_fast.data.text.tokenizers import lowered_words_and_marks
 from mt2st_fast.errors import InputError
 from mt2st_fast.spelling import in_any_case, listed
@@ -60,6 +61,15 @@ def read_documents(
         [*_notes_on_tasks(request, columns, requests), *_notes_on_files(tables, auxiliary)],
         _record(tables, columns, requests),
     )
+
+
+def texts_of(request: ReadRequest, rows: Rows, between_cells: str = "") -> Unlabelled:
+    """Return the texts of all rows, also of those without any cell: an answer finds its row by its place."""
+    table = Table(
+        request.path, rows.header, rows.rows, rows.line_numbers, rows.left_out, between_cells=between_cells
+    )
+    name = text_column(table, request.text_column, needs_labels=False)
+    return Unlabelled([text.strip() for text in table.column(name)], rows.notes)
 
 
 def _in_the_headers_case(request: ReadRequest, columns: Columns) -> ReadRequest:

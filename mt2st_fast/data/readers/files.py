@@ -26,7 +26,7 @@ def find_splits(
     """
     if not path.is_dir():
         return {_part_of_single(path, measured): path}
-    files = [file for file in _files_in(path) if _extension(file) in extensions]
+    files = [file for file in _files_in(path) if extension_of(file) in extensions]
     if not files:
         raise _no_files(path, extensions)
     if len(files) == 1:
@@ -61,7 +61,7 @@ def find_parts(
         return {_part_of_single(path, measured): [path]}
     files = _files_in(path)
     found = next(
-        (same for e in extensions if (same := [file for file in files if _extension(file) == e])), []
+        (same for e in extensions if (same := [file for file in files if extension_of(file) == e])), []
     )
     if not found:
         raise _no_files(path, extensions)
@@ -81,7 +81,7 @@ def parts_by_name(name: str) -> list[str]:
 
 def files_like(file: Path, folder: Path) -> list[Path]:
     """Return the files of a folder that have the same ending as a file, packed or not, in order."""
-    return [other for other in _files_in(folder) if _extension(other) == _extension(file)]
+    return [other for other in _files_in(folder) if extension_of(other) == extension_of(file)]
 
 
 def _part_of_single(file: Path, measured: Collection[str] | None) -> str:
@@ -99,7 +99,7 @@ def _no_files(folder: Path, extensions: Collection[str]) -> InputError:
     inside = sorted(
         below.name
         for below in folder.iterdir()
-        if below.is_dir() and any(_extension(file) in extensions for file in _files_in(below))
+        if below.is_dir() and any(extension_of(file) in extensions for file in _files_in(below))
     )
     fix = f"; subfolders contain such files: use one of {listed(inside, 3)}" if inside else ""
     return InputError(
@@ -129,6 +129,7 @@ def _check_one_split(file: Path) -> None:
         raise InputError(f"{file}: looks like {' and '.join(parts)} by its name; rename the file")
 
 
-def _extension(file: Path) -> str:
+def extension_of(file: Path) -> str:
+    """Return the ending of a file's name in small letters, without .gz: ".csv" of Tickets.CSV.gz."""
     name = file.with_suffix("") if file.suffix.lower() == ".gz" else file
     return name.suffix.lower()

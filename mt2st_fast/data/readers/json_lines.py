@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mt2st_fast.data.corpus import Splits
-from mt2st_fast.data.readers.documents import read_documents
-from mt2st_fast.data.readers.request import Reader, ReadRequest
+from mt2st_fast.data.readers.documents import read_documents, texts_of
+from mt2st_fast.data.readers.request import Reader, ReadRequest, Unlabelled
 from mt2st_fast.data.readers.table import Table, make_table
 from mt2st_fast.data.readers.table_rows import Rows
 from mt2st_fast.data.text.lines import open_lines
@@ -31,6 +31,11 @@ def read(request: ReadRequest) -> Splits:
     return read_documents(request, "jsonl", _EXTENSIONS, _read_table)
 
 
+def texts(request: ReadRequest) -> Unlabelled:
+    """Return the text of every object."""
+    return texts_of(request, read_objects(request.path))
+
+
 READER = Reader(
     "jsonl",
     read,
@@ -39,6 +44,8 @@ READER = Reader(
     tokenizer="lowered words",
     level="document",
     options=("text_column",),
+    extensions=_EXTENSIONS,
+    unlabelled=texts,
 )
 
 

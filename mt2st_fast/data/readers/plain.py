@@ -33,6 +33,7 @@ READER = Reader(
     path="a text with one sentence or document per line, or a folder of such files",
     kinds=(),
     tokenizer="lowered words",
+    extensions=_EXTENSIONS,
 )
 
 

@@ -49,6 +49,14 @@ class ReadRequest:
         return (() if self.main is None else (self.main,)) + (self.auxiliary or ())
 
 
+@dataclass(frozen=True, eq=False)
+class Unlabelled:
+    """The texts of a file in their order, or its sentences as lists of words; notes: what was left out, and why."""
+
+    units: Sequence[str] | Sequence[list[str]]
+    notes: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class Reader:
     """How one kind of corpus is read; each reader module in `mt2st_fast.data.readers` has one as its `READER`.
@@ -61,6 +69,8 @@ class Reader:
     label_fraction  default share of the training units or groups that keep their main labels
     level           of its rows: "token" or "document"
     options         fields of a request that only some readers use: "text_column", "delimiter"
+    extensions      of its files
+    unlabelled      reads one file for a model to label, whether or not it has labels; None where lines do
     """
 
     name: str
@@ -71,6 +81,8 @@ class Reader:
     tokenizer: str = "words"
     level: str = "token"
     options: tuple[str, ...] = ()
+    extensions: tuple[str, ...] = ()
+    unlabelled: Callable[[ReadRequest], Unlabelled] | None = None
 
     @property
     def needs_path(self) -> bool:

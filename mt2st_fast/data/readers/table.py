@@ -82,10 +82,11 @@ def make_table(path: Path, read: Rows, between_cells: str = "") -> Table:
     return Table(path, names, rows, numbers, counts, tuple(notes), between_cells, frozenset(read.lists))
 
 
-def text_column(table: Table, wanted: str | None) -> str:
+def text_column(table: Table, wanted: str | None, needs_labels: bool = True) -> str:
     """Return the column that has the text: the requested one, else one of TEXT_COLUMNS, in any case.
 
-    Raises InputError where there is none, and where two differ just in case.
+    needs_labels: whether there must be another column. Raises InputError where there is none, and where two differ just
+    in case.
     """
     where = f"{table.path}:1"
     if wanted is not None:
@@ -95,7 +96,7 @@ def text_column(table: Table, wanted: str | None) -> str:
                 f"{where}: no column {wanted!r}; available: {listed(table.header)}"
                 + meant(wanted, table.header)
             )
-        return _beside_labels(found, table)
+        return _beside_labels(found, table) if needs_labels else found
     for name in TEXT_COLUMNS:
         alike = [column for column in table.header if column.casefold() == name]
         if len(alike) > 1:
@@ -103,7 +104,7 @@ def text_column(table: Table, wanted: str | None) -> str:
                 f"{where}: {' and '.join(alike)} are both columns; choose the text column with --text-column"
             )
         if alike:
-            return _beside_labels(alike[0], table)
+            return _beside_labels(alike[0], table) if needs_labels else alike[0]
     raise InputError(
         f"{where}: no column is named {', '.join(TEXT_COLUMNS)}; choose the text column from {listed(table.header)} "
         f"with --text-column{' (the first line must be the header)' if table.between_cells else ''}"

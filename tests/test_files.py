@@ -1,0 +1,92 @@
+"""Files are written whole or not at all, where a link points to, readable by others, and errors name them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.files import write_atomically, writing_atomically
+from mt2st_fast.tensor_files import write_tensors
+
+
+@contextmanager
+def files_of_at_most(n_bytes: int) -> Iterator[None]:
+    """A full disk, as far as a process can make one for itself; Python ignores the signal that comes with it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link, dangling = tmp_path / "link", tmp_path / "dangling"
+    (tmp_path / "disk" / "old").write_text("old")
+    link.symlink_to(tmp_path / "disk" / "old")
+    dangling.symlink_to(tmp_path / "disk" / "new")
+    for each in (link, dangling):
+        write_atomically(each, b"content")
+        assert each.is_symlink()
+        assert each.read_text() == "content"
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["new", "old"]
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="pipe: is no file but a device or a pipe"), writing_atomically(pipe):
+        pass
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_an_error_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with pytest.raises(OSError, match="File too large") as found, files_of_at_most(4096):
+        write_atomically(file, bytes(8192))
+    assert found.value.filename == str(file)
+    with pytest.raises(OSError, match="File too large") as found, files_of_at_most(4096):
+        write_tensors(file, {"t": torch.zeros(8192)})
+    assert (found.value.errno, found.value.filename) == (errno.EFBIG, str(file))
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensors_can_be_read_by_whom_other_files_can_be(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_tensors(tmp_path / "tensors", {"t": torch.zeros(2)})
+        write_atomically(tmp_path / "file", b"")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"tensors": 0o640, "file": 0o640}
+
+
+def test_a_run_on_a_full_disk_ends_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,mood\n" + "good day,up\nbad day,down\n" * 40)
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1)); "
+        "from mt2st_fast.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", "--data", "csv:t.csv", "--epochs", "1", "--out", "out"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("mt2st-fast: ")]
+    assert line == (
+        "mt2st-fast: out/checkpoint/last.safetensors: File too large; choose another --out or make room there"
+    )
+    assert "Traceback" not in done.stderr
