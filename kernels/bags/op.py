@@ -136,10 +136,14 @@ def choose_embedding_backend(device: torch.device, requested: str = "auto") -> C
 
 
 class FusedUpdate(NamedTuple):
-    """How a backward pass updates a table: the current rule, and its state, which is updated in place."""
+    """How a backward pass updates a table: the current rule, and its state, which is updated in place.
+
+    frozen: the rows that do not move now, (V,) bool; None: all move.
+    """
 
     rule: Callable[[], RowRule]
     state: RowState
+    frozen: Callable[[], Tensor | None] = lambda: None
 
 
 def fuse_update(table: Tensor, update: FusedUpdate | None) -> None:
@@ -223,7 +227,12 @@ def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
                 "the backward pass steps a table for which an earlier read has already stepped it: read the table once "
                 "a step, or train it by its gradient (fuse_backward=False)"
             )
-        module.update_from_bags(fused.rule(), table.detach(), bags, gradient, fused.state)
+        if (frozen := fused.frozen()) is None:
+            module.update_from_bags(fused.rule(), table.detach(), bags, gradient, fused.state)
+        else:
+            rows, values = module.row_gradient(gradient, bags, len(table))
+            moving = ~frozen[rows.long()]
+            module.update_rows(fused.rule(), table.detach(), rows[moving], values[moving], fused.state)
         increment_version(table)
         return None
     if not ctx.sparse:

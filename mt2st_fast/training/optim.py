@@ -180,7 +180,8 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             if id(table) not in group_of:
                 raise ValueError("the table to fuse is not among the optimizer's parameters")
             group = group_of[id(table)]
-            fuse_update(table, FusedUpdate(partial(self.next_rule, table, group), self.row_state(table)))
+            rule, frozen = partial(self.next_rule, table, group), partial(self.frozen_rows, table)
+            fuse_update(table, FusedUpdate(rule, self.row_state(table), frozen))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

@@ -51,6 +51,16 @@ def test_in_the_mean_of_a_bag_a_word_without_rows_counts_and_none_does_not(M, co
     torch.testing.assert_close(found, torch.stack([of_both / 2, of_both / 3]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_batch_without_any_word_is_zeros_with_a_gradient_of_zeros(dtype, sparse):
+    encoder = subwords(WindowEncoder, 4, window=1, hidden=None, sparse=sparse).to(dtype)
+    found = encoder(torch.full((2, 3), -1))
+    assert torch.equal(found, torch.zeros(2, 12, dtype=dtype))
+    found.sum().backward()
+    assert not encoder.table.grad.to_dense().any()
+
+
 def test_padding_stays_zero_and_gets_no_gradient():
     encoder = subwords(WindowEncoder, 4, window=1, hidden=None)
     encoder(torch.tensor([[-1, 1, 1]])).sum().backward()

@@ -318,6 +318,26 @@ def test_fusion_is_refused_where_a_step_reads_the_table_twice():
     assert torch.equal(encoder.table, before)
 
 
+@pytest.mark.parametrize("make", [mt2st_fast.SGD, LazyAdam, RowwiseAdagrad])
+def test_frozen_rows_stay_in_a_fused_update_as_in_a_step_by_gradients(make):
+    found = []
+    for fused in (False, True):
+        encoder, heads = model(sparse=True)
+        optimizer = make([*encoder.parameters(), *heads.parameters()], lr=0.1)
+        optimizer.freeze_rows(encoder.table, torch.arange(T) % 3 > 0)
+        if fused:
+            optimizer.fuse([encoder.table])
+        before = encoder.table.detach().clone()
+        for inputs, targets in bags(3):
+            heads(encoder(inputs), targets).total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert torch.equal(encoder.table[1::3], before[1::3])
+        assert not torch.equal(encoder.table[::3], before[::3])
+        found.append(encoder.table.detach())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
 def test_an_update_of_a_table_that_was_stepped_since_it_was_read_is_refused():
     encoder, _ = model(sparse=True)
     RowwiseAdagrad([encoder.table], lr=0.1).fuse([encoder.table])
