@@ -239,7 +239,11 @@ class Run:
         for batches in wanted:
             if len(batches) > 1:
                 self._check_disjoint(batches)
-        losses = self.engine(wanted)
+        try:
+            losses = self.engine(wanted)
+        except BaseException:  # those of earlier batches of this step would count in the next one
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
         self._unread_losses.append(losses)
         self._last_step = wanted if self._keeps_step else None
         self.steps_done += 1
