@@ -136,17 +136,22 @@ def choose_embedding_backend(device: torch.device, requested: str = "auto") -> C
 
 
 class FusedUpdate(NamedTuple):
-    """How a backward pass updates a table: the current rule, and its state, which is updated in place."""
+    """How a backward pass updates a table: the current rule, and its state, which is updated in place.
+
+    frozen: the rows that do not move now, (V,) bool; None: all move.
+    """
 
     rule: Callable[[], RowRule]
     state: RowState
+    frozen: Callable[[], Tensor | None] = lambda: None
 
 
 def fuse_update(table: Tensor, update: FusedUpdate | None) -> None:
     """Let the backward pass of `embedding_bag` with `sparse` update this table's rows, instead of leaving a gradient.
 
     update: None switches back to gradients. Incompatible with clipping, accumulation, and a second backward pass
-    through the same graph.
+    through the same graph. A table that is read twice before a backward pass would be stepped twice: the second update
+    raises RuntimeError.
     """
     setattr(table, _FUSED_ATTRIBUTE, update)
 
@@ -193,7 +198,7 @@ class _EmbeddingBag(torch.autograd.Function):
         else:  # a bag of one id is its own mean
             out = module.pool(rows, bags)
         ctx.save_for_backward(*bags[:3], *(bags.types or (None,) * 2), *(bags.order or (None,) * 4))
-        ctx.table, ctx.module, ctx.sparse = table, module, sparse
+        ctx.table, ctx.module, ctx.sparse, ctx.version = table, module, sparse, table._version
         return out
 
     @staticmethod
@@ -217,7 +222,17 @@ def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
     table, module = ctx.table, cast(BagKernels, ctx.module)
     fused: FusedUpdate | None = getattr(table, _FUSED_ATTRIBUTE, None) if ctx.sparse else None
     if fused is not None:
-        module.update_from_bags(fused.rule(), table.detach(), bags, gradient, fused.state)
+        if table._version != ctx.version:
+            raise RuntimeError(
+                "the backward pass steps a table for which an earlier read has already stepped it: read the table once "
+                "a step, or train it by its gradient (fuse_backward=False)"
+            )
+        if (frozen := fused.frozen()) is None:
+            module.update_from_bags(fused.rule(), table.detach(), bags, gradient, fused.state)
+        else:
+            rows, values = module.row_gradient(gradient, bags, len(table))
+            moving = ~frozen[rows.long()]
+            module.update_rows(fused.rule(), table.detach(), rows[moving], values[moving], fused.state)
         increment_version(table)
         return None
     if not ctx.sparse:

@@ -37,6 +37,8 @@ def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
 def pool(table: Tensor, bags: Bags) -> Tensor:
     """Return the sum of every bag's rows times its scale, (B, D)."""
     ids, starts, scales = bags.ids, bags.bounds, bags.scales
+    if not len(table):  # the means of the types of a batch that has none
+        table = table.new_zeros(1, table.shape[1])
     # Not selected by a mask of valid ids: the length would depend on data, which torch.compile cannot trace.
     rows = table[ids.long().clamp_min(0)] * (ids != NONE).to(table.dtype).unsqueeze(1)
     out = table.new_zeros(len(starts) - 1, table.shape[1]).index_add(

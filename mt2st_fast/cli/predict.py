@@ -27,7 +27,8 @@ def predict(
     file: Annotated[
         str,
         typer.Argument(
-            help="CoNLL-U or text in UTF-8, optionally gzipped, or csv:PATH, jsonl:PATH, columns:PATH; - is standard input",
+            help="CoNLL-U or text in UTF-8, optionally gzipped, or csv:PATH, jsonl:PATH, columns:PATH; - is "
+            "standard input",
             show_default=True,
         ),
     ] = "-",

@@ -140,14 +140,18 @@ class _TypeEmbedding(nn.Module):
         """
         if self.rows_of_type is None:
             return self.table, types
-        if self.rows_of_type.shape[1] == 1:
-            self._check_range(types)
-            return self.table, self.rows_of_type[:, 0][types.long()]
         if torch.compiler.is_compiling():  # the number of unique types depends on the data
             means = embedding_bag(
                 self.table, self.rows_of_type[types.long()], mode="mean", sparse=self.sparse
             )
-            return means, torch.arange(len(means), device=means.device)
+            places = torch.arange(len(means), device=means.device)
+            return means, places.masked_fill(types < 0, NO_ROW)
+        if self.rows_of_type.shape[1] == 1:
+            self._check_range(types)
+            rows = self.rows_of_type[:, 0][types.long()]
+            # A type without a row is a word with the vector 0, and counts in the mean of a bag.
+            if torch.equal(rows < 0, types < 0):
+                return self.table, rows
         unique, ids = unique_ids(types, self.num_types, self.backend)
         self._check_range(unique)
         return self.mean_of_rows(self.rows_of_type[unique.long()]), ids

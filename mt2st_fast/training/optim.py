@@ -60,6 +60,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
 
     # Options of a group under which torch moves dense parameters, and for which no rule of rows exists.
     without_rows: ClassVar[tuple[str, ...]] = ()
+    of_rule: ClassVar[str] = ROW_STATE  # how the names of state begin that the rule keeps
 
     @property
     @abstractmethod
@@ -119,6 +120,13 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in any optimizer."""
         _not_to_compile(super().load_state_dict)(state_dict)
+        # torch gives every state the dtype of its parameter, but those of rules are float32 whatever that is.
+        held = [parameter for group in self.param_groups for parameter in group["params"]]
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for index, parameter in zip(saved, held, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                if name.startswith(self.of_rule) and name != FROZEN_ROWS and isinstance(value, Tensor):
+                    self.state[parameter][name] = value.to(parameter.device)
 
     def row_state(self, table: Tensor) -> RowState:
         """Return the rule's state of a table (V, D), made at its first step."""
@@ -172,7 +180,8 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             if id(table) not in group_of:
                 raise ValueError("the table to fuse is not among the optimizer's parameters")
             group = group_of[id(table)]
-            fuse_update(table, FusedUpdate(partial(self.next_rule, table, group), self.row_state(table)))
+            rule, frozen = partial(self.next_rule, table, group), partial(self.frozen_rows, table)
+            fuse_update(table, FusedUpdate(rule, self.row_state(table), frozen))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -300,6 +309,8 @@ class RuleOptimizer(RowSparseOptimizer, _AllRows):
 
     Raises ValueError for a rate that is not positive, and for a number that the rule does not have.
     """
+
+    of_rule = ""  # all state
 
     def __init__(self, params: Any, lr: float = 0.1, **numbers: float) -> None:
         _check_rate(lr)

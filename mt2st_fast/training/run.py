@@ -239,7 +239,11 @@ class Run:
         for batches in wanted:
             if len(batches) > 1:
                 self._check_disjoint(batches)
-        losses = self.engine(wanted)
+        try:
+            losses = self.engine(wanted)
+        except BaseException:  # those of earlier batches of this step would count in the next one
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
         self._unread_losses.append(losses)
         self._last_step = wanted if self._keeps_step else None
         self.steps_done += 1
@@ -288,6 +292,7 @@ class Run:
                 self._select_parts()
             self.record(after_step=False)  # for the previous tasks
             enter_phase(active, self.encoder, self.heads, self.optimizer, self.source)
+            self._check_trains(active)
             self._phase_active = active
             told = reasons_of(self._options.schedule)
             reasons = {name: told[name] for name in before if name not in active and name in told}
@@ -300,6 +305,14 @@ class Run:
         self._set_weights([weights[name] for name in active])
         self.source.resting = {n for n in active if not weights[n] and self.heads.is_word_task(n)}
         self._rate.set_for(moment.step)
+
+    def _check_trains(self, active: tuple[str, ...]) -> None:
+        """Raises InputError for a phase in which nothing would train: what still did has retired."""
+        if not self._parts.trainable():
+            raise InputError(
+                f"from step {self.steps_done} on only {', '.join(active)} would train, but every parameter of the "
+                "encoder and of these tasks is frozen; unfreeze some, or end the run there"
+            )
 
     def _select_parts(self) -> None:
         """Select parts while the tasks that are about to retire are still there."""
@@ -370,7 +383,7 @@ class Run:
         self._phase_active = tuple(state["phase_active"])
         # A run stopped between two records continues to exactly the record that it would have made.
         self._unread_losses = [
-            torch.tensor(k, dtype=torch.float32, device=device) for k in state["unread_losses"]
+            torch.tensor(k, dtype=torch.float64, device=device) for k in state["unread_losses"]
         ]
         self._interval_seconds = state["interval_seconds"]
         self._choosing_seconds = state["choosing_seconds"]

@@ -39,6 +39,28 @@ def test_bags_are_pooled_and_empty_ones_are_zero(mode):
     torch.testing.assert_close(encoder((types, offsets)), torch.stack([first, torch.zeros(4), v[2]]))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("M", [1, 2])
+def test_in_the_mean_of_a_bag_a_word_without_rows_counts_and_none_does_not(M, compiled):
+    rows = torch.tensor([[0], [1], [2]]).expand(3, M)  # the first word has only padding
+    encoder = BagEncoder(3, 4, mode="mean", rows_of_type=rows, num_rows=3)
+    bags = torch.tensor([1, 2, -1, 1, 2, 0]), torch.tensor([0, 3, 6])
+    # Traced without making kernels: what counts is which path is taken.
+    found = (torch.compile(encoder, backend="eager", fullgraph=True) if compiled else encoder)(bags)
+    of_both = encoder.table[1] + encoder.table[2]
+    torch.testing.assert_close(found, torch.stack([of_both / 2, of_both / 3]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_batch_without_any_word_is_zeros_with_a_gradient_of_zeros(dtype, sparse):
+    encoder = subwords(WindowEncoder, 4, window=1, hidden=None, sparse=sparse).to(dtype)
+    found = encoder(torch.full((2, 3), -1))
+    assert torch.equal(found, torch.zeros(2, 12, dtype=dtype))
+    found.sum().backward()
+    assert not encoder.table.grad.to_dense().any()
+
+
 def test_padding_stays_zero_and_gets_no_gradient():
     encoder = subwords(WindowEncoder, 4, window=1, hidden=None)
     encoder(torch.tensor([[-1, 1, 1]])).sum().backward()

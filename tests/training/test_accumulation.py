@@ -159,3 +159,27 @@ def test_learnt_weights_move_as_by_one_batch_though_a_task_is_in_a_part_alone():
     for name, value in learnt(4, parts).items():
         torch.testing.assert_close(value, whole[name], msg=name)
     assert all(value.all() for value in whole.values()), "every weight has moved"
+
+
+@pytest.mark.parametrize("wrong", [7, -1])
+def test_a_refused_batch_leaves_no_gradient_of_the_batches_before_it(wrong):
+    x, targets = rows(0)
+    good = (x, {name: targets[name] for name in ("classes", "weighted")})
+    bad = (x, {**good[1], "weighted": torch.full((ROWS,), wrong)})
+
+    def begun(batches):
+        torch.manual_seed(1)
+        tasks = {name: TASKS[name] for name in good[1]}
+        encoder, heads = torch.nn.Linear(FEATURES, 8), MultiTaskHeads(8, tasks, "classes")
+        trainer = Trainer(encoder, heads, schedule=MultiTask(), device="cpu", accumulate=2)
+        return trainer.begin(batches, epochs=1), [*encoder.parameters(), *heads.parameters()]
+
+    run, ours = begun([good, bad, good, good])
+    before = [p.detach().clone() for p in ours]
+    with pytest.raises(ValueError, match=f"targets of weighted: {wrong} lies outside"):
+        run.step()
+    assert all(map(torch.equal, before, ours))
+    run.step()
+    straight, theirs = begun([good, good])
+    straight.step()
+    assert all(map(torch.equal, ours, theirs))

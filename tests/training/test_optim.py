@@ -131,6 +131,24 @@ def test_every_rule_is_an_optimizer_of_tables_and_dense_parameters_whose_state_c
         assert not torch.equal(heir, torch.ones(4, 3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("make", [LazyAdam, RowwiseAdagrad, optimizer_by_rule("adam")])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_states_of_rules_stay_float32_with_the_same_bits_when_they_are_loaded(make, sparse, dtype):
+    table = nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).to(dtype))
+    optimizer = make([table], lr=0.1)
+    gradient = table.detach() / 3
+    table.grad = gradient.to_sparse(1) if sparse else gradient
+    optimizer.step()
+    inherited = make([nn.Parameter(table.detach().clone())], lr=0.1)
+    inherited.load_state_dict(optimizer.state_dict())
+    for ours, theirs in zip(inherited.state.values(), optimizer.state.values(), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert value.dtype == theirs[name].dtype, name
+            assert torch.equal(value, theirs[name]), name
+
+
 def test_an_optimizer_by_a_rule_refuses_what_the_rule_does_not_know():
     with pytest.raises(ValueError, match="unknown row rule lion"):
         optimizer_by_rule("lion")
@@ -289,6 +307,43 @@ def test_fusion_is_refused_where_the_gradient_is_needed(options, message):
     encoder, heads = model(sparse=True)
     with pytest.raises(ValueError, match=message.replace(" needs", "")):
         Trainer(encoder, heads, fuse_backward=True, device="cpu", **options)
+
+
+def test_fusion_is_refused_where_a_step_reads_the_table_twice():
+    encoder, heads = model(sparse=True)
+    before = encoder.table.detach().clone()
+    train = {name: [(x, {name: targets[name]}) for x, targets in bags(2)] for name in heads.names}
+    with pytest.raises(ValueError, match="a step has the batches of 2 loaders; leave fuse_backward out"):
+        Trainer(encoder, heads, fuse_backward=True, device="cpu").fit(train, epochs=1)
+    assert torch.equal(encoder.table, before)
+
+
+@pytest.mark.parametrize("make", [mt2st_fast.SGD, LazyAdam, RowwiseAdagrad])
+def test_frozen_rows_stay_in_a_fused_update_as_in_a_step_by_gradients(make):
+    found = []
+    for fused in (False, True):
+        encoder, heads = model(sparse=True)
+        optimizer = make([*encoder.parameters(), *heads.parameters()], lr=0.1)
+        optimizer.freeze_rows(encoder.table, torch.arange(T) % 3 > 0)
+        if fused:
+            optimizer.fuse([encoder.table])
+        before = encoder.table.detach().clone()
+        for inputs, targets in bags(3):
+            heads(encoder(inputs), targets).total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert torch.equal(encoder.table[1::3], before[1::3])
+        assert not torch.equal(encoder.table[::3], before[::3])
+        found.append(encoder.table.detach())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_an_update_of_a_table_that_was_stepped_since_it_was_read_is_refused():
+    encoder, _ = model(sparse=True)
+    RowwiseAdagrad([encoder.table], lr=0.1).fuse([encoder.table])
+    twice = encoder(bags(1)[0][0]) + encoder(bags(1)[0][0])
+    with pytest.raises(RuntimeError, match="read the table once a step"):
+        twice.sum().backward()
 
 
 def test_fusion_needs_a_row_sparse_table_and_a_row_optimizer():

@@ -22,7 +22,7 @@ from mt2st_fast import (
     Trainer,
 )
 from mt2st_fast.model.encoders import BagEncoder
-from mt2st_fast.training.optim import LazyAdam
+from mt2st_fast.training.optim import LazyAdam, RowwiseAdagrad
 from tests.training.small_runs import Stop, X, Y, assert_same, batches, parameters_of, trainer_of
 
 
@@ -218,6 +218,28 @@ def test_a_checkpoint_within_an_epoch_is_gone_on_from(tmp_path):
         )
     resumed = trainer_of()
     resumed.fit(batches(), epochs=2, checkpoint=tmp_path / "c", resume=True)
+    assert_same(straight, resumed)
+    assert resumed.history == straight.history
+
+
+@pytest.mark.parametrize("optimizer", [LazyAdam, RowwiseAdagrad])
+def test_a_run_in_float64_goes_on_with_the_same_bits_between_two_records(tmp_path, optimizer):
+    words = torch.arange(24) % 9
+    bags = [((words, torch.tensor([0, 5, 11, 24])), {"a": torch.arange(3), "b": torch.arange(3) % 2})] * 6
+
+    def go(**options):
+        torch.manual_seed(1)
+        encoder = BagEncoder(9, 4, sparse=True).double()
+        heads = MultiTaskHeads(4, {"a": Classification(3), "b": Classification(2)}, "a").double()
+        return Trainer(
+            encoder, heads, optimizer=lambda p: optimizer(p, lr=0.1), device="cpu", log_every=4, **options
+        )
+
+    straight = go()
+    straight.fit(bags, epochs=1)
+    go(callbacks=[Stop(2)]).fit(bags, epochs=1, checkpoint=tmp_path / "c")
+    resumed = go()
+    resumed.fit(bags, epochs=1, checkpoint=tmp_path / "c", resume=True)
     assert_same(straight, resumed)
     assert resumed.history == straight.history
 

@@ -37,9 +37,10 @@ def _element(z, y, weight, options):
     delta = options[0]
     error = z - y
     size = absolute(error)
-    near = size < delta
-    loss = where(near, 0.5 * error * error, delta * (size - 0.5 * delta))
-    return loss, where(near, error, where(error > 0.0, delta, 0.0 - delta))
+    loss = where(size < delta, 0.5 * error * error, delta * (size - 0.5 * delta))
+    # A NaN is neither below nor above, and stays.
+    from_below = where(error < 0.0 - delta, 0.0 - delta, error)
+    return loss, where(from_below > delta, delta, from_below)
 
 
 HUBER = elementwise_kind("HUBER", loss=_loss, element=_element, metrics=(R2,), options=HuberOptions)

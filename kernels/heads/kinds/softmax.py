@@ -55,7 +55,8 @@ def _counts(target: Tensor, head: HeadSpec, dtype: torch.dtype) -> Tensor:
     if head.options.column_weights is None:
         return valid.to(dtype)
     weights = _class_weights(head, dtype, target.device)
-    return weights[torch.where(valid, target, 0).long()] * valid
+    # Classes out of range are refused with the loss, and may be counted before.
+    return weights[torch.where(valid, target, 0).long().clamp(0, head.size - 1)] * valid
 
 
 def _class_weights(head: HeadSpec, dtype: torch.dtype, device: torch.device) -> Tensor:

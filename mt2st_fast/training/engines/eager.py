@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultitaskLoss
 from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.training.encoding import encode
@@ -65,6 +66,11 @@ class EagerSteps:
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """Take one step; returns the losses (K,)."""
         parts = self._parts
+        if parts.fused_tables and len(micro_steps[0]) > 1:
+            raise InputError(
+                f"fuse_backward=True steps a table that is read once a step, but a step has the batches of "
+                f"{len(micro_steps[0])} loaders; leave fuse_backward out, or combine the rows in one loader"
+            )
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         self._moves = False
         with parts.others_still():
@@ -102,8 +108,8 @@ class EagerSteps:
         parts.optimizer.zero_grad(set_to_none=True)
 
     def _backward(self, total: Tensor) -> None:
-        # No gradient: only the tasks' own parameters train, and these tasks have none. torch would raise an error.
-        if self._parts.part == "tasks" and not total.requires_grad:
+        # Nothing that these batches reach trains: it is frozen, or waits for its turn. torch would raise an error.
+        if not total.requires_grad:
             return
         self._moves = True
         scaled = self._parts.scaler.scale(total)

@@ -69,7 +69,8 @@ class TaskwiseSteps(EagerSteps):
         alone = encoded._replace(targets={name: encoded.targets[name]})
         if features is None or not features.requires_grad:
             out = self._losses(alone, self._parts.weights())
-            out.total.backward()  # type: ignore[no-untyped-call]
+            if out.total.requires_grad:  # not if the task is frozen
+                out.total.backward()  # type: ignore[no-untyped-call]
             return out.losses
         leaf = features.detach().requires_grad_()
         out = self._losses(alone._replace(features=leaf), self._parts.weights())

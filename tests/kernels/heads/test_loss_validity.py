@@ -104,6 +104,18 @@ def test_bad_features_in_a_valid_row_surface(case, bad):
 
 
 @by_every_plan
+@pytest.mark.parametrize("case", ["softmax", "binary", "squared", "huber"])
+def test_a_nan_is_one_in_every_gradient_that_it_reaches(case):
+    problem = make_problem(HEADS[case], 33)
+    problem.targets[0][7] = 1
+    problem.features[7, 3] = torch.nan
+    _, (d_features, d_weight, d_bias, _) = outcome(problem)
+    size = problem.layout.heads[0].size
+    for found in (d_features[7], d_weight[:size, 3], d_bias[:size]):
+        assert found.isnan().all()
+
+
+@by_every_plan
 @pytest.mark.parametrize("case", ["softmax", "softmax-smoothed", "softmax-wide"])
 def test_a_bad_output_that_is_nobodys_target_surfaces(case):
     problem = make_problem(HEADS[case], 33)
