@@ -8,15 +8,21 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
+
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import plain
 
 _GZIP = b"\x1f\x8b"
+_numbers = count()  # of what this process has begun to write
 
 
 @contextmanager
@@ -25,15 +31,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A reader sees either the old or the new file, even after a power cut. If the block raises (also by Ctrl-C), nothing
     of the new file is left. Leftovers of a killed process (SIGKILL) are removed by the next one that writes the same
-    file.
+    file. A device or a pipe, such as /dev/null, is no file to replace: it gets the content at the end of the block.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder, path.name)
+            yield made
+            with made.open("rb") as content, path.open("wb") as device:
+                shutil.copyfileobj(content, device)
+        return
+    path = where_written(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in left_behind(path):
         delete(left)
     # A folder, as the block may need temporary files of its own.
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_beside(path)
     try:
-        partial.mkdir(exist_ok=True)
+        partial.mkdir()
         yield partial / path.name
         _sync(partial / path.name)
         (partial / path.name).replace(path)
@@ -63,13 +77,23 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def where_written(path: Path) -> Path:
+    """Return the path that a link leads to, if `path` is one: what is written replaces that, and the link stays."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def partial_beside(path: Path) -> Path:
+    """Return the name of what will replace `path`, which no other process or thread writes to."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{next(_numbers)}")
+
+
 def left_behind(path: Path) -> list[Path]:
-    """Return what processes of this machine that no longer run left beside `path`: .name.PID, .name.PID.old."""
+    """Return what processes of this machine that no longer run left beside `path`: .name.PID-N, .name.PID-N.old."""
     beside = path.parent.glob(f".{glob.escape(path.name)}.*")
     return [
         found
         for found in beside
-        if (process := found.name.removesuffix(".old").rpartition(".")[2]).isdecimal()
+        if (process := found.name.removesuffix(".old").rpartition(".")[2].partition("-")[0]).isdecimal()
         and not _lives(int(process))
     ]
 
@@ -149,12 +173,12 @@ def is_packed(path: Path) -> bool:
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """Return `value` as JSON, which has no NaN: numbers that are not finite become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, default=plain)
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.exporting.inputs import FORMAT
 from mt2st_fast.files import write_atomically
+from mt2st_fast.numbers import plain
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 MOST_ONNX_BYTES = (1 << 31) - (1 << 20)  # of one file: the limit of protobuf is 2 GiB
@@ -114,7 +115,7 @@ def write_graph(
         **description,
     }
     # In this order: the digest reveals a description whose graph is missing or is another one.
-    write_atomically(beside, json.dumps(described, allow_nan=False).encode("ascii"))
+    write_atomically(beside, json.dumps(described, allow_nan=False, default=plain).encode("ascii"))
     write_atomically(file, content)
     return Exported(file, beside, compared_by, difference, graph.axes, outputs)
 

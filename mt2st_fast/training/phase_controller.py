@@ -85,6 +85,7 @@ class PhaseController:
         """
         check_count(0, step=step)
         check_count(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        step = int(step)  # the state of a phase holds it, and NumPy's number would be no JSON
         main, *auxiliary = self.heads.names
         weights = self.schedule.task_weights(Moment(step, steps_per_epoch, total_steps), main, auxiliary)
         before = self.heads.names if step == 0 else self.heads.active

@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..elements import absolute, exp_of_negative, log1p_and_reciprocal, where
-from ..kind import HeadSpec, Metric, Options, as_weights, check_size, check_weights, elementwise_kind
+from ..kind import (
+    HeadSpec,
+    Metric,
+    Options,
+    as_weights,
+    check_size,
+    check_weights,
+    elementwise_kind,
+    take_plain_numbers,
+)
 from ..pooling import Pooling, check_pooling
 
 
@@ -81,6 +90,7 @@ class MultiLabel:
     metric = "micro_f1"
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         check_pooling(self.pooling)
         check_size("labels", self.labels)
         object.__setattr__(self, "pos_weight", as_weights("pos_weight", self.pos_weight))
