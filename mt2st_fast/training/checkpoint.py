@@ -67,6 +67,25 @@ def save_checkpoint(
     delete_other_parts(path, parts)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint, of any version."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "mt2st-fast checkpoint " in (file.metadata() or {}).get("json", "")
+    except (OSError, SafetensorError):
+        return False
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise InputError for a folder, and for a file with something else than a checkpoint, which would be lost."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the name of a file as checkpoint")
+    if path.is_file() and path.stat().st_size and not is_checkpoint(path):
+        raise InputError(
+            f"{path} is not a checkpoint and would be overwritten; give another file as checkpoint, or remove it"
+        )
+
+
 class Checkpoint:
     """A checkpoint read from `path`: `state` first; the `restore` methods put everything else back.
 

@@ -16,7 +16,7 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.callbacks import Callback
-from mt2st_fast.training.checkpoint import Checkpoint
+from mt2st_fast.training.checkpoint import Checkpoint, check_replaceable
 from mt2st_fast.training.data_digest import held_out_digest
 from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.engines import AUTOCAST, Precision
@@ -225,8 +225,8 @@ class Trainer:
             raise ValueError(no_held_out(self.schedule))
         if val is None and any(isinstance(callback, EarlyStopping) for callback in self.callbacks):
             raise InputError("EarlyStopping needs evaluations, but there are none; pass val=")
-        if checkpoint is not None and Path(checkpoint).is_dir():
-            raise InputError(f"{checkpoint} is a folder: give the name of a file as checkpoint")
+        if checkpoint is not None and not resume:
+            check_replaceable(Path(checkpoint))
         check_count(**given(evaluate_every=evaluate_every))
         check_positive(**given(checkpoint_seconds=checkpoint_seconds))
         run = self.begin(train, val=val, epochs=epochs, steps=steps, checkpoint=checkpoint, resume=resume)
