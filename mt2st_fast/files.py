@@ -9,15 +9,21 @@ import math
 import os
 import shutil
 import stat
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
+
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import plain
 
 _GZIP = b"\x1f\x8b"
+_numbers = count()  # of what this process has begun to write
 
 
 @contextmanager
@@ -26,18 +32,25 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A reader sees either the old or the new file, even after a power cut. If the block raises (also by Ctrl-C), nothing
     of the new file is left. Leftovers of a killed process (SIGKILL) are removed by the next one that writes the same
-    file. Raises InputError for a device or a pipe, and OSError, which names `path`, where it cannot be written.
+    file. A device or a pipe, such as /dev/null, cannot be replaced: it gets the content at the end of the block.
+
+    Raises OSError, which names `path`, where it cannot be written.
     """
     if is_stream(path):
-        raise InputError(f"{path}: is no file but a device or a pipe, which cannot be replaced; name a file")
-    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder, path.name)
+            yield made
+            with made.open("rb") as content, path.open("wb") as stream:
+                shutil.copyfileobj(content, stream)
+        return
+    target = where_written(path)
     # A folder, as the block may need temporary files of its own.
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial = partial_beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for left in left_behind(target):
             delete(left)
-        partial.mkdir(exist_ok=True)
+        partial.mkdir()
         yield partial / target.name
         _sync(partial / target.name)
         (partial / target.name).replace(target)
@@ -80,13 +93,23 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def where_written(path: Path) -> Path:
+    """Return the path that a link leads to, if `path` is one: what is written replaces that, and the link stays."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def partial_beside(path: Path) -> Path:
+    """Return the name of what will replace `path`, which no other process or thread writes to."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{next(_numbers)}")
+
+
 def left_behind(path: Path) -> list[Path]:
-    """Return what processes of this machine that no longer run left beside `path`: .name.PID, .name.PID.old."""
+    """Return what processes of this machine that no longer run left beside `path`: .name.PID-N, .name.PID-N.old."""
     beside = path.parent.glob(f".{glob.escape(path.name)}.*")
     return [
         found
         for found in beside
-        if (process := found.name.removesuffix(".old").rpartition(".")[2]).isdecimal()
+        if (process := found.name.removesuffix(".old").rpartition(".")[2].partition("-")[0]).isdecimal()
         and not _lives(int(process))
     ]
 
@@ -166,12 +189,12 @@ def is_packed(path: Path) -> bool:
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """Return `value` as JSON, which has no NaN: numbers that are not finite become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, default=plain)
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -8,11 +8,12 @@ A changed byte in either file is detected before anything is built from them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import left_behind, write_atomically
+from mt2st_fast.files import delete, left_behind, partial_beside, where_written, write_atomically
+from mt2st_fast.numbers import plain
 from mt2st_fast.tensor_files import on_cpu_apart, write_tensors
 
 FORMAT = "mt2st-fast model 2"
@@ -47,20 +49,22 @@ def write_model(
     configuration: values that JSON can hold. Raises InputError where the folder holds something else or cannot be
     written.
     """
-    folder = Path(folder)
-    if folder.exists() and not _may_be_replaced(folder):
+    folder = where_written(Path(folder))
+    if not _may_be_replaced(folder):
         raise InputError(f"{folder}: already exists and is not a model; choose another folder")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.resolve() == Path.cwd():
+        raise InputError(
+            f"{folder}: is the working directory, which cannot be replaced; choose a folder in it, such as ./model"
+        )
+    partial = partial_beside(folder)
+    old = partial.with_name(f"{partial.name}.old")
     try:
         _sweep(folder)
         partial.mkdir(parents=True)
         write_tensors(partial / TENSORS, on_cpu_apart(tensors))
         described = _description(kind, dict(configuration), _digest_of_file(partial / TENSORS))
         write_atomically(partial / DESCRIPTION, described)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
+        _put(partial, folder, old)
     except OSError as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
@@ -70,15 +74,30 @@ def write_model(
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _put(partial: Path, folder: Path, old: Path) -> None:
+    """Rename `partial` to `folder`, and what is there to `old`, again and again if others write there meanwhile."""
+    while True:
+        with suppress(FileNotFoundError):
+            folder.rename(old)
+        try:
+            partial.rename(folder)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        shutil.rmtree(old, ignore_errors=True)  # an older model than the one that has been put there just now
+
+
 def _sweep(folder: Path) -> None:
     """Clean up after processes that were killed while writing a model here: restore the old model if there is none,
     delete the rest.
     """
     for left in left_behind(folder):
         if left.suffix == ".old" and not folder.exists():
-            left.rename(folder)
+            with suppress(OSError):  # another process that writes here has done so
+                left.rename(folder)
         else:
-            shutil.rmtree(left, ignore_errors=True)
+            delete(left)
 
 
 def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
@@ -165,17 +184,24 @@ def foreign_to_model(folder: Path) -> list[str]:
 
 
 def _description(kind: str, configuration: dict[str, Any], digest: str) -> bytes:
-    """Return the bytes of model.json. The same content gives the same bytes, as they are compared as a whole."""
+    """Return the bytes of model.json. The same content gives the same bytes, as they are compared as a whole.
+
+    Raises InputError for a configuration with something that JSON cannot hold.
+    """
     described: dict[str, Any] = {
         "format": FORMAT,
         "kind": kind,
         "configuration": configuration,
         "tensors_sha256": digest,
     }
-    body = json.dumps(described, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass")
-    return json.dumps(described | {"sha256": _digest(body)}, ensure_ascii=False).encode(
-        "utf-8", "surrogatepass"
-    )
+    try:
+        body = json.dumps(described, ensure_ascii=False, allow_nan=False, default=plain)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"the model cannot be saved: {error}; describe it by numbers, strings, lists and dictionaries"
+        ) from None
+    of_body = _digest(body.encode("utf-8", "surrogatepass"))
+    return f'{body[:-1]}, "sha256": "{of_body}"}}'.encode("utf-8", "surrogatepass")
 
 
 def _digest(content: bytes) -> str:
@@ -188,4 +214,9 @@ def _digest_of_file(path: Path) -> str:
 
 
 def _may_be_replaced(folder: Path) -> bool:
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {DESCRIPTION, TENSORS}
+    try:
+        return {path.name for path in folder.iterdir()} <= {DESCRIPTION, TENSORS}
+    except FileNotFoundError:  # possibly since another process has begun to replace it
+        return True
+    except NotADirectoryError:
+        return False

@@ -25,6 +25,13 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def plain(value: Any) -> Any:
+    """Return a NumPy number as Python's, for `json.dumps(default=plain)`. Raises TypeError for anything else."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a file cannot hold {value!r} ({type(value).__name__})")
+
+
 def given(**options: Any) -> dict[str, Any]:
     """Return the options that are not None."""
     return {name: value for name, value in options.items() if value is not None}

@@ -7,15 +7,16 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from mt2st_fast.errors import InputError
-from mt2st_fast.files import write_atomically, writing_atomically
+from mt2st_fast.files import write_atomically
 from mt2st_fast.tensor_files import write_tensors
 
 
@@ -43,13 +44,24 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["new", "old"]
 
 
-def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
+def test_threads_that_write_one_file_all_succeed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda i: write_atomically(path, b"%d" % i * 1000), range(80)))
+    assert len(set(path.read_bytes().decode())) <= 2
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_gets_the_content_and_stays(tmp_path: Path) -> None:
+    pipe, read = tmp_path / "pipe", []
     os.mkfifo(pipe)
-    with pytest.raises(InputError, match="pipe: is no file but a device or a pipe"), writing_atomically(pipe):
-        pass
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    write_atomically(pipe, b"content")
+    reader.join(10)
+    assert read == [b"content"]
     assert pipe.is_fifo()
-    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_an_error_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:

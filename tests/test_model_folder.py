@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -49,10 +53,54 @@ def test_a_model_is_replaced_and_nothing_else_is(tmp_path):
 
 def test_a_configuration_that_is_no_json_leaves_what_was_there(tmp_path):
     written(tmp_path / "m")
-    with pytest.raises(TypeError):
-        write_model(tmp_path / "m", "toy", {"rate": object()}, {})
+    for value in (object(), float("nan")):
+        with pytest.raises(InputError, match="the model cannot be saved"):
+            write_model(tmp_path / "m", "toy", {"rate": value}, {})
     assert read_model(tmp_path / "m")[1] == CONFIGURATION
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    write_model(
+        tmp_path / "m", "toy", {"size": np.int64(3), "rate": np.float32(0.5), "on": [np.bool_(True)]}, {}
+    )
+    assert read_model(tmp_path / "m")[1] == {"size": 3, "rate": 0.5, "on": [True]}
+
+
+def test_threads_that_write_one_model_all_succeed_and_leave_it_whole(tmp_path):
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: written(tmp_path / "m"), range(40)))
+    assert read_model(tmp_path / "m")[1] == CONFIGURATION
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_model_that_another_writer_puts_there_first_is_replaced(tmp_path, monkeypatch):
+    rename, others = Path.rename, [tmp_path / "other"]
+    written(others[0])
+
+    def interrupted(self, target):
+        if target == tmp_path / "m" and others:
+            rename(others.pop(), target)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    write_model(tmp_path / "m", "toy", {"rate": 2}, {})
+    assert read_model(tmp_path / "m")[1] == {"rate": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_through_a_link_its_target_is_replaced(tmp_path):
+    (tmp_path / "latest").symlink_to(written(tmp_path / "m"))
+    write_model(tmp_path / "latest", "toy", {"rate": 2}, {})
+    assert (tmp_path / "latest").is_symlink()
+    assert read_model(tmp_path / "m")[1] == {"rate": 2}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "m"]
+
+
+def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="the working directory"):
+        written(Path("."))
 
 
 def test_what_is_no_model_is_named(tmp_path):

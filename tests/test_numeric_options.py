@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import tempfile
 import typing
@@ -20,17 +21,21 @@ from mt2st_fast import (
     Diminish,
     InputError,
     LazyAdam,
+    MultiLabel,
     MultiTask,
     MultiTaskHeads,
+    Regression,
     RowwiseAdagrad,
     SingleTask,
     SquaringDecay,
     Switch,
     Trainer,
     Word2Vec,
+    load_model,
     train_supervised,
 )
 from mt2st_fast.cli import app
+from mt2st_fast.model.task_json import tasks_to_json
 from mt2st_fast.runs.config import Config
 from mt2st_fast.serving.wanted import Wanted
 from mt2st_fast.training.schedules import RunFacts, find_strategy, strategy_options
@@ -225,3 +230,54 @@ def test_the_command_line_refuses_in_one_line(command, flag, value, tmp_path, ca
     error = fails(capsys, command, *arguments, f"{flag}={value}")
     assert flag in error or flag.removeprefix("--").replace("-", "_") in error
     assert not list((tmp_path / "o").rglob("*.*")) if (tmp_path / "o").exists() else True
+
+
+def test_numbers_of_numpy_are_kept_as_numbers_in_checkpoints(tmp_path):
+    def options(whole, real):
+        return {
+            "schedule": Diminish(eta=real(0.5)),
+            "lr": real(0.5),
+            "accumulate": whole(1),
+            "clip_norm": real(0.5),
+        }
+
+    file, steps = tmp_path / "checkpoint", np.int64(2)
+    heads = MultiTaskHeads(np.int64(4), {"a": Classification(2)}, "a")
+    plain = options(int, float)
+    Trainer(torch.nn.Linear(3, 4), heads, **options(np.int64, np.float32)).fit(
+        DATA, steps=steps, checkpoint=file
+    )
+    history = Trainer(torch.nn.Linear(3, 4), heads, **plain).fit(DATA, steps=3, checkpoint=file, resume=True)
+    assert history.steps[-1].step == 3
+
+
+def test_numbers_of_numpy_are_kept_as_numbers_in_models(tmp_path):
+    file = tmp_path / "lines.txt"
+    file.write_text("__label__a x y\n__label__b y z\n" * 4)
+    options = {"dim": np.int64(4), "bucket": np.int32(20), "word_ngrams": np.int64(2), "epoch": np.float32(1)}
+    model = train_supervised(file, **options, minn=np.int64(2), maxn=np.int64(3), lr=np.float32(0.1))
+    model.save(tmp_path / "m")
+    assert load_model(tmp_path / "m").predict("x") == model.predict("x")
+    words = Word2Vec(
+        SENTENCES, vector_size=np.int64(4), min_count=np.int64(1), sg=np.True_, comment=np.str_("c")
+    )
+    words.save(tmp_path / "w")
+    assert Word2Vec.load(tmp_path / "w").sg == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (
+            Classification(np.int64(3), label_smoothing=np.float64(0.5)),
+            Classification(3, label_smoothing=0.5),
+        ),
+        (Classification(np.uint8(3), ignore_index=np.int16(-1)), Classification(3, ignore_index=-1)),
+        (MultiLabel(np.int32(2)), MultiLabel(2)),
+        (Regression(np.int64(2), huber_delta=np.float32(0.5)), Regression(2, huber_delta=0.5)),
+    ],
+)
+def test_tasks_take_numbers_of_numpy(given, meant):
+    assert repr(given) == repr(meant)
+    assert given.head == meant.head
+    json.dumps(tasks_to_json({"a": given}))

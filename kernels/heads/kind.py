@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,14 +46,26 @@ class Options:
         return ()
 
 
+def take_plain_numbers(record: Any) -> None:
+    """Turn NumPy numbers in the fields of a frozen dataclass into Python's.
+
+    A number of classes is often computed, such as `labels.max() + 1`, and files hold Python's numbers only.
+    """
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(record, each.name, value.item())
+
+
 def as_weights(option: str, values: Any) -> tuple[float, ...] | None:
     """Return output weights as a (hashable) tuple.
 
-    Raises ValueError for a weight that is negative, infinite or NaN, and for a mapping or set, which has no order.
+    Raises ValueError for a weight that is negative, infinite or NaN, and for a set, a mapping, or a series of pandas,
+    which is a mapping too: `labels.value_counts()` is in the order of the counts.
     """
     if values is None:
         return None
-    if isinstance(values, Mapping | Set):
+    if isinstance(values, Mapping | Set) or hasattr(values, "keys"):
         raise ValueError(
             f"{option} must be a list with one number per output, in order, not a {type(values).__name__}; pass "
             "[weights[c] for c in range(C)]"
@@ -213,6 +226,7 @@ class HeadSpec:
     options: Options
 
     def __init__(self, kind: Kind, size: int, **options: Any) -> None:
+        size = size.item() if isinstance(size, np.generic) else size
         check_size("size", size)
         for option in options:
             _check_option(kind, option)

@@ -125,7 +125,9 @@ def has_run(folder: Path) -> bool:
             return True
     except InputError:
         pass
-    return _format_of_facts(folder / FACTS).startswith("mt2st-fast run ") or _is_checkpoint(
+    from mt2st_fast.training.checkpoint import is_checkpoint  # imports torch
+
+    return _format_of_facts(folder / FACTS).startswith("mt2st-fast run ") or is_checkpoint(
         folder / CHECKPOINT
     )
 
@@ -135,13 +137,3 @@ def _format_of_facts(path: Path) -> str:
         return str(json.loads(path.read_bytes())["format"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def _is_checkpoint(path: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return "mt2st-fast checkpoint " in (file.metadata() or {}).get("json", "")
-    except (OSError, SafetensorError):
-        return False

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.exporting.inputs import FORMAT
 from mt2st_fast.files import write_atomically, writing_atomically
+from mt2st_fast.numbers import plain
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 MOST_ONNX_BYTES = (1 << 31) - (1 << 20)  # of one file: the limit of protobuf is 2 GiB
@@ -117,7 +118,7 @@ def write_graph(
         opened.write(content)
         opened.flush()
         # Before the graph takes its place: the digest reveals a description of another one.
-        write_atomically(beside, json.dumps(described, allow_nan=False).encode("ascii"))
+        write_atomically(beside, json.dumps(described, allow_nan=False, default=plain).encode("ascii"))
     return Exported(file, beside, compared_by, difference, graph.axes, outputs)
 
 

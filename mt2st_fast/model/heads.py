@@ -18,7 +18,15 @@ from mt2st_fast.model.denominators import (
     weights_of_rows,
 )
 from mt2st_fast.model.head_bank import HeadBank
-from mt2st_fast.model.over_tasks import flat_target, spread, spread_losses, sum_losses
+from mt2st_fast.model.over_tasks import (
+    check_features,
+    check_tensor,
+    check_width,
+    flat_target,
+    spread,
+    spread_losses,
+    sum_losses,
+)
 from mt2st_fast.model.pooling import pool
 from mt2st_fast.model.task_features import TaskFeatures, features_of
 from mt2st_fast.model.word_tasks import VectorsOf
@@ -164,6 +172,7 @@ class MultiTaskHeads(HeadBank):
                 continue
             target = targets[name]
             if name in self.tasks:
+                check_tensor(name, target)
                 counts[name] = label_count(self._specs[name], target, weights_of_rows(token_weights, name))
                 continue
             count = self._module(name).count(target)  # type: ignore[operator]
@@ -184,8 +193,10 @@ class MultiTaskHeads(HeadBank):
 
     def _fused_loss(self, features: Tensor, targets: Mapping[str, Tensor], weights: Weights) -> MultitaskLoss:
         """Return the weighted loss of the tasks with a head."""
+        check_features(features)
         batch = self.batch(targets, features.shape[:-1], weights, features.device)
         linears = [self.linear(name) for name in batch.layout.names]
+        check_width(features, linears[0].in_features)
         out = multitask_loss(
             features.flatten(0, -2) if features.dim() > 2 else features,
             [linear.weight for linear in linears],

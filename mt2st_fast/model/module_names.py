@@ -10,7 +10,12 @@ _TAKEN_NAMES = frozenset([*dir(nn.ModuleDict()), *dir(nn.ParameterDict())])
 
 
 def module_name(task: str) -> str:
-    """Return a task's name as a module name, which cannot contain a dot (feats.Number) or be taken (type)."""
+    """Return a task's name as a module name, which cannot contain a dot (feats.Number) or be taken (type).
+
+    Raises ValueError for a name that is no string.
+    """
+    if not isinstance(task, str):
+        raise ValueError(f"the name of a task must be a string, not {task!r}")
     name = task.replace(".", "__")
     return f"{name}__" if name in _TAKEN_NAMES else name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,11 @@ from mt2st_fast.kernels import HeadSpec, MultitaskLoss
 
 
 def flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) -> Tensor:
-    """(N,) or (N, C) targets of one head over features (*rows, D). Raises ValueError, naming it, for another shape."""
+    """(N,) or (N, C) targets of one head over features (*rows, D).
+
+    Raises ValueError, naming it, for another shape, and TypeError for anything but a tensor.
+    """
+    check_tensor(name, target)
     wanted = rows if head.kind.takes_classes else (*rows, head.size)
     if wanted == (*rows, 1) and target.shape == rows:
         target = target.unsqueeze(-1)
@@ -19,6 +24,35 @@ def flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) -> 
     if target.shape != wanted:
         raise ValueError(f"targets of {name} must be {tuple(wanted)}, not {tuple(target.shape)}")
     return target.flatten(0, len(rows) - 1) if len(rows) > 1 else target
+
+
+def check_tensor(name: str, target: Any) -> None:
+    """Raises TypeError for targets of a head that are no tensor."""
+    if target is None:
+        raise TypeError(f"targets of {name} are None; leave {name} out of a batch that has none")
+    if not isinstance(target, Tensor):
+        raise TypeError(
+            f"targets of {name} must be a tensor, not {type(target).__name__}; pass torch.as_tensor(target)"
+        )
+
+
+def check_features(features: Any) -> None:
+    """Raises TypeError for features that are no tensor, and ValueError for those without an axis D."""
+    if not isinstance(features, Tensor):
+        raise TypeError(
+            f"features must be a tensor, not {type(features).__name__}; pass torch.as_tensor(features)"
+        )
+    if features.dim() < 2:
+        raise ValueError(f"features must be (N, D) or (N, T, D), not {tuple(features.shape)}")
+
+
+def check_width(features: Tensor, width: int) -> None:
+    """Raises ValueError for features of another D than the heads were made for."""
+    if features.shape[-1] != width:
+        raise ValueError(
+            f"features have D = {features.shape[-1]}, and the heads were made for D = {width}; make them with "
+            f"in_features={features.shape[-1]}"
+        )
 
 
 def sum_losses(parts: Sequence[MultitaskLoss]) -> MultitaskLoss:

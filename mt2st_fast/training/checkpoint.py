@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.sharded import StoredTensor, divided_as, divided_as_all, gathered, rows_of
+from mt2st_fast.numbers import plain
 from mt2st_fast.tensor_files import digest_of, on_cpu_apart, write_tensors
 from mt2st_fast.training.checkpoint_parts import delete_other_parts, stored_parts, write_parts
 from mt2st_fast.training.optimizer_upkeep import IMPLEMENTATIONS
@@ -60,10 +61,29 @@ def save_checkpoint(
     if not processes.writes:
         return
     content = {"format": FORMAT, "state": state, "optimizer": optimizer_state, "random": random_state}
-    text = json.dumps(content | {"parts": parts})
+    text = json.dumps(content | {"parts": parts}, default=plain)
     copies = on_cpu_apart(whole)
     write_tensors(path, copies, {"json": text, "sha256": _checksum(text, copies)})
     delete_other_parts(path, parts)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint, of any version."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "mt2st-fast checkpoint " in (file.metadata() or {}).get("json", "")
+    except (OSError, SafetensorError):
+        return False
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise InputError for a folder, and for a file with something else than a checkpoint, which would be lost."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; pass the name of a file as checkpoint")
+    if path.is_file() and path.stat().st_size and not is_checkpoint(path):
+        raise InputError(
+            f"{path} is not a checkpoint and would be overwritten; choose another file, or remove it"
+        )
 
 
 class Checkpoint:

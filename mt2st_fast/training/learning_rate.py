@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -166,9 +167,11 @@ def _required(factory: SchedulerFactory) -> int:
 
 
 def _numbers(state: Any) -> Any:
-    """Copy with lists for tuples, and numbers for tensors, such as a recorded rate on the device."""
+    """Copy with lists for tuples, and Python's numbers for tensors (a rate on the device) and NumPy's."""
     if isinstance(state, Tensor):
         return state.tolist()
+    if isinstance(state, np.generic):
+        return state.item()
     if isinstance(state, Mapping):
         return {key: _numbers(value) for key, value in state.items()}
     return [_numbers(value) for value in state] if isinstance(state, list | tuple) else state

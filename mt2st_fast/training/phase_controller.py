@@ -11,6 +11,7 @@ from torch import nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.numbers import check_count
+from mt2st_fast.training.given_parts import check_heads
 from mt2st_fast.training.optimizer_upkeep import release
 from mt2st_fast.training.phases import of_retired, set_active
 from mt2st_fast.training.run_options import description
@@ -61,6 +62,7 @@ class PhaseController:
         optimizer: Optimizers = None,
         encoder: nn.Module | None = None,
     ) -> None:
+        check_heads(heads)
         check_allowed(
             schedule,
             NONE,
@@ -85,6 +87,7 @@ class PhaseController:
         """
         check_count(0, step=step)
         check_count(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        step = int(step)  # the state of a phase holds it, and NumPy's number would be no JSON
         main, *auxiliary = self.heads.names
         weights = self.schedule.task_weights(Moment(step, steps_per_epoch, total_steps), main, auxiliary)
         before = self.heads.names if step == 0 else self.heads.active

@@ -160,18 +160,25 @@ def description(schedule: Schedule) -> str:
     if isinstance(schedule, nn.Module):
         return f"{name}({schedule.extra_repr()})"
     if not isinstance(schedule, Stateful):
-        return name if type(schedule).__repr__ is object.__repr__ else repr(schedule)
+        return name if type(schedule).__repr__ is object.__repr__ else _without_types(repr(schedule))
     # A schedule's repr may contain learned or observed state; this package's own state is not an init argument.
     if not (is_dataclass(schedule) and type(schedule).__module__.startswith("mt2st_fast.")):
         return name
     given = {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.init}
-    texts = {n: description(v) if hasattr(v, "task_weights") else repr(v) for n, v in given.items()}
+    texts = {
+        n: description(v) if hasattr(v, "task_weights") else _without_types(repr(v)) for n, v in given.items()
+    }
     return f"{name}({', '.join(f'{n}={text}' for n, text in texts.items())})"
+
+
+def _without_types(text: str) -> str:
+    """Write NumPy's numbers as Python's: np.float64(0.5) is the same option as 0.5."""
+    return re.sub(r"\bnp\.\w+\(([^()]*)\)", r"\1", text)
 
 
 def _shown(text: str) -> str:
     """Remove memory addresses, and shorten: a long text ends in its checksum."""
-    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    text = _without_types(re.sub(r" at 0x[0-9a-f]+", "", text))
     if len(text) <= MOST_SHOWN:
         return text
     return f"{text[:MOST_SHOWN]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"

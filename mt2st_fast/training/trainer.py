@@ -16,12 +16,13 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.callbacks import Callback
-from mt2st_fast.training.checkpoint import Checkpoint
+from mt2st_fast.training.checkpoint import Checkpoint, check_replaceable
 from mt2st_fast.training.data_digest import held_out_digest
 from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.engines import AUTOCAST, Precision
 from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
+from mt2st_fast.training.given_parts import check_parts
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
 from mt2st_fast.training.learning_rate import Decay, SchedulerFactory, check_rates
 from mt2st_fast.training.loading import LoadedWeights, load_weights
@@ -36,7 +37,12 @@ from mt2st_fast.training.run import Run
 from mt2st_fast.training.run_options import NonFiniteLossError, RunOptions, steps_of
 from mt2st_fast.training.saving import Saving
 from mt2st_fast.training.schedules import Schedule, Switch
-from mt2st_fast.training.schedules.abilities import ObservingHeldOut, Selecting, check_resumable
+from mt2st_fast.training.schedules.abilities import (
+    ObservingHeldOut,
+    Selecting,
+    check_is_schedule,
+    check_resumable,
+)
 from mt2st_fast.training.selection import no_held_out
 from mt2st_fast.training.sources import Batch, Source
 
@@ -116,10 +122,9 @@ class Trainer:
         fuse_backward: bool | None = None,
         distributed: Literal["auto", "none"] = "auto",
     ) -> None:
-        if isinstance(schedule, type):
-            raise TypeError(
-                f"schedule is the class {schedule.__name__}; pass an instance, {schedule.__name__}()"
-            )
+        check_parts(encoder, heads, optimizer, callbacks)
+        if schedule is not None:
+            check_is_schedule(schedule)
         check_positive(lr=lr, **given(clip_norm=clip_norm))
         check_not_negative(weight_decay=weight_decay)
         check_count(accumulate=accumulate, log_every=log_every)
@@ -220,8 +225,8 @@ class Trainer:
             raise ValueError(no_held_out(self.schedule))
         if val is None and any(isinstance(callback, EarlyStopping) for callback in self.callbacks):
             raise InputError("EarlyStopping needs evaluations, but there are none; pass val=")
-        if checkpoint is not None and Path(checkpoint).is_dir():
-            raise InputError(f"{checkpoint} is a folder; pass the name of a file as checkpoint")
+        if checkpoint is not None and not resume:
+            check_replaceable(Path(checkpoint))
         check_count(**given(evaluate_every=evaluate_every))
         check_positive(**given(checkpoint_seconds=checkpoint_seconds))
         run = self.begin(train, val=val, epochs=epochs, steps=steps, checkpoint=checkpoint, resume=resume)

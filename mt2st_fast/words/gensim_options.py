@@ -41,7 +41,7 @@ SWITCHES = {
 def check_switches(**options: Any) -> None:
     """Raise InputError for a switch that is neither 0 nor 1."""
     for name, value in options.items():
-        if not isinstance(value, int | np.integer) or value not in (0, 1):
+        if not isinstance(value, int | np.integer | np.bool) or value not in (0, 1):
             raise InputError(f"{name} is {value!r}; it must be 1 for {SWITCHES[name]}, or else 0")
 
 

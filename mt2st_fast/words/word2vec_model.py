@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mt2st_fast.data.vocabulary import Vocabulary
@@ -38,10 +37,10 @@ def save_word2vec(model: Any, folder: str | Path) -> None:
             "model.tasks = {}"
         )
     configuration = {
-        "arguments": {name: _plain(getattr(model, name)) for name in ARGUMENTS},
+        "arguments": {name: getattr(model, name) for name in ARGUMENTS},
         "tasks": {name: os.fspath(path) for name, path in model.tasks.items()},
-        "switch_at": _plain(model.schedule.at) if model.tasks else None,
-        "state": {name: _plain(getattr(model, name)) for name in STATE},
+        "switch_at": model.schedule.at if model.tasks else None,
+        "state": {name: getattr(model, name) for name in STATE},
         "words": model.words,
         "counts": model.counts.tolist(),
     }
@@ -92,8 +91,3 @@ def _check_folder(folder: Path) -> None:
             f"{folder}: is a run of train, which has no Word2Vec; read its model with mt2st_fast.load, or its vectors "
             f"with WordVectors.read({str(folder / 'vectors.txt')!r})"
         )
-
-
-def _plain(value: Any) -> Any:
-    """Convert a NumPy number to one that JSON can hold."""
-    return value.item() if isinstance(value, np.generic) else value

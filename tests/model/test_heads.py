@@ -303,7 +303,7 @@ CALLS = {
         r"targets of topics must be \(6, 4\)",
     ),
     "class": (lambda h, f, t: h(f, t | {"upos": t["upos"] + 5}), r"targets of upos: \d lies outside"),
-    "features": (lambda h, f, t: h(f[:, 1:], t), "weight must be"),
+    "features": (lambda h, f, t: h(f[:, 1:], t), "features have D = 6, and the heads were made for D = 7"),
 }
 
 

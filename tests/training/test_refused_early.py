@@ -72,6 +72,17 @@ def test_a_folder_for_a_checkpoint(tmp_path):
         trainer().fit([BATCH], epochs=1, checkpoint=tmp_path)
 
 
+def test_a_file_that_is_no_checkpoint_is_not_overwritten(tmp_path):
+    mine, checkpoint = tmp_path / "train.py", tmp_path / "checkpoint"
+    mine.write_text("print()")
+    with pytest.raises(InputError, match=r"train.py is not a checkpoint and would be overwritten"):
+        trainer().fit([BATCH], epochs=1, checkpoint=mine)
+    assert mine.read_text() == "print()"
+    checkpoint.touch()  # as tempfile makes it
+    for _ in range(2):
+        trainer().fit([BATCH], epochs=1, checkpoint=checkpoint)
+
+
 def test_one_text_for_a_list_of_tasks():
     with pytest.raises(TypeError, match=r"tasks must be a list of names, not the string 'ab'; pass \['ab'\]"):
         MultiTaskHeads(8, {"a": Classification(2), "b": Classification(2)}, main="a").set_active("ab")

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from ..elements import absolute, exp_of_negative, log1p_and_reciprocal, where
 from ..f1 import MACRO_F1, MICRO_F1, f1, macro_f1
-from ..kind import HeadSpec, Metric, Options, as_weights, check_size, check_weights, elementwise_kind
+from ..kind import (
+    HeadSpec,
+    Metric,
+    Options,
+    as_weights,
+    check_size,
+    check_weights,
+    elementwise_kind,
+    take_plain_numbers,
+)
 from ..pooling import Pooling, check_pooling
 
 
@@ -84,6 +93,7 @@ class MultiLabel:
     metric: str = field(default=MICRO_F1, kw_only=True)
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         check_pooling(self.pooling)
         check_size("labels", self.labels)
         object.__setattr__(self, "pos_weight", as_weights("pos_weight", self.pos_weight))

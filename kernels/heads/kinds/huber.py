@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..elements import absolute, where
-from ..kind import Options, elementwise_kind
+from ..kind import Options, elementwise_kind, take_plain_numbers
 from .squared import R2
 
 
@@ -19,6 +19,7 @@ class HuberOptions(Options):
     delta: float = 1.0
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         if not self.delta > 0.0:
             raise ValueError(f"delta must be positive, not {self.delta}")
 

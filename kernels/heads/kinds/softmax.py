@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..f1 import MACRO_F1, macro_f1
-from ..kind import HeadSpec, Kind, Metric, Options, as_weights, check_size, check_weights
+from ..kind import HeadSpec, Kind, Metric, Options, as_weights, check_size, check_weights, take_plain_numbers
 from ..pooling import Pooling, check_pooling
 
 
@@ -23,6 +23,7 @@ class SoftmaxOptions(Options):
     ignore_index: int = -100
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         if not 0.0 <= self.label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing must lie in [0, 1], not {self.label_smoothing}")
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
@@ -121,6 +122,7 @@ class Classification:
     metric: str = field(default=ACCURACY.name, kw_only=True)
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         check_pooling(self.pooling)
         check_size("classes", self.classes)
         object.__setattr__(self, "class_weights", as_weights("class_weights", self.class_weights))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kind import HeadSpec, Kind, Metric, Options, check_size, elementwise_kind
+from ..kind import HeadSpec, Kind, Metric, Options, check_size, elementwise_kind, take_plain_numbers
 from ..pooling import Pooling, check_pooling
 
 
@@ -84,6 +84,7 @@ class Regression:
     metric = "r2"
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         check_pooling(self.pooling)
         check_size("outputs", self.outputs)
         _ = self.head

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.sharded import is_sharded
+from mt2st_fast.numbers import plain
 from mt2st_fast.training.processes.watch import LostProcessError, Watch
 
 # Of a message, which waits for a process that evaluates or writes; the watch finds lost processes.
@@ -84,7 +85,7 @@ class Processes:
         """Return a JSON-able value from each process."""
         if not self.are_several:
             return [value]
-        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        text = torch.frombuffer(bytearray(json.dumps(value, default=plain).encode()), dtype=torch.uint8)
         lengths = [int(n) for n in self.gather(torch.tensor([len(text)]))]
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
         padded[: len(text)] = text

@@ -161,8 +161,20 @@ def abilities_of(schedule: object) -> frozenset[Ability]:
     return frozenset(ability for ability, has in found.items() if has)
 
 
+def check_is_schedule(schedule: object) -> None:
+    """Raises TypeError for anything that cannot say when tasks train and how much they weigh."""
+    if isinstance(schedule, type):
+        raise TypeError(f"schedule is the class {schedule.__name__}; pass an instance, {schedule.__name__}()")
+    if not callable(getattr(schedule, "task_weights", None)):
+        raise TypeError(f"schedule must be a schedule, such as Switch(at=0.6), not {schedule!r}")
+
+
 def check_allowed(schedule: object, allowed: Collection[Ability], *, why_not: str) -> None:
-    """Raises InputError for a schedule with an ability that is not allowed; why_not: the reason, and the fix."""
+    """Raises InputError for a schedule with an ability that is not allowed, and TypeError for what is no schedule.
+
+    why_not: the reason, and the fix.
+    """
+    check_is_schedule(schedule)
     has = abilities_of(schedule)
     refused = next((ability for ability in Ability if ability in has and ability not in allowed), None)
     if refused is not None:

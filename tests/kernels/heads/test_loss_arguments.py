@@ -22,6 +22,13 @@ from tests.kernels.heads.loss_problems import (
 
 
 @by_every_plan
+class Series(list):
+    """As pandas has it: iterated in the order of its index, which may be any."""
+
+    def keys(self):
+        return [1, 0]
+
+
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize("bad", [-1, 17, 2**40])
 def test_a_class_outside_names_its_task(backend, bad):
@@ -160,6 +167,11 @@ def test_the_environment_variable_is_honoured(monkeypatch):
             (SOFTMAX, 2),
             {"class_weights": {0: 1.0, 1: 2.0}},
             "class_weights must be a list .* not a dict; pass",
+        ),
+        (
+            (SOFTMAX, 2),
+            {"class_weights": Series([1.0, 2.0])},
+            "class_weights must be a list .* not a Series; pass",
         ),
         ((SOFTMAX, 2.5), {}, "size must be a whole number of at least 1, not 2.5"),
         ((SOFTMAX, True), {}, "size must be a whole number of at least 1, not True"),
