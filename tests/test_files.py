@@ -89,7 +89,7 @@ def test_tensors_can_be_read_by_whom_other_files_can_be(tmp_path: Path) -> None:
 def test_a_run_on_a_full_disk_ends_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,mood\n" + "good day,up\nbad day,down\n" * 40)
     program = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1)); "
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8_000_000, -1)); "
         "from mt2st_fast.cli import main; main()"
     )
     done = subprocess.run(
@@ -99,6 +99,6 @@ def test_a_run_on_a_full_disk_ends_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("mt2st-fast: ")]
     assert line == (
-        "mt2st-fast: out/checkpoint/last.safetensors: File too large; choose another --out or make room there"
+        "mt2st-fast: out/checkpoint/last.safetensors: File too large; choose another --out or free some space there"
     )
     assert "Traceback" not in done.stderr

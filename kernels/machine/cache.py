@@ -69,13 +69,19 @@ def folder() -> Path | None:
         tempfile.TemporaryFile(dir=place).close()
         (place / _STAMP).touch()
     except OSError as error:
-        log.warning(
-            "compiled kernels cannot be cached in %s (%s), so every run compiles them again; set %s to a writable "
-            "folder", root, error.strerror or error, FOLDER_VARIABLE,
-        )  # fmt: skip
+        _tell(error.strerror or str(error))
         return None
     _remove_unused(root, place)
     return place
+
+
+@lru_cache(maxsize=1)
+def _tell(why: str) -> None:
+    """Warn, once, that nothing can be cached."""
+    log.warning(
+        "compiled kernels cannot be cached in %s (%s), so every run compiles them again; set %s to a writable folder",
+        _root(), why, FOLDER_VARIABLE,
+    )  # fmt: skip
 
 
 def has_none_of(function_name: str) -> bool:
@@ -195,9 +201,11 @@ class KernelCache(FunctionCache):
             clock.stop()
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Store what was compiled."""
+        """Store what was compiled; on a full disk, it serves this process alone."""
         try:
             super().save_overload(sig, data)
+        except OSError as error:
+            _tell(error.strerror or str(error))
         finally:
             self._turn.end()
 

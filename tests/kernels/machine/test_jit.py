@@ -58,7 +58,7 @@ def house(tmp_path):
         (folder / "__init__.py").touch()
     (package / "room" / "kernel.py").write_text(KERNEL)
 
-    def run(factor: float, cache_folder: Path) -> str:
+    def run(factor: float, cache_folder: Path, first: str = "") -> str:
         (package / "room" / "helper.py").write_text(HELPER.format(factor=factor))
         program = textwrap.dedent("""
             import numpy as np
@@ -70,7 +70,7 @@ def house(tmp_path):
             "from house.machine.compiling import clock\nheard = []\nclock._listeners.append(heard.append)\n"
         )
         done = subprocess.run(
-            [sys.executable, "-B", "-c", heard + program],
+            [sys.executable, "-B", "-c", first + heard + program],
             env=os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(cache_folder)},
             capture_output=True,
             text=True,
@@ -98,6 +98,16 @@ def test_without_a_folder_it_computes_and_says_so_once(house, tmp_path):
     assert said.startswith("6.0 9.0 3")
     assert said.count("compiled kernels cannot be cached in") == 1
     assert "set NUMBA_CACHE_DIR to a writable folder" in said
+
+
+def test_on_a_full_disk_it_computes_and_says_so_once(house, tmp_path):
+    said = house(
+        3.0, tmp_path / "cache", "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (99, -1))\n"
+    )
+    assert said.startswith("6.0 9.0 3")
+    assert said.count("compiled kernels cannot be cached in") == 1
+    assert "(File too large)" in said
+    assert not list((tmp_path / "cache").rglob("*.nb?"))
 
 
 def test_folders_that_nobody_used_for_long_go(tmp_path):
