@@ -148,7 +148,7 @@ def _comparison(progress: Progress, experiment: Experiment) -> dict[str, Any]:
     options = progress.config.resolved(splits).to_json()
     facts = {
         "main": heads.main,
-        "metric": heads.tasks[heads.main].metric,
+        "metric": experiment.metric,
         "data": splits.name,
         "read": what_was_read(splits),
         "auxiliary": [name for name in heads.names if name != heads.main],

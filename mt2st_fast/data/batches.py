@@ -341,7 +341,7 @@ def evaluation_batches(
     if corpus.level == "document":
         return EvaluationBatches(corpus, batch_size, BagInputs(corpus), tasks)
     if window is None:
-        raise InputError("evaluation batches of tokens need a window; pass window=; pass window=")
+        raise InputError("evaluation batches of tokens need a window; pass window=")
     return EvaluationBatches(corpus, batch_size, WindowInputs(corpus, window), tasks)
 
 

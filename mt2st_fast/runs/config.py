@@ -155,8 +155,8 @@ class Config:
     metric: str | None = option(
         None,
         "Training",
-        "metric of the main task: accuracy or macro_f1 for classes, micro_f1 or macro_f1 for sets of labels; the first "
-        "by default",
+        "metric of the main task: accuracy or macro_f1 for classes, span_f1 for tags such as B-NP, micro_f1 or "
+        "macro_f1 for sets of labels; the first by default",
     )
     patience: int | None = option(
         None, "Training", "stop after this many evaluations without improvement; never by default", min=1

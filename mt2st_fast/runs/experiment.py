@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,11 +38,13 @@ from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
 from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.model.word_tasks import WordTask
 from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.judging import SPAN_F1, SpanF1, judged_by
 from mt2st_fast.runs.word_context import CONTEXT, context_batches, context_task
 from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import History
+from mt2st_fast.training.own_metrics import Metric, metric_name
 from mt2st_fast.training.run_options import NonFiniteLossError
 from mt2st_fast.training.schedules import find_strategy
 from mt2st_fast.training.schedules.abilities import Shortening
@@ -111,11 +113,9 @@ class Experiment:
             encoder = make_encoder(config, splits, table)
             vectors = SubwordVectors(splits.vocabulary, table, encoder)
             coverage = start_from_vectors(encoder, config, splits)
-            tasks: dict[str, Task | WordTask] = {
-                **{name: make_task(splits.train.targets[name]) for name in splits.tasks},
-                splits.main: judged_by(config.metric, splits.main, splits.train.targets[splits.main]),
-                **context_task(config, splits),
-            }
+            of_columns = {name: make_task(splits.train.targets[name]) for name in splits.tasks}
+            of_columns[splits.main] = judged_by(config.metric, splits, of_columns[splits.main])
+            tasks: dict[str, Task | WordTask] = {**of_columns, **context_task(config, splits)}
             heads = MultiTaskHeads(encoder.out_features, tasks, splits.main, backend=config.backend)
             patience = config.patience
             stopping = [] if patience is None else [EarlyStopping(patience, config.min_delta)]
@@ -133,6 +133,7 @@ class Experiment:
                 precision=config.precision,  # type: ignore[arg-type]
                 device=config.device,
                 callbacks=[*callbacks, *stopping],
+                metrics=_own_metrics(config, splits),
                 **engine,
             )
             dtype = torch.float32 if config.precision == "float32" else getattr(torch, config.precision)
@@ -226,13 +227,41 @@ class Experiment:
 
     def test(self) -> dict[str, float]:
         """Return the test metric of every task with the current weights."""
-        return self.trainer.evaluate(self._held_out(self.splits.test), self.splits.tasks)
+        with self._judging(self.splits.test):
+            return self.trainer.evaluate(self._held_out(self.splits.test), self.splits.tasks)
+
+    @property
+    def metric(self) -> str:
+        """The name of what the main task is judged by."""
+        heads = self.trainer.heads
+        own = self.trainer.metrics.get(heads.main)
+        return heads.tasks[heads.main].metric if own is None else metric_name(own)
+
+    @contextmanager
+    def _judging(self, corpus: Corpus) -> Iterator[None]:
+        """Within the block, evaluate on this corpus instead of the development rows."""
+        by_spans = [metric for metric in self.trainer.metrics.values() if isinstance(metric, SpanF1)]
+        for metric in by_spans:
+            metric.on(corpus)
+        try:
+            yield
+        finally:
+            for metric in by_spans:
+                metric.on(self.splits.dev)
 
     def _held_out(self, corpus: Any) -> Any:
         window = self.config.window if corpus.level == "token" else None
         return evaluation_batches(
             scaled(corpus, self.scales), evaluation_rows(corpus, self.splits.tasks), window, self.splits.tasks
         )
+
+
+def _own_metrics(config: Config, splits: Splits) -> dict[str, Metric]:
+    """Return what judges the main task, if that is no metric of its kind."""
+    if config.metric != SPAN_F1:
+        return {}
+    main = str(splits.main)
+    return {main: SpanF1(splits.dev.column(main).class_names, main, splits.dev)}
 
 
 def evaluation_rows(corpus: Corpus, tasks: Sequence[str]) -> int:
@@ -303,19 +332,6 @@ def make_task(column: TargetColumn) -> Task:
     """Return the task for a target column."""
     task: Task = task_of_column(column.kind, column.size)
     return task
-
-
-def judged_by(metric: str | None, main: str, column: TargetColumn) -> Task:
-    """Return the main task with this metric, or its default. Raises InputError for a metric that it does not have."""
-    task: Any = make_task(column)
-    known = [each.name for each in task.head.kind.metrics]
-    if metric is None or metric == task.metric:
-        return cast(Task, task)
-    if metric not in known:
-        raise InputError(
-            f"metric {metric} is not available for the main task {main}; available: {', '.join(known)}"
-        )
-    return cast(Task, replace(task, metric=metric))
 
 
 def make_encoder(config: Config, splits: Splits, table: SubwordTable) -> WindowEncoder | BagEncoder:

@@ -136,7 +136,7 @@ def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
                 "kind": type(task).__name__,
                 # A task on words has no head, and only its loss is known.
                 "outputs": heads.tasks[name].head.size if name in heads.tasks else None,
-                "metric": heads.tasks[name].metric if name in heads.tasks else "loss",
+                "metric": _metric_of(experiment, name),
                 "test": test.get(name),
             }
             for name, task in tasks.items()
@@ -145,6 +145,13 @@ def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
         "epochs": trainer.epoch,
         "tokens": _tokens(experiment),
     }
+
+
+def _metric_of(experiment: Experiment, task: str) -> str:
+    heads = experiment.trainer.heads
+    if task == heads.main:
+        return experiment.metric
+    return heads.tasks[task].metric if task in heads.tasks else "loss"
 
 
 def _tokens(experiment: Experiment) -> float:

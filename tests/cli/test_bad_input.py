@@ -32,6 +32,7 @@ from tests.cli.running import QUICK, fails
         (["train", "--data", "TREEBANK", "--precision", "int4"], ["int4", "bfloat16"]),
         (["train", "--data", "TREEBANK", "--switch-at", "2"], ["switch-at"]),
         (["train", "--data", "TREEBANK", "--metric", "r2"], ["metric r2", "upos", "accuracy, macro_f1"]),
+        (["train", "--data", "TREEBANK", "--metric", "span_f1"], ["metric span_f1", "accuracy, macro_f1\n"]),
         (["train", "--data", "TREEBANK", "--label-fraction", "0"], ["fraction"]),
         (["train", "--data", "TREEBANK", "--device", "cpu", "--graph"], ["graph", "CUDA"]),
         (

@@ -98,8 +98,11 @@ def test_tags_of_spans_are_scored_by_spans(tmp_path: Path, capsys: pytest.Captur
     lines = ["\n".join(f"{word} {kinds[word]}" for word in sentence) for sentence in sentences]
     (tmp_path / "chunks.txt").write_text("\n\n".join(lines) + "\n")
     data, out = f"columns:{tmp_path / 'chunks.txt'}", tmp_path / "out"
-    run("train", "--data", data, "--main", "col1", "--out", str(out), *QUICK)
-    spans = json.loads((out / "report.json").read_text())["score"]["spans"]
+    run("train", "--data", data, "--main", "col1", "--out", str(out), *QUICK, "--metric", "span_f1")
+    report = json.loads((out / "report.json").read_text())
+    spans = report["score"]["spans"]
+    assert report["main"]["metric"] == "span_f1"
+    assert report["main"]["test"] == report["main"]["best"] == 1.0
     assert spans["right"] == spans["present"] == spans["found"] > 0
     assert spans["f1"] == spans["precision"] == spans["recall"] == 1.0
     line = f"by spans, as conlleval counts: F1 1.0000, precision 1.0000, recall 1.0000 ({spans['right']} right of"

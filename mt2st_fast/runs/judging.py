@@ -1,0 +1,63 @@
+"""What the main task of a run is judged by: a metric of its kind, or F1 by spans where its classes are their tags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor
+
+from mt2st_fast.data.corpus import Corpus, Splits
+from mt2st_fast.errors import InputError
+from mt2st_fast.model.tasks import Task
+from mt2st_fast.serving.spans import are_span_tags, span_score
+
+SPAN_F1 = "span_f1"
+
+
+class SpanF1:
+    """F1 by spans of a tagging of a corpus, as conlleval counts: a metric for a `Trainer` that evaluates on it.
+
+    tags: the classes. It is told which corpus is evaluated (`on`), as spans end where its sentences do.
+    """
+
+    __name__ = SPAN_F1  # as of a function: what messages and checkpoints call it
+
+    def __init__(self, tags: Sequence[str], task: str, corpus: Corpus) -> None:
+        self._tags, self._task, self._corpus = tuple(tags), task, corpus
+
+    def on(self, corpus: Corpus) -> None:
+        """Take its sentences from this corpus from now on."""
+        self._corpus = corpus
+
+    def __call__(self, predictions: Tensor, targets: Tensor) -> float:
+        """Return F1 of predictions (n, C) and classes (n,) of the corpus's labelled words; NaN without a span."""
+        labelled = self._corpus.column(self._task).labelled()
+        present, found = np.zeros((2, len(labelled)), np.int64)
+        present[labelled], found[labelled] = targets.numpy(), predictions.argmax(1).numpy()
+        return span_score(self._tags, present, found, labelled, self._corpus.bounds).f1
+
+
+def metrics_of(splits: Splits, task: Task) -> list[str]:
+    """Return the names of the metrics that the main task may be judged by, the default first."""
+    column = splits.train.column(str(splits.main))
+    by_spans = (
+        column.kind == "classes" and splits.train.level == "token" and are_span_tags(column.class_names)
+    )
+    return [*(metric.name for metric in task.head.kind.metrics), *([SPAN_F1] if by_spans else [])]
+
+
+def judged_by(metric: str | None, splits: Splits, task: Task) -> Task:
+    """Return the main task with this metric, or as it is for None and SPAN_F1, which is none of the task's own.
+
+    Raises InputError for a metric that is not for such a task.
+    """
+    if metric is None or metric == task.metric:
+        return task
+    if metric not in (known := metrics_of(splits, task)):
+        raise InputError(
+            f"metric {metric} is not available for the main task {splits.main}; available: {', '.join(known)}"
+        )
+    return task if metric == SPAN_F1 else cast(Task, replace(cast(Any, task), metric=metric))
