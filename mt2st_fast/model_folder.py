@@ -24,6 +24,7 @@ from torch import Tensor
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import delete, left_behind, partial_beside, where_written, write_atomically
 from mt2st_fast.numbers import plain
+from mt2st_fast.spelling import in_shell
 from mt2st_fast.tensor_files import on_cpu_apart, write_tensors
 
 FORMAT = "mt2st-fast model 2"
@@ -164,7 +165,7 @@ def model_in(folder: str | Path) -> Path:
     if (folder / RUN_CONFIG).exists():
         raise InputError(
             f"{folder}: the run is not finished and left no model; finish it with: "
-            f"mt2st-fast train --resume --out {folder}"
+            f"mt2st-fast train --resume --out {in_shell(folder)}"
         )
     return folder
 

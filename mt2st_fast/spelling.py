@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -11,6 +12,11 @@ _LEAST_ALIKE = 0.7
 _WHOLE = re.compile(r"[+-]?\d+")
 _NUMBERLIKE = re.compile(r"[+-]?\d[\d.,]*")
 _WHOLE_AS_FLOAT = re.compile(r"([+-]?\d+)\.0+")
+
+
+def in_shell(path: object) -> str:
+    """Return a path as one types it into a shell: in quotation marks, if it has blanks for example."""
+    return shlex.quote(str(path))
 
 
 def listed(names: Iterable[str], most: int = MOST_NAMED) -> str:

@@ -34,6 +34,7 @@ from mt2st_fast.model_folder import RUN_CONFIG, has_comparison
 from mt2st_fast.runs.comparison import compare_runs
 from mt2st_fast.runs.comparison_options import ComparisonOptions
 from mt2st_fast.runs.comparison_progress import CHECKPOINT, Progress
+from mt2st_fast.runs.comparison_progress import FILE as PROGRESS
 from mt2st_fast.runs.comparison_report import COMPARISON, REPORT_FILES, write_comparison_report
 from mt2st_fast.runs.comparison_tables import table_rows
 from mt2st_fast.runs.conclusions import sentence
@@ -45,6 +46,7 @@ from mt2st_fast.runs.rehearsal import rehearsed
 from mt2st_fast.runs.shown import counted
 from mt2st_fast.runs.tuning import TUNED, tuning_record
 from mt2st_fast.runs.what_was_read import summary, what_was_read
+from mt2st_fast.spelling import in_shell
 from mt2st_fast.training.energy import energy_counter
 
 
@@ -65,7 +67,9 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
         check_not_of("train", folder)
         check_not_lost(folder, (COMPARISON, *REPORT_FILES, CHECKPOINT), has_comparison(folder))
         progress = asked
-        if output.resume:
+        if not output.resume:
+            _check_not_stopped(folder)
+        else:
             progress = _stored(folder, asked, given)
             if (kept := folder / RUN_CONFIG).exists():
                 output = output.going_on(read_config_file(kept, "compare", COMMANDS["compare"]), given)
@@ -91,6 +95,19 @@ def _check(asked: Progress) -> None:
         raise InputError(
             f"--seed {config.seed} is too large for --seeds {comparison.seeds}, as seeds count up from --seed; the "
             f"largest seed is {MOST_SEED}"
+        )
+
+
+def _check_not_stopped(folder: Path) -> None:
+    """Raise InputError for a folder with a comparison that was stopped after some of its runs, which may be hours."""
+    try:
+        stopped = Progress.read(folder)
+    except InputError:  # there is none, or none that could be resumed
+        return
+    if stopped.n_done:
+        raise InputError(
+            f"--out {folder} has a comparison that was stopped with {stopped.n_done} of {stopped.n_all} runs done, "
+            f"which would be lost: go on with --resume, choose another folder, or remove {in_shell(folder / PROGRESS)}"
         )
 
 

@@ -20,6 +20,7 @@ from mt2st_fast.runs.comparison_progress import CHECKPOINT, Progress
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.tuning import trial_result, with_values
+from mt2st_fast.spelling import in_shell
 from mt2st_fast.training.energy import MeasuringEnergy, energy_counter
 from mt2st_fast.training.run_options import NonFiniteLossError
 
@@ -121,7 +122,7 @@ class Comparing:
                 self.console,
                 f"Stopped at step {experiment.trainer.step} of {experiment.total_steps} of {label}; "
                 f"{self.progress.n_done} of {self.progress.n_all} runs are done. "
-                f"Continue with: mt2st-fast compare --resume --out {self.folder}",
+                f"Continue with: mt2st-fast compare --resume --out {in_shell(self.folder)}",
             )
             raise typer.Exit(self.stopping.exit_code)
         return summarise_seed(history, experiment.test()[history.main], experiment.rows_read)

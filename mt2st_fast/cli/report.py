@@ -17,6 +17,7 @@ from mt2st_fast.runs.comparison_report import REPORT_FILES as OF_A_COMPARISON
 from mt2st_fast.runs.report import REPORT_FILES as OF_A_RUN
 from mt2st_fast.runs.report import pictures_of, write_report
 from mt2st_fast.runs.run_facts import FACTS
+from mt2st_fast.spelling import in_shell
 
 
 def report(
@@ -69,11 +70,12 @@ def _is_comparison(folder: Path) -> bool:
         return has_comparison
     if (folder / PROGRESS).exists():
         raise InputError(
-            f"{folder}: the comparison is not finished; finish it with: mt2st-fast compare --resume --out {folder}"
+            f"{folder}: the comparison is not finished; finish it with: mt2st-fast compare --resume --out "
+            f"{in_shell(folder)}"
         )
     if (folder / RUN_CONFIG).exists():
         raise InputError(
-            f"{folder}: the run is not finished; finish it with: mt2st-fast train --resume --out {folder}"
+            f"{folder}: the run is not finished; finish it with: mt2st-fast train --resume --out {in_shell(folder)}"
         )
     raise InputError(
         f"{folder}: is not a run: it has neither {FACTS} nor {COMPARISON}; pass a folder that train or compare has "

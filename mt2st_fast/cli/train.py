@@ -56,6 +56,7 @@ from mt2st_fast.runs.shown import (
     trained_in,
 )
 from mt2st_fast.runs.what_was_read import summary, what_was_read
+from mt2st_fast.spelling import in_shell
 from mt2st_fast.training.run_options import NonFiniteLossError
 
 # The files of a run in its folder; the configuration comes last, as it marks the folder as a run's.
@@ -115,7 +116,7 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
             say(
                 console,
                 f"Stopped at step {trainer.step} of {experiment.total_steps}. "
-                f"Continue with: mt2st-fast train --resume --out {folder}",
+                f"Continue with: mt2st-fast train --resume --out {in_shell(folder)}",
             )
             raise typer.Exit(stopping.exit_code)
         if trainer.history.stopped:
@@ -154,7 +155,12 @@ def _train_beside(
 ) -> dict[str, Any]:
     """Train with another strategy and return what reports show of both runs; the first run is already written."""
     label = f"{config.strategy}, to compare"
-    own_summary = beside.summary_of(own)
+    try:
+        own_summary = beside.summary_of(own)
+    except InputError as error:
+        raise InputError(
+            f"{error}; the run itself is whole, in {folder}, but nothing can be compared"
+        ) from None
     experiment = Experiment.prepare(config, own.splits)
     try:
         _run(experiment, label, stopping, writes)
@@ -164,7 +170,7 @@ def _train_beside(
         say(
             console,
             f"Stopped at step {experiment.trainer.step} of {experiment.total_steps} of {label}. The run itself is "
-            f"complete, in {folder}. Finish with: mt2st-fast train --resume --out {folder}",
+            f"complete, in {folder}. Finish with: mt2st-fast train --resume --out {in_shell(folder)}",
         )
         raise typer.Exit(stopping.exit_code)
     runs = {own.config.strategy: own_summary, config.strategy: beside.summary_of(experiment)}
@@ -264,6 +270,6 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     say(console, f"Written to {folder}: {written}")
     if left_out := left_out_of_vectors(report["vectors"]):
         say(console, left_out)
-    say(console, f"Label text with: mt2st-fast predict {folder} FILE")
+    say(console, f"Label text with: mt2st-fast predict {in_shell(folder)} FILE")
     for line in left_out_of_model(report):
         say(console, line)

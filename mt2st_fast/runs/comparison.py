@@ -31,7 +31,8 @@ def summarise_seed(history: History, test: float, rows_read: Callable[[int], int
     best = history.best
     if best is None:
         raise InputError(
-            f"no evaluation has a value for {history.main}: its development labels are all equal, or there are none"
+            f"no evaluation has a value for {history.main}: its development labels are all equal, or there are none; "
+            "label others, or choose another main task"
         )
     joules = dict(history.joules)
     steps = history.steps[-1].step

@@ -16,6 +16,7 @@ from mt2st_fast.runs.arms import Arm, arms_of
 from mt2st_fast.runs.comparison_options import ComparisonOptions
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.tuning import chosen, trials_of
+from mt2st_fast.spelling import in_shell
 
 FILE = "compare.progress.json"
 CHECKPOINT = "checkpoint/last.safetensors"
@@ -141,7 +142,7 @@ class Progress:
             if (folder / COMPARISON).exists():
                 raise InputError(
                     f"the comparison in {folder} is finished, so there is nothing to resume; "
-                    f"to make its report again, run: mt2st-fast report {folder}"
+                    f"to make its report again, run: mt2st-fast report {in_shell(folder)}"
                 ) from None
             raise InputError(
                 f"no comparison to resume in {folder}: {FILE} is missing; compare without --resume"

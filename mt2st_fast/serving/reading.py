@@ -17,6 +17,7 @@ from mt2st_fast.data.readers.request import ReadRequest
 from mt2st_fast.data.text.lines import TextLines
 from mt2st_fast.data.text.tokenizers import Cut
 from mt2st_fast.errors import InputError
+from mt2st_fast.spelling import in_shell
 
 log = logging.getLogger("mt2st_fast")
 WORDS_AT_ONCE = 8192
@@ -105,7 +106,7 @@ def _check_is_text(lines: Sequence[str], where: str) -> None:
     if not kinds or kinds != of_name:  # such as .txt, which may be anything
         kinds = ["columns"] if _look_like_columns(lines) else []
     if kinds:
-        specs = " or ".join(f"{name}:{where if Path(where).exists() else 'FILE'}" for name in kinds)
+        specs = " or ".join(in_shell(f"{name}:{where if Path(where).exists() else 'FILE'}") for name in kinds)
         raise InputError(
             f"{where}: does not look like text with one unit per line; give {specs} to label what is in it, or "
             "--input text to label each line"

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mt2st_fast.runs.comparison_options import ComparisonOptions
+from mt2st_fast.runs.comparison_progress import FILE as PROGRESS
+from mt2st_fast.runs.comparison_progress import Progress
+from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from tests.cli.running import QUICK, fails, run
 
@@ -54,6 +58,25 @@ def test_the_table_of_a_terminal_is_whole(
     assert shown.count("0 of 1") == 4
     assert "…" not in shown
     assert "nothing can be concluded" in shown
+
+
+def test_the_runs_of_a_stopped_comparison_are_not_lost_by_a_forgotten_resume(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "an out"
+    out.mkdir()
+    stopped = Progress(Config(data=treebank), ComparisonOptions(strategies=("stl", "mtl"), seeds=2))
+    stopped.runs["stl"] = [{"seed": 1}]
+    stopped.write(out)
+    before = (out / PROGRESS).read_bytes()
+    asked = ["compare", "--data", treebank, *QUICK, "--strategies", "stl", "--seeds", "1", "--out", str(out)]
+    error = fails(capsys, *asked)
+    assert "stopped with 1 of 4 runs done, which would be lost: go on with --resume" in error
+    assert f"remove '{out / PROGRESS}'" in error  # as a shell takes a path with a blank
+    assert (out / PROGRESS).read_bytes() == before
+    stopped.runs.clear()
+    stopped.write(out)
+    run(*asked)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -29,6 +29,23 @@ def test_a_metric_that_was_never_a_number_is_said_so(
         assert "step None" not in text
 
 
+def test_a_run_that_cannot_be_compared_is_whole_and_the_next_command_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(
+        "text,stars,mood\n" + "".join(f"film {i % 7},3.5,{i % 2}\n" for i in range(90))
+    )
+    out = tmp_path / "an out"
+    data = ["--data", f"csv:{tmp_path / 't.csv'}", "--main", "stars:regression", "--aux", "mood"]
+    asked = ["train", *data, *QUICK_DOCUMENTS, "--out", str(out)]
+    error = fails(capsys, *asked, "--against", "stl")
+    assert "no evaluation has a value for stars" in error
+    assert f"the run itself is whole, in {out}, but nothing can be compared" in error
+    assert (out / "report.html").exists()
+    run(*asked)
+    assert f"Label text with: mt2st-fast predict '{out}' FILE" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_words_that_the_file_of_vectors_cannot_have_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,9 +37,7 @@ def test_words_predict_their_neighbours_until_the_switch(data: str, treebank: st
     losses = [s["losses"]["context"] for s in steps if "context" in s.get("losses", {})]
     assert losses[-1] < losses[0]
     assert report["main"]["test"] > 0.8
-    run(
-        "predict", str(out), source.partition(":")[2], "--out", str(tmp_path / "labels")
-    )  # the model is without it
+    run("predict", str(out), source, "--out", str(tmp_path / "labels"))  # the model is without it
     assert (tmp_path / "labels").stat().st_size > 0
 
 

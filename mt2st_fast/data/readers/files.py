@@ -101,7 +101,10 @@ def _no_files(folder: Path, extensions: Collection[str]) -> InputError:
         for below in folder.iterdir()
         if below.is_dir() and any(extension_of(file) in extensions for file in _files_in(below))
     )
-    fix = f"; subfolders contain such files: use one of {listed(inside, 3)}" if inside else ""
+    files = [file.name for file in _files_in(folder)]
+    fix = f"; it has {listed(files, 3)}: rename what is data, or pass one file" if files else ""
+    if inside:
+        fix = f"; subfolders contain such files: use one of {listed(inside, 3)}"
     return InputError(
         f"{folder}: no file in the folder ends in {', '.join(sorted(extensions))} (or the same with .gz){fix}"
     )

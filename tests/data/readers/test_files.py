@@ -44,7 +44,9 @@ def test_split_words_begin_a_word_of_the_name(write):
 
 
 def test_ambiguous_missing_and_foreign_files_are_named(write, tmp_path):
-    assert "no file in the folder ends in" in message_of(f"conllu:{write(**{'README.md': 'x'})}")
+    message = message_of(f"conllu:{write(**{'README.md': 'x'})}")
+    assert "no file in the folder ends in" in message
+    assert message.endswith("; it has README.md: rename what is data, or give one file")
     write(**{"train-a.txt": "x", "train-b.txt": "x"})
     assert "several files look like train (train-a.txt, train-b.txt)" in message_of(f"columns:{tmp_path}")
     (tmp_path / "train-a.txt").unlink()
