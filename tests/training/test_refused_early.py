@@ -83,7 +83,6 @@ def test_a_file_that_is_no_checkpoint_is_not_overwritten(tmp_path):
         trainer().fit([BATCH], epochs=1, checkpoint=checkpoint)
 
 
-
 def test_one_text_for_a_list_of_tasks():
     with pytest.raises(TypeError, match=r"tasks must be a list of names, not the string 'ab'; pass \['ab'\]"):
         MultiTaskHeads(8, {"a": Classification(2), "b": Classification(2)}, main="a").set_active("ab")
