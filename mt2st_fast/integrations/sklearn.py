@@ -95,8 +95,7 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         main = main_of(columns, self.main)
         tasks = {name: numbered(name, columns[name]) for name in dict.fromkeys([main, *columns])}
         targets = {name: _target(task) for name, task in tasks.items()}
-        with torch.random.fork_rng(devices=[]):  # leaves torch's global random state unchanged
-            self.model_ = train_bags(Tokens.of(rows), targets, options)
+        self.model_ = train_bags(Tokens.of(rows), targets, options)
         self.main_ = main
         self.task_classes_ = {name: tasks[name].classes for name in self.model_.labels}
         self.classes_ = self.task_classes_[main]
