@@ -67,10 +67,10 @@ def write_model(
         write_atomically(partial / DESCRIPTION, described)
         _put(partial, folder, old)
     except OSError as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
     finally:
+        if old.exists() and not folder.exists():  # also after Ctrl-C
+            old.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

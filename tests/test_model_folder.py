@@ -89,6 +89,23 @@ def test_a_model_that_another_writer_puts_there_first_is_replaced(tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_ends_between_the_renames_leaves_the_old_model(tmp_path, monkeypatch, error):
+    rename = Path.rename
+    written(tmp_path / "m")
+
+    def failing(self, target):
+        if target == tmp_path / "m" and not self.name.endswith(".old"):
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(InputError if error is OSError else error):
+        write_model(tmp_path / "m", "toy", {"rate": 2}, {})
+    assert read_model(tmp_path / "m")[1] == CONFIGURATION
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 def test_through_a_link_its_target_is_replaced(tmp_path):
     (tmp_path / "latest").symlink_to(written(tmp_path / "m"))
     write_model(tmp_path / "latest", "toy", {"rate": 2}, {})

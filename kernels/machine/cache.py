@@ -38,6 +38,7 @@ BOUNDS_CHECKED = bool(config.BOUNDSCHECK)  # type: ignore[attr-defined]
 SOURCES = Path(__file__).resolve().parents[1]
 UNUSED_SECONDS = 30 * 86400  # after which the folder of another source state is removed
 _STAMP = "used"
+_NO_MACHINE_CODE = "no compiled object yet"  # Numba's words
 
 
 @lru_cache
@@ -206,6 +207,12 @@ class KernelCache(FunctionCache):
             super().save_overload(sig, data)
         except OSError as error:
             _tell(error.strerror or str(error))
+        except RuntimeError as error:
+            if _NO_MACHINE_CODE not in str(error):
+                raise
+            # Numba gets its machine code in a callback of LLVM's, in which an exception only prints. What a signal
+            # raises comes there, as it waits until LLVM returns to Python.
+            raise KeyboardInterrupt from error
         finally:
             self._turn.end()
 

@@ -31,10 +31,14 @@ def columns_of(y: Any, rows: int) -> dict[str, np.ndarray]:
     """
     if y is None:
         raise InputError("this estimator requires y to be passed, but the target y is None")
-    if isinstance(y, Mapping):
-        columns = {str(name): _array(column) for name, column in y.items()}
-    elif hasattr(y, "columns"):
-        columns = {str(name): _array(y[name]) for name in y.columns}
+    if hasattr(y, "tocsr"):
+        raise InputError("y is sparse, and a task has one column of classes; pass y.toarray() or the classes")
+    if isinstance(y, Mapping) or hasattr(y, "columns"):
+        keys = list(y) if isinstance(y, Mapping) else list(y.columns)
+        names = [str(key) for key in keys]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"y has {names.count(twice[0])} columns named {twice[0]}; rename all but one")
+        columns = {name: _array(y[key]) for name, key in zip(names, keys, strict=True)}
     else:
         given = _array(y)
         if given.ndim not in (1, 2):
@@ -87,7 +91,10 @@ def known_labels(name: str, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _array(column: Any) -> np.ndarray:
     """Make an array of labels that keeps their types: NumPy alone would turn numbers beside strings into strings."""
     if hasattr(column, "__array__"):
-        return np.asarray(column)
+        array = np.asarray(column)
+        # Whole numbers of pandas and polars, some of which are missing: NumPy alone would make them fractions.
+        of_numpy = isinstance(getattr(column, "dtype", None), np.dtype)
+        return array if of_numpy or array.dtype.kind != "f" else np.asarray(column, object)
     rows = list(column) if hasattr(column, "__iter__") and not isinstance(column, str | bytes) else column
     try:
         return np.asarray(rows, object)

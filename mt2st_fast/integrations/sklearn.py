@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.metrics import accuracy_score
-from sklearn.utils import check_random_state
+from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch.nn.functional import embedding_bag
 
@@ -95,8 +95,7 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         main = main_of(columns, self.main)
         tasks = {name: numbered(name, columns[name]) for name in dict.fromkeys([main, *columns])}
         targets = {name: _target(task) for name, task in tasks.items()}
-        with torch.random.fork_rng(devices=[]):  # leaves torch's global random state unchanged
-            self.model_ = train_bags(Tokens.of(rows), targets, options)
+        self.model_ = train_bags(Tokens.of(rows), targets, options)
         self.main_ = main
         self.task_classes_ = {name: tasks[name].classes for name in self.model_.labels}
         self.classes_ = self.task_classes_[main]
@@ -133,6 +132,7 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
             raise InputError(
                 f"y has no column {self.main_}, which is the main task; available: {', '.join(columns)}"
             )
+        check_consistent_length(rows, sample_weight)
         known, labels = known_labels(main, columns[main])
         weights = None if sample_weight is None else np.asarray(sample_weight)[known]
         kept = [row for row, labelled in zip(rows, known, strict=True) if labelled]

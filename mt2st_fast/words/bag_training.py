@@ -83,6 +83,7 @@ class BagOptions:
             raise InputError(f"dropout must be a probability below 1, not {self.dropout!r}")
 
 
+@torch.random.fork_rng(devices=[])  # the caller's random numbers go on as if nothing was
 def train_bags(
     documents: Tokens,
     targets: Mapping[str, TargetColumn],
@@ -104,8 +105,10 @@ def train_bags(
     features = features if vectors is None else replace(features, vocabulary=_with_words(features, vectors))
     corpus = Corpus(*features.bags(documents), dict(targets), level="document")
     batch_size = options.batch_size or batch_size_for(corpus.n_rows, LEAST_BATCH)
-    torch.manual_seed(options.seed)
-    encoder = make_bag_encoder(features.size, options.dim, options.dropout)
+    torch.manual_seed(int(options.seed))  # for dropout
+    # The table has a generator of its own, so that models of several threads do not depend on each other.
+    draw = torch.Generator().manual_seed(int(options.seed))
+    encoder = make_bag_encoder(features.size, options.dim, options.dropout, draw)
     if vectors is not None:
         rows = torch.from_numpy(features.vocabulary.ids_of(vectors.words)).long()
         encoder.table.data[rows] = torch.from_numpy(np.array(vectors.vectors))
@@ -150,21 +153,26 @@ def rate_for(batch_size: int) -> float:
     return float(RATE_OF_LEAST * (RATE_OF_MOST / RATE_OF_LEAST) ** way)
 
 
-def make_bag_encoder(num_types: int, dim: int, dropout: float = 0.0) -> BagEncoder:
-    """Return an encoder with a row-sparse table of small random vectors, as fastText starts with."""
+def make_bag_encoder(
+    num_types: int, dim: int, dropout: float = 0.0, draw: torch.Generator | None = None
+) -> BagEncoder:
+    """Return an encoder with a row-sparse table of small random vectors, as fastText starts with.
+
+    draw: the generator of its random numbers, by default torch's own.
+    """
     with torch.device("meta"):  # skips the encoder's own, slower initialization
         encoder = BagEncoder(num_types, dim, sparse=True, dropout=dropout)
     encoder.to_empty(device="cpu")
-    _fill_uniform(encoder.table.data, 1.0 / dim)
+    _fill_uniform(encoder.table.data, 1.0 / dim, draw)
     return encoder
 
 
-def _fill_uniform(table: torch.Tensor, bound: float) -> None:
+def _fill_uniform(table: torch.Tensor, bound: float, draw: torch.Generator | None) -> None:
     """Fill a table with random numbers within the bound, drawn on all cores.
 
     Every block of rows has its own seed, so the numbers are the same on any number of cores.
     """
-    seed = int(torch.randint(2**48, ()))
+    seed = int(torch.randint(2**48, (), generator=draw))
 
     def fill(block: tuple[int, torch.Tensor]) -> None:
         i, rows = block

@@ -115,12 +115,15 @@ class FastTextModel(ABC):
         """Return the output matrix, float32 (labels, dim), or (words, dim) for word vectors."""
 
     def set_matrices(self, input_matrix: np.ndarray, output_matrix: np.ndarray) -> None:
-        """Replace the numbers of both matrices. Raises InputError for another shape."""
+        """Replace the numbers of both matrices. Raises InputError for another shape, and for NaN and infinity."""
         before = self.get_input_matrix(), self.get_output_matrix()
         for name, old, new in zip(("input", "output"), before, (input_matrix, output_matrix), strict=True):
             if np.shape(new) != old.shape:
                 raise InputError(f"the {name} matrix is {old.shape}, not {np.shape(new)}")
-        self._set_matrices(np.asarray(input_matrix, np.float32), np.asarray(output_matrix, np.float32))
+            if not np.isfinite(new).all():
+                raise InputError(f"the {name} matrix has numbers that are not finite; replace them")
+        # Copies: torch warns of arrays that are read-only.
+        self._set_matrices(np.array(input_matrix, np.float32), np.array(output_matrix, np.float32))
 
     def get_input_vector(self, ind: int) -> np.ndarray:
         """Return a row of the input matrix."""

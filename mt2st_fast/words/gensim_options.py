@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,17 +81,24 @@ def check_rates(alpha: Any, min_alpha: Any, names: tuple[str, str] = ("alpha", "
 def one_of(sentences: Any, corpus_iterable: Any) -> Any:
     """Return whichever of the two is given; raises InputError if both are."""
     if sentences is not None and corpus_iterable is not None:
-        raise InputError("corpus_iterable is an alias of sentences; pass only one of them")
+        raise NotATextError("corpus_iterable is an alias of sentences; pass only one of them")
     return corpus_iterable if sentences is None else sentences
 
 
 def read_text(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path | None) -> Tokens:
     """Read the text as ids of its own words.
 
-    Raises InputError for neither or both of the arguments, and for text that cannot be used.
+    Raises InputError for text that cannot be used; for neither or both of the arguments, and for a file that is none,
+    it is also a TypeError, as in gensim.
     """
     if (sentences is None) == (corpus_file is None):
-        raise InputError("pass either sentences or corpus_file")
+        raise NotATextError("pass either sentences or corpus_file")
+    if corpus_file is not None and not (
+        isinstance(corpus_file, str | os.PathLike) and Path(corpus_file).exists()
+    ):
+        raise NotATextError(f"corpus_file {corpus_file}: there is no such file; check the path")
+    if corpus_file is not None and Path(corpus_file).is_dir():
+        raise NotATextError(f"corpus_file {corpus_file}: is a folder; pass a file with a sentence per line")
     if corpus_file is not None and is_token_file(Path(corpus_file)):
         return TokenStream.open(corpus_file)
     if isinstance(sentences, str):

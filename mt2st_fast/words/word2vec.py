@@ -21,7 +21,7 @@ from mt2st_fast.numbers import check_count, given
 from mt2st_fast.training.context_run import ContextPlan
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.table_tasks import check_kinds
-from mt2st_fast.words.gensim_errors import NoSuchNameError
+from mt2st_fast.words.gensim_errors import NoSuchNameError, NoWordsError
 from mt2st_fast.words.gensim_names import REFUSED, GensimNames
 from mt2st_fast.words.gensim_options import (
     check_ngrams,
@@ -218,7 +218,7 @@ class Word2Vec(GensimNames):
         if not update:
             return frequent_words(counted, self.min_count, self.max_final_vocab, trim_rule)
         if not self.words:
-            raise InputError("update=True needs a vocabulary to add to; call build_vocab without it first")
+            raise NoWordsError("update=True needs a vocabulary to add to; call build_vocab without it first")
         # The text may have no new word that is frequent enough.
         return with_words_of(self.vocabulary, counted, self.min_count, trim_rule)
 

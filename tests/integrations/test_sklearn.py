@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("sklearn")
 
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError, SkipTestWarning
 from sklearn.linear_model import LogisticRegression
@@ -178,6 +179,14 @@ def test_classes_are_of_the_type_of_the_labels(labels, classes, dtype):
     assert np.issubdtype(model.predict(["soup"]).dtype, dtype)
 
 
+def test_whole_numbers_of_pandas_stay_whole_where_some_are_missing():
+    labels = pytest.importorskip("pandas").Series([2, 10, None, 10], dtype="Int64")
+    model = small().fit(["soup salt", "goal ball", "soup oven", "ball team"], labels)
+    assert model.classes_.tolist() == [2, 10]
+    assert model.classes_.dtype.kind == "i"
+    assert model.model_.labels["label"] == ("2", "10")
+
+
 def test_texts_may_have_lines_no_word_and_words_of_ones_own():
     model = small(tokenizer=str.splitlines).fit(["a b\nc", "c", "d e\nf", "f"], [0, 0, 1, 1])
     assert model.model_.words == ["c", "f", "a b", "d e"]
@@ -225,7 +234,7 @@ def test_searches_and_cross_validation_go_over_it():
 
 def test_cross_validation_goes_over_data_frames():
     assert cross_val_score(small(), TEXTS, as_frame(BOTH), cv=KFold(2)).min() > 0.8
-    with pytest.raises(InputError, match=r"not one DataFrame: pass one of its columns, such as X\['text'\]"):
+    with pytest.raises(InputError, match=r"not one DataFrame; pass one of its columns, such as X\['text'\]"):
         small().fit(as_frame({"text": TEXTS}), TOPIC_OF)
 
 
@@ -258,6 +267,8 @@ class _Lower(Word2VecTransformer):
         (["x", "y"], [0.5, 1.25], {}, "Unknown label type: continuous"),
         (["x", "y"], [1.0, np.inf], {}, "Input contains infinity: the column label of y has a label that is inf"),
         (["x", "y"], {}, {}, "y has no columns; pass one per task"),
+        (["x", "y"], {1: [0, 1], "1": [1, 0]}, {}, "y has 2 columns named 1; rename all but one"),
+        (["x", "y"], csr_array(np.eye(2)), {}, "y is sparse, and a task has one column of classes"),
         (["x", "y"], {"t": [0, 1]}, {"main": "u"}, "main is 'u', but y has no such column; available: t"),
         (["x", "y"], [0, 1], {"dim": 0}, "dim must be a whole number of at least 1, not 0"),
         (["x", "y"], [0, 1], {"minn": 3}, r"minn \(3\) and maxn \(0\) must satisfy 0 <= minn <= maxn"),
@@ -288,6 +299,8 @@ def test_what_a_fitted_classifier_does_not_know_is_named():
         model.score(TEXTS, {"tone": TONE_OF, "style": TONE_OF})
     with pytest.raises(InputError, match="the column label of y has no label to compare with"):
         model.score(TEXTS[:2], [None, None])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        model.score(TEXTS, TOPIC_OF, sample_weight=[1] * 3)
 
 
 # --- word vectors -----------------------------------------------------------------------------------------

@@ -196,6 +196,11 @@ def test_matrices_are_put_in(cooking):
     model = fasttext.train_supervised(str(cooking / "train"), dim=4, epoch=1)
     inputs, outputs = model.get_input_matrix(), model.get_output_matrix()
     model.set_matrices(inputs + 1, outputs + 2)
+    read_only = model.get_input_matrix()
+    read_only.setflags(write=False)
+    model.set_matrices(read_only, np.asfortranarray(outputs + 2))
+    with pytest.raises(InputError, match="the output matrix has numbers that are not finite"):
+        model.set_matrices(inputs, outputs * np.nan)
     assert np.array_equal(model.get_input_matrix(), inputs + 1)
     assert np.array_equal(model.get_output_matrix(), outputs + 2)
     with pytest.raises(InputError, match="the output matrix is"):

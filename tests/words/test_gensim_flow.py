@@ -133,3 +133,21 @@ def test_misuse_is_one_line(tmp_path):
         Word2Vec(**SMALL).build_vocab([["a"]], corpus_iterable=[["a"]])
     with pytest.raises(InputError, match="is not a model"):
         Word2Vec.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda m, _: m.build_vocab(), TypeError, "pass either sentences or corpus_file"),
+        (lambda m, _: m.build_vocab([["a"]], corpus_file="x"), TypeError, "pass either"),
+        (lambda m, _: m.train([["a"]], corpus_iterable=[["a"]]), TypeError, "pass only one of them"),
+        (lambda m, _: m.scan_vocab(corpus_file=3), TypeError, "corpus_file 3: there is no such file"),
+        (lambda m, f: m.train(corpus_file=f / "none"), TypeError, "none: there is no such file"),
+        (lambda m, f: m.train(corpus_file=f), TypeError, "is a folder; pass a file"),
+        (lambda m, _: m.build_vocab([["a"]], update=True), RuntimeError, "needs a vocabulary to add to"),
+    ],
+)
+def test_errors_are_of_gensims_kinds_too(call, kind, message, tmp_path):
+    with pytest.raises(kind, match=message) as caught:
+        call(Word2Vec(**SMALL), tmp_path)
+    assert isinstance(caught.value, InputError)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from mt2st_fast import InputError, MultiTask, Switch
 from mt2st_fast.data.batches import batch_size_for
@@ -91,6 +93,20 @@ def test_it_learns_every_family(tmp_path, word_ngrams):
     assert found.probabilities[0] > found.probabilities[1]
     assert sum(found.probabilities) == pytest.approx(1.0)
     assert model.predict("the goal was poor", family="tone").labels == ("bad",)
+
+
+def test_models_of_several_threads_are_those_of_one_and_the_callers_random_numbers_go_on(tmp_path):
+    def table(seed):
+        return train_supervised(path, dim=8, epoch=1, seed=seed, device="cpu").get_input_matrix()
+
+    path = write(tmp_path / "train.txt")
+    torch.manual_seed(3)
+    alone, drawn = [table(seed) for seed in range(6)], torch.rand(4)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(4), drawn)
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(table, range(6)))
+    assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
 def test_the_same_seed_gives_the_same_vectors(tmp_path):

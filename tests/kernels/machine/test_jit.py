@@ -275,3 +275,21 @@ def test_cycles_are_looked_for_again_after_compiling():
             gc.enable()
     assert heard == [("two", False), ("two", False)]
     assert gc.isenabled()
+
+
+def test_an_interrupt_that_numba_has_swallowed_is_raised(tmp_path, monkeypatch):
+    """Python calls a signal's handler when LLVM calls back, where exceptions are only printed."""
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
+    own = cache.KernelCache(_plain)
+    for words, error in (("no compiled object yet for _plain", KeyboardInterrupt), ("other", RuntimeError)):
+
+        def fail(*_, words=words):
+            raise RuntimeError(words)
+
+        monkeypatch.setattr(cache.FunctionCache, "save_overload", fail)
+        with pytest.raises(error):
+            own.save_overload(None, None)
+
+
+def _plain(x):
+    return x
