@@ -64,7 +64,7 @@ def complete_splits(
             if measured is None
             else "use --part all to measure all of them"
         )
-        raise InputError(f"{where}: {n_units} sentences or documents are too few to split; {fix}")
+        raise InputError(f"{where}: too few sentences or documents to split ({n_units}); {fix}")
     order = np.random.Generator(np.random.PCG64(_SPLIT_SEED)).permutation(n_units)
     for i, part in enumerate(missing):
         sections[part] = found["train"].take(np.sort(order[i * share : (i + 1) * share]))

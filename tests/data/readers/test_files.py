@@ -66,7 +66,7 @@ def test_missing_empty_and_undecodable_files_are_named(write, kind):
 
 def test_too_little_text_to_split_is_named(write):
     path = write(**{"x.txt": sentences(2)}) / "x.txt"
-    assert "2 sentences or documents are too few to split" in message_of(f"columns:{path}")
+    assert "too few sentences or documents to split (2)" in message_of(f"columns:{path}")
 
 
 @pytest.mark.parametrize("kind", ["conllu", "columns", "csv", "text"])
