@@ -46,7 +46,7 @@ def test_split_words_begin_a_word_of_the_name(write):
 def test_ambiguous_missing_and_foreign_files_are_named(write, tmp_path):
     message = message_of(f"conllu:{write(**{'README.md': 'x'})}")
     assert "no file in the folder ends in" in message
-    assert message.endswith("; it has README.md: rename what is data, or give one file")
+    assert message.endswith("; it has README.md: rename what is data, or pass one file")
     write(**{"train-a.txt": "x", "train-b.txt": "x"})
     assert "several files look like train (train-a.txt, train-b.txt)" in message_of(f"columns:{tmp_path}")
     (tmp_path / "train-a.txt").unlink()
