@@ -55,7 +55,8 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(partial / target.name)
         (partial / target.name).replace(target)
     except OSError as error:
-        if error.filename is None or partial.name in Path(str(error.filename)).parts:
+        of_partial = error.filename is None or partial.name in Path(str(error.filename)).parts
+        if error.errno is not None and of_partial:  # an error of the system's
             error.filename = str(path)  # the user knows nothing of partial files
         raise
     finally:

@@ -47,6 +47,7 @@ from mt2st_fast.runs.rehearsal import rehearsed
 from mt2st_fast.runs.report import REPORT_FILES, pictures_of, write_report
 from mt2st_fast.runs.run_facts import LEFT, leave_run
 from mt2st_fast.runs.shown import (
+    early_end_of,
     left_out_of_model,
     left_out_of_vectors,
     quality_of,
@@ -119,11 +120,6 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
                 f"Continue with: mt2st-fast train --resume --out {in_shell(folder)}",
             )
             raise typer.Exit(stopping.exit_code)
-        if trainer.history.stopped:
-            say(
-                console,
-                f"Ended early, after step {trainer.step} of {experiment.total_steps}: {trainer.history.stopped}.",
-            )
         if writes:
             leave_run(experiment, folder)
             report = write_report(folder)
@@ -263,6 +259,8 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     )
     if spans := report["score"]["spans"]:
         say(console, f"On test rows, {spans_line(spans)}.")
+    if report["stopped"]:
+        say(console, early_end_of(report))
     if report["against"] is not None:
         say(console, beside.sentence(report["against"], main["metric"]))
     files = "report.html", "report.md", "report.json", *pictures_of(report), *LEFT, RUN_CONFIG

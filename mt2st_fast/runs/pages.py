@@ -11,6 +11,7 @@ from mt2st_fast.runs.comparison_tables import COLUMNS, lead, parts_of, table_row
 from mt2st_fast.runs.page import Picture, Section, Table, page
 from mt2st_fast.runs.plots import plot_curves, plot_importance, plot_seconds
 from mt2st_fast.runs.shown import (
+    early_end_of,
     engine_of,
     left_out_of_vectors,
     option,
@@ -67,7 +68,7 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
     lead = (
         f"The main task {main['task']}: {quality_of(main)}. {report['steps']:,} steps, "
         f"{report['train_seconds']:.1f} s of training, {report['tokens_per_second']:,.0f} tokens/s."
-        + (f" Ended early: {report['stopped']}." if report["stopped"] else "")
+        + (f" {ended}" if (ended := early_end_of(report)) else "")
     )
     title = f"{main['task']} on {data['name']}, strategy {report['strategy']}"
     return page(title, lead, sections, _environment(report["environment"]))

@@ -17,6 +17,7 @@ from mt2st_fast.runs.pages import plot_against, run_page
 from mt2st_fast.runs.plots import plot_curves, plot_importance, png
 from mt2st_fast.runs.run_facts import read_facts, read_history
 from mt2st_fast.runs.shown import (
+    early_end_of,
     engine_of,
     left_out_of_vectors,
     quality_of,
@@ -173,7 +174,7 @@ def render(report: dict[str, Any]) -> str:
         f"{report['tokens_per_second']:,.0f} tokens/s. Backend {report['backend']['name']}: "
         f"{report['backend']['reason']}.",
         "",
-        *([f"Ended early: {report['stopped']}.", ""] if report["stopped"] else []),
+        *([ended, ""] if (ended := early_end_of(report)) else []),
         *_against_lines(report),
         "![losses, task weights and quality over steps](curves.png)",
         "",

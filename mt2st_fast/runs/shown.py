@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mt2st_fast.training.schedules import find_strategy
+
 
 def shown(value: float | None, digits: int = 4) -> str:
     """Format a number; None and NaN, which are undefined, are a dash."""
@@ -68,6 +70,16 @@ def quality_of(main: Mapping[str, Any]) -> str:
         f"{metric} at the end (the saved model): {shown(main['last_dev'])} on development, {test} on test; best on "
         f"development {shown(main['best'])} (step {main['best_step']:,})"
     )
+
+
+def early_end_of(report: Mapping[str, Any]) -> str:
+    """Say why a run ended early, and if it had not come to its switch; "" if it did not end early."""
+    if not report["stopped"]:
+        return ""
+    left = [task for task in report["phases"][-1]["active"] if task != report["main"]["task"]]
+    switches = any(option.name == "switch_at" for option in find_strategy(report["strategy"]).options)
+    unfinished = f" It never trained {report['main']['task']} alone: {', '.join(left)} had not retired."
+    return f"Ended early: {report['stopped']}.{unfinished if left and switches else ''}"
 
 
 def left_out_of_vectors(vectors: Mapping[str, Any]) -> str:
