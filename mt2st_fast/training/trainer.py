@@ -88,8 +88,8 @@ class Trainer:
             captured; otherwise it runs eagerly. A replay does not run the encoder's Python code again.
         fuse_backward: None takes the fastest engine that gives the same step (docs/kernels.md): on a CPU, the whole
             step of this package's encoders and row-sparse optimizers is one kernel call; on CUDA, the backward pass
-            steps their tables. True: the backward pass steps all row-sparse tables. False: gradients are computed, and
-            the optimizer steps.
+            steps their tables. True: the backward pass steps all row-sparse tables, each of which a step may read only
+            once. False: gradients are computed, and the optimizer steps.
         distributed: "auto" trains one model together with the other processes of torch's process group, if there is one
             (docs/processes.md); "none" lets each process train its own.
 
