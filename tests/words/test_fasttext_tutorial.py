@@ -291,6 +291,6 @@ def test_what_is_refused_says_why_in_a_line(classifier, cooking, call, message):
 def test_a_text_of_labels_alone_is_named_without_gensims_options(tmp_path):
     (tmp_path / "labels.txt").write_text("__label__a\n__label__b\n" * 20)
     with pytest.raises(
-        InputError, match="labels.txt: no word occurs at least 5 times, labels aside; .* minCount"
+        InputError, match=r"labels.txt: no word occurs at least 5 times, labels aside; .* minCount"
     ):
         fasttext.train_unsupervised(tmp_path / "labels.txt")
