@@ -19,6 +19,7 @@ from mt2st_fast.numbers import check_count, check_positive
 from mt2st_fast.serving.load import load
 from mt2st_fast.words.fasttext_models import Classifier, FastTextModel, Vectors, words_of
 from mt2st_fast.words.fasttext_options import UNSUPERVISED_LOSSES, check_refused
+from mt2st_fast.words.gensim_errors import NoWordsError
 from mt2st_fast.words.gensim_vocabulary import RULE_DEFAULT, RULE_DISCARD
 from mt2st_fast.words.supervised import train_supervised as train_families
 from mt2st_fast.words.supervised_model import SupervisedModel
@@ -100,9 +101,15 @@ def train_unsupervised(
         sg=MODELS[model], hs=int(loss == "hs"), negative=neg if loss == "ns" else 0, epochs=epoch,
         min_n=minn if maxn else 0, max_n=maxn, bucket=bucket,
     )  # fmt: skip
-    made.build_vocab(
-        corpus_file=input, trim_rule=lambda word, *_: RULE_DISCARD if word.startswith(label) else RULE_DEFAULT
-    )
+    try:
+        made.build_vocab(
+            corpus_file=input,
+            trim_rule=lambda word, *_: RULE_DISCARD if word.startswith(label) else RULE_DEFAULT,
+        )
+    except NoWordsError:  # its message speaks of options that fastText does not have
+        raise NoWordsError(
+            f"{input}: no word occurs at least {minCount} times, labels aside; use more text or a smaller minCount"
+        ) from None
     if pretrainedVectors:
         _begin_with(made, Path(pretrainedVectors))
     made.train(corpus_file=input)

@@ -22,7 +22,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import delete, left_behind, partial_beside, where_written, write_atomically
+from mt2st_fast.files import delete, left_behind, partial_beside, write_atomically
 from mt2st_fast.numbers import plain
 from mt2st_fast.spelling import in_shell
 from mt2st_fast.tensor_files import on_cpu_apart, write_tensors
@@ -50,24 +50,30 @@ def write_model(
     configuration: values that JSON can hold. Raises InputError where the folder holds something else or cannot be
     written.
     """
-    folder = where_written(Path(folder))
-    if not _may_be_replaced(folder):
-        raise InputError(f"{folder}: already exists and is not a model; choose another folder")
-    if folder.resolve() == Path.cwd():
-        raise InputError(
-            f"{folder}: is the working directory, which cannot be replaced; choose a folder in it, such as ./model"
-        )
+    named = Path(folder)
+    try:
+        folder = named.resolve()  # through links, and without `..`, which is lost while a folder is renamed
+        if not _may_be_replaced(folder):
+            raise InputError(f"{named}: already exists and is not a model; choose another folder")
+        if folder == Path.cwd():
+            raise InputError(
+                f"{named}: is the working directory, which cannot be replaced; choose a folder in it, such as ./model"
+            )
+        _write(folder, kind, configuration, tensors)
+    except OSError as error:
+        raise InputError(f"{named}: cannot be written ({error.strerror or error})") from None
+
+
+def _write(folder: Path, kind: str, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     partial = partial_beside(folder)
     old = partial.with_name(f"{partial.name}.old")
+    _sweep(folder)
+    partial.mkdir(parents=True)
     try:
-        _sweep(folder)
-        partial.mkdir(parents=True)
         write_tensors(partial / TENSORS, on_cpu_apart(tensors))
         described = _description(kind, dict(configuration), _digest_of_file(partial / TENSORS))
         write_atomically(partial / DESCRIPTION, described)
         _put(partial, folder, old)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
     finally:
         if old.exists() and not folder.exists():  # also after Ctrl-C
             old.rename(folder)

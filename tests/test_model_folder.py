@@ -114,6 +114,14 @@ def test_through_a_link_its_target_is_replaced(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "m"]
 
 
+def test_a_path_that_goes_up_and_a_name_that_is_too_long(tmp_path):
+    written(tmp_path / "m")
+    write_model(tmp_path / "m" / ".." / "m", "toy", {"rate": 2}, {})
+    assert read_model(tmp_path / "m")[1] == {"rate": 2}
+    with pytest.raises(InputError, match="cannot be written"):
+        written(tmp_path / ("m" * 250))
+
+
 def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="the working directory"):

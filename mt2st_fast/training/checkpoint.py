@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,22 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise InputError for a folder, and for a file with something else than a checkpoint, which would be lost."""
+    """Raise InputError for a folder, for a file with something else than a checkpoint, which would be lost, and for a
+    place where nothing can be written. Makes the folder of the file.
+    """
     if path.is_dir():
         raise InputError(f"{path} is a folder; pass the name of a file as checkpoint")
     if path.is_file() and path.stat().st_size and not is_checkpoint(path):
         raise InputError(
             f"{path} is not a checkpoint and would be overwritten; choose another file, or remove it"
         )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}); give another checkpoint"
+        ) from None
 
 
 class Checkpoint:

@@ -112,6 +112,7 @@ class _Loader:
         self.random_states = self._states()
         self.watched = False  # whether the state will be needed
         self._content: str | None = None
+        self._ignored: set[str] = set()  # targets that no task has, of which the log has told
         self.first: list[
             int
         ] = []  # rows of this epoch's first batch, where they are needed to know the data again
@@ -145,6 +146,12 @@ class _Loader:
         if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Mapping)):
             raise TypeError(f"a batch of {self.name} must be {WANTED}, not {shape_of(batch)}")
         for task, target in batch[1].items():
+            if task not in self.tasks and task not in self._ignored:
+                self._ignored.add(task)
+                logger.warning(
+                    "%s has targets of %s, which is not a task, and nothing trains on them; available: %s",
+                    self.name, task, ", ".join(self.tasks),
+                )  # fmt: skip
             if isinstance(target, np.ndarray):
                 raise TypeError(
                     f"targets of {task} in {self.name} must be tensors, not numpy's: torch.from_numpy(target)"

@@ -76,9 +76,13 @@ def frequent_words(
         raise NoWordsError("the text has no words")
     kept = _kept(counted, min_count, trim_rule)
     if not kept.any():
-        rule = "" if trim_rule is None else "trim_rule keeps no word, and "
+        if trim_rule is not None:
+            raise NoWordsError(
+                f"the text: trim_rule keeps no word, and of those that it leaves to min_count none occurs {min_count} "
+                "times; use more text, another rule or a smaller min_count"
+            )
         raise NoWordsError(
-            f"the text: {rule}no word occurs at least {min_count} times (the most frequent word occurs "
+            f"the text: no word occurs at least {min_count} times (the most frequent word occurs "
             f"{counted.counts.max()} times); use more text or a smaller min_count"
         )
     if most is not None and most < kept.sum():

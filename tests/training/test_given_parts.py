@@ -102,3 +102,12 @@ def test_features_of_another_shape_or_kind(features, error, message):
 def test_names_of_tasks_are_strings():
     with pytest.raises(ValueError, match="the name of a task must be a string, not 1"):
         MultiTaskHeads(4, {1: Classification(2)}, main=1)
+
+
+def test_targets_of_no_task_are_told_once(caplog):
+    batch = (torch.randn(2, 3), {"a": torch.tensor([0, 1]), "c": torch.tensor([0, 1])})
+    Trainer(nn.Linear(3, 4), heads(), device="cpu").fit([batch] * 3, epochs=2)
+    told = [message for message in caplog.messages if "targets of c" in message]
+    assert told == [
+        "train has targets of c, which is not a task, and nothing trains on them; available: a, b"
+    ]

@@ -20,6 +20,7 @@ from mt2st_fast import (
     SingleTask,
     Switch,
     Trainer,
+    Uncertainty,
 )
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.history import History
@@ -94,7 +95,8 @@ def test_what_matters_least_by_number_is_frozen_up_to_the_share(skip, frozen):
         ({"skip": 1.5}, ValueError, "skip must be"),
         ({"skip": float("nan")}, ValueError, "skip must be"),
         ({"measure": "magnitude"}, ValueError, "measure 'magnitude' is unknown; available: fisher, taylor"),
-        ({"schedule": nn.Linear(2, 2)}, InputError, "Linear learns its weights"),
+        ({"schedule": nn.Linear(2, 2)}, TypeError, "schedule must be a schedule, .* not Linear"),
+        ({"schedule": Uncertainty()}, InputError, "Uncertainty learns its weights"),
         (
             {"schedule": Alternate(1, 1)},
             InputError,

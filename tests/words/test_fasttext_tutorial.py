@@ -286,3 +286,11 @@ def test_what_is_refused_says_why_in_a_line(classifier, cooking, call, message):
     with pytest.raises(InputError, match=message) as caught:
         call(classifier, str(cooking / "train"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_text_of_labels_alone_is_named_without_gensims_options(tmp_path):
+    (tmp_path / "labels.txt").write_text("__label__a\n__label__b\n" * 20)
+    with pytest.raises(
+        InputError, match=r"labels.txt: no word occurs at least 5 times, labels aside; .* minCount"
+    ):
+        fasttext.train_unsupervised(tmp_path / "labels.txt")

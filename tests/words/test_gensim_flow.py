@@ -151,3 +151,10 @@ def test_errors_are_of_gensims_kinds_too(call, kind, message, tmp_path):
     with pytest.raises(kind, match=message) as caught:
         call(Word2Vec(**SMALL), tmp_path)
     assert isinstance(caught.value, InputError)
+
+
+def test_a_rule_that_keeps_nothing_is_named():
+    with pytest.raises(
+        RuntimeError, match="trim_rule keeps no word, and of those that it leaves to min_count"
+    ):
+        Word2Vec([["a", "b"]] * 9, trim_rule=lambda *_: 1, **SMALL)
