@@ -83,7 +83,7 @@ def test_a_part_that_training_took_out_of_its_text_is_those_rows(
         words = [splits.vocabulary.words[t] for t in splits.parts[part].tokens]
         assert [splits.vocabulary.words[t] for t in ours.tokens] == words
     small = f"csv:{table(tmp_path / 'small.csv', 2)}"
-    assert "too few to split; use --part all to measure all of them" in fails(
+    assert "too few sentences or documents to split (2); use --part all to measure all of them" in fails(
         capsys, "test", model, small, "--part", "test"
     )
 

@@ -101,10 +101,10 @@ def test_what_contradicts_itself_is_refused(
 ) -> None:
     data = table(tmp_path / "new.csv", ["review"], [["good film"]])
     for arguments, said in (
-        ((data, "--input", "text"), "says that it is csv; leave out --input text"),
+        ((data, "--input", "text"), "already names the kind csv; omit --input text"),
         ((data, "--input", "csv"), "--input is auto, conllu or text, not 'csv'"),
         ((data, "--text-column", "body"), "no column 'body'; available: review"),
-        (("lines.txt", "--text-column", "body"), "--text-column is for tables: give csv or jsonl:lines.txt"),
+        (("lines.txt", "--text-column", "body"), "--text-column is for tables; pass csv or jsonl:lines.txt"),
         (("csv:",), "needs a path: csv:PATH"),
         ((f"csv:{tmp_path}",), "is a folder; give one of its files"),
     ):
@@ -126,5 +126,5 @@ def test_a_graph_that_cannot_be_written_leaves_no_description(
     graph = tmp_path / "graph.pt2"
     with files_of_at_most(10_000):
         error = fails(capsys, "export", str(reviews), "--out", str(graph))
-    assert error == f"mt2st-fast: {graph}: File too large; choose another --out or make room there\n"
+    assert error == f"mt2st-fast: {graph}: File too large; choose another --out or free some space there\n"
     assert not list(tmp_path.glob("*graph*"))
