@@ -71,7 +71,7 @@ def read_rows(
     reader = READERS[kind]
     assert reader.unlabelled is not None  # the caller has asked
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; give one of its files")
+        raise InputError(f"{path}: is a folder; use one of its files")
     found = reader.unlabelled(ReadRequest(path, None, None, text_column=text_column, delimiter=delimiter))
     for note in found.notes:
         log.warning("%s: %s", path, note)

@@ -102,11 +102,11 @@ def test_what_contradicts_itself_is_refused(
     data = table(tmp_path / "new.csv", ["review"], [["good film"]])
     for arguments, said in (
         ((data, "--input", "text"), "already names the kind csv; omit --input text"),
-        ((data, "--input", "csv"), "--input is auto, conllu or text, not 'csv'"),
+        ((data, "--input", "csv"), "--input 'csv' is unknown; available: auto, conllu, text"),
         ((data, "--text-column", "body"), "no column 'body'; available: review"),
         (("lines.txt", "--text-column", "body"), "--text-column is for tables; pass csv or jsonl:lines.txt"),
         (("csv:",), "needs a path: csv:PATH"),
-        ((f"csv:{tmp_path}",), "is a folder; give one of its files"),
+        ((f"csv:{tmp_path}",), "is a folder; use one of its files"),
     ):
         assert said in fails(capsys, "predict", str(reviews), *arguments)
 
