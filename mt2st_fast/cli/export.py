@@ -22,7 +22,9 @@ def export(
     model: Annotated[Path, typer.Argument(help="folder of a `train` run or of a saved model")],
     form: Annotated[
         str | None,
-        typer.Option("--format", help="onnx or torch (.pt2); by default from the suffix of --out, else onnx"),
+        typer.Option(
+            "--format", help="onnx or torch (.pt2); by default from the suffix of --out; onnx if it has none"
+        ),
     ] = None,
     out: Annotated[
         str | None,

@@ -64,7 +64,10 @@ class Exported:
 
 
 def format_of(file: Path, wanted: str | None) -> str:
-    """ "onnx" or "torch": the wanted one, else by the file's name. Raises InputError if both contradict each other."""
+    """ "onnx" or "torch": the wanted one, else by the file's name, else "onnx".
+
+    Raises InputError if both contradict each other, and for a suffix of no format where none is wanted.
+    """
     by_name = {suffix: name for name, suffix in SUFFIXES.items()}.get(file.suffix)
     if wanted is not None and wanted not in SUFFIXES:
         raise InputError(f"format must be {' or '.join(SUFFIXES)}, not {wanted!r}")
@@ -74,6 +77,11 @@ def format_of(file: Path, wanted: str | None) -> str:
         )
     if file.suffix == ".json":
         raise InputError(f"{file}: .json is the suffix of the description of a graph; use .onnx or .pt2")
+    if wanted is None and by_name is None and file.suffix:
+        raise InputError(
+            f"{file}: the suffix {file.suffix} names no format; use {' or '.join(SUFFIXES.values())}, or choose the "
+            "format"
+        )
     return wanted or by_name or "onnx"
 
 

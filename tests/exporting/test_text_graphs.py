@@ -242,6 +242,8 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
         InputError, match=r"m.pt2: has the suffix of torch, but the format is onnx; use the suffix .onnx"
     ):
         model.export(tmp_path / "m.pt2", "onnx")
+    with pytest.raises(InputError, match=r"m.tflite: the suffix .tflite names no format; use .onnx or .pt2"):
+        model.export(tmp_path / "m.tflite")
     with pytest.raises(InputError, match=r".json is the suffix of the description of a graph"):
         model.export(tmp_path / "m.json")
     with pytest.raises(InputError, match="is a folder; pass a file"):
