@@ -71,7 +71,7 @@ def read_rows(
     reader = READERS[kind]
     assert reader.unlabelled is not None  # the caller has asked
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; give one of its files")
+        raise InputError(f"{path}: is a folder; use one of its files")
     found = reader.unlabelled(ReadRequest(path, None, None, text_column=text_column, delimiter=delimiter))
     for note in found.notes:
         log.warning("%s: %s", path, note)
@@ -108,7 +108,7 @@ def _check_is_text(lines: Sequence[str], where: str) -> None:
     if kinds:
         specs = " or ".join(in_shell(f"{name}:{where if Path(where).exists() else 'FILE'}") for name in kinds)
         raise InputError(
-            f"{where}: does not look like text with one unit per line; give {specs} to label what is in it, or "
+            f"{where}: does not look like text with one unit per line; use {specs} to label what is in it, or "
             "--input text to label each line"
         )
 
