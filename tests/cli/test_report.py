@@ -85,8 +85,8 @@ def test_a_report_follows_the_history(ended: dict[str, Path], tmp_path: Path) ->
     run("report", str(again))
     report = json.loads((again / "report.json").read_text())
     assert report["main"]["best"] == report["tasks"]["upos"]["last_dev"] == 0.125
-    assert "best development accuracy 0.1250" in (again / "report.md").read_text()
-    assert "best development accuracy 0.1250" in (again / "report.html").read_text()
+    assert "best on development 0.1250" in (again / "report.md").read_text()
+    assert "best on development 0.1250" in (again / "report.html").read_text()
     shown = (again / "curves.png").read_bytes()
     assert shown != (ended["train"] / "curves.png").read_bytes()
 
