@@ -199,9 +199,8 @@ class _EmbeddingBag(torch.autograd.Function):
             out = module.pool(rows, bags)
         ctx.save_for_backward(*bags[:3], *(bags.types or (None,) * 2), *(bags.order or (None,) * 4))
         ctx.table, ctx.module, ctx.sparse = table, module, sparse
-        ctx.version = (
-            None if table.is_inference() else table._version
-        )  # these have none, and no backward pass
+        # Inference tensors have no version, and no backward pass.
+        ctx.version = None if table.is_inference() else table._version
         return out
 
     @staticmethod
