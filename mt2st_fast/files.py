@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,7 +24,10 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import plain
 
 _GZIP = b"\x1f\x8b"
-_numbers = count()  # of what this process has begun to write
+# Numbers of what this process begins to write. The first is the time, so that an earlier process with the same id, as
+# in containers, had lower ones.
+_FIRST_NUMBER = time.time_ns()
+_numbers = count(_FIRST_NUMBER)
 
 
 @contextmanager
@@ -107,12 +111,21 @@ def partial_beside(path: Path) -> Path:
 def left_behind(path: Path) -> list[Path]:
     """Return what processes of this machine that no longer run left beside `path`: .name.PID-N, .name.PID-N.old."""
     beside = path.parent.glob(f".{glob.escape(path.name)}.*")
-    return [
-        found
-        for found in beside
-        if (process := found.name.removesuffix(".old").rpartition(".")[2].partition("-")[0]).isdecimal()
-        and not _lives(int(process))
-    ]
+    return [found for found in beside if _has_no_writer(*_writer_of(found))]
+
+
+def _writer_of(partial: Path) -> tuple[str, str]:
+    """Return process and number from the name of a partial file, .name.PID-N or .name.PID-N.old."""
+    process, _, number = partial.name.removesuffix(".old").rpartition(".")[2].partition("-")
+    return process, number
+
+
+def _has_no_writer(process: str, number: str) -> bool:
+    if not process.isdecimal():
+        return False  # no partial file
+    if int(process) == os.getpid():
+        return number.isdecimal() and int(number) < _FIRST_NUMBER
+    return not _lives(int(process))
 
 
 def _lives(process: int) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mt2st_fast.files import write_atomically
+from mt2st_fast.files import partial_beside, write_atomically
 from mt2st_fast.tensor_files import write_tensors
 
 
@@ -50,6 +50,23 @@ def test_threads_that_write_one_file_all_succeed(tmp_path: Path) -> None:
         list(threads.map(lambda i: write_atomically(path, b"%d" % i * 1000), range(80)))
     assert len(set(path.read_bytes().decode())) <= 2
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    # An earlier process may have had the id of this one, as the first process of a container has.
+    left = [f".file.{ended_process()}-7", f".file.{os.getpid()}-7", f".file.{ended_process()}"]
+    kept = [partial_beside(path).name, f".file.{os.getppid()}-7", ".file.txt"]
+    for name in (*left, *kept):
+        (tmp_path / name).mkdir()
+    write_atomically(path, b"content")
+    assert {each.name for each in tmp_path.iterdir()} == {"file", *kept}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,6 +103,14 @@ def test_what_ends_between_the_renames_leaves_the_old_model(tmp_path, monkeypatc
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(InputError if error is OSError else error):
         write_model(tmp_path / "m", "toy", {"rate": 2}, {})
+    assert read_model(tmp_path / "m")[1] == CONFIGURATION
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_process_that_was_killed_between_the_renames_is_made_up_for(tmp_path):
+    written(tmp_path / "m").rename(tmp_path / f".m.{os.getpid()}-7.old")  # this id was its own then
+    with pytest.raises(InputError, match="cannot be saved"):
+        write_model(tmp_path / "m", "toy", {"what": object()}, {})
     assert read_model(tmp_path / "m")[1] == CONFIGURATION
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 

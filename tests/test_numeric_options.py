@@ -17,6 +17,7 @@ import typer
 
 from mt2st_fast import (
     SGD,
+    AdaptiveSwitch,
     Classification,
     Diminish,
     InputError,
@@ -38,6 +39,7 @@ from mt2st_fast.cli import app
 from mt2st_fast.model.task_json import tasks_to_json
 from mt2st_fast.runs.config import Config
 from mt2st_fast.serving.wanted import Wanted
+from mt2st_fast.training.run_options import description
 from mt2st_fast.training.schedules import RunFacts, find_strategy, strategy_options
 from tests.cli.running import fails, make_treebank
 
@@ -54,6 +56,16 @@ MAY_BE = {
 }
 SENTENCES = [["a", "b"], ["b", "c"]] * 5
 DATA = [(torch.randn(2, 3), {"a": torch.tensor([0, 1])})]
+
+
+def test_a_schedule_with_numbers_of_numpy_is_the_same_option_on_resuming():
+    for kind, option in (
+        (Switch, {"at": 0.5}),
+        (AdaptiveSwitch, {"patience": 2}),
+        (AdaptiveSwitch, {"margin": 0.1}),
+    ):
+        of_numpy = {name: np.array(value)[()] for name, value in option.items()}
+        assert description(kind(**of_numpy)) == description(kind(**option))
 
 
 def trainer(**options):

@@ -198,7 +198,9 @@ class _EmbeddingBag(torch.autograd.Function):
         else:  # a bag of one id is its own mean
             out = module.pool(rows, bags)
         ctx.save_for_backward(*bags[:3], *(bags.types or (None,) * 2), *(bags.order or (None,) * 4))
-        ctx.table, ctx.module, ctx.sparse, ctx.version = table, module, sparse, table._version
+        ctx.table, ctx.module, ctx.sparse = table, module, sparse
+        # Inference tensors have no version, and no backward pass.
+        ctx.version = None if table.is_inference() else table._version
         return out
 
     @staticmethod

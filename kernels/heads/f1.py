@@ -17,8 +17,8 @@ def f1(hits: float, false_alarms: float, misses: float) -> float:
 def macro_f1(hits: Sequence[float], false_alarms: Sequence[float], misses: Sequence[float]) -> float:
     """Return the mean F1 of the classes that occur or are predicted, each given by its counts; NaN without any.
 
-    As in scikit-learn's f1_score(average="macro") on classes; it counts a label that neither occurs nor is predicted as
-    0 if the targets are multi-label, where this leaves it out.
+    For classes, it is scikit-learn's f1_score(average="macro"). Of sets of labels, a label that neither occurs nor is
+    predicted is left out; scikit-learn counts it as 0.
     """
     found = [f1(*counts) for counts in zip(hits, false_alarms, misses, strict=True)]
     defined = [value for value in found if value == value]

@@ -74,11 +74,11 @@ def predict(
         ),
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="table column with the text; as in training by default")
+        str | None, typer.Option(help="table column with the text; by default as in training")
     ] = None,
     delimiter: Annotated[
         str | None,
-        typer.Option(help="table delimiter, one character or tab; chosen from the header by default"),
+        typer.Option(help="table delimiter, one character or tab; detected from the header by default"),
     ] = None,
     probabilities: Annotated[
         bool,
@@ -135,12 +135,14 @@ class _Source:
         before, colon, _ = file.partition(":")
         if colon and before in READERS and not path.exists():
             if kind != "auto":
-                raise InputError(f"{file} already names the kind {before}; omit --input {kind}")
+                raise InputError(f"{file} already names the kind {before}; leave out --input {kind}")
             kind, path = parse_spec(file, "FILE")
         for name, given in (("text_column", text_column), ("delimiter", delimiter)):
             if given is not None and not takes(kind, name):
                 able = " or ".join(reader for reader in READERS if takes(reader, name))
-                raise InputError(f"--{name.replace('_', '-')} is for tables; pass {able}:{path}, or omit it")
+                raise InputError(
+                    f"--{name.replace('_', '-')} is for tables; use {able}:{path}, or leave it out"
+                )
         return cls(None if file == "-" else path, kind, text_column, delimiter)
 
     @property
@@ -205,8 +207,10 @@ def _of_lines(
     from mt2st_fast.words.supervised_model import SupervisedModel
 
     if source.kind not in ("auto", "text") or tokenizer not in (None, "blanks"):
-        raise InputError("a train_supervised model reads lines of text and splits them at white space; leave out "
-                         "--input and --tokenizer")  # fmt: skip
+        raise InputError(
+            "a train_supervised model reads lines of text and splits them at white space; pass the name of a file, "
+            "without a kind such as csv:, and leave out --input and --tokenizer"
+        )
     model = SupervisedModel.load(folder, device="cpu")
     wanted = Wanted(tasks or (model.main,), check_format(form), **asked)
     if wanted.format == "jsonl":

@@ -155,7 +155,7 @@ def _train_beside(
         own_summary = beside.summary_of(own)
     except InputError as error:
         raise InputError(
-            f"{error}; the run itself is whole, in {folder}, but nothing can be compared"
+            f"{error}; the run itself is complete, in {folder}, but nothing can be compared"
         ) from None
     experiment = Experiment.prepare(config, own.splits)
     try:

@@ -208,7 +208,7 @@ class Experiment:
         return every if every < log_every else round(every / log_every) * log_every
 
     def rows_read(self, step: int) -> int:
-        """Return how many examples the steps up to and including `step` have learnt from, by their batches."""
+        """Return how many examples the steps up to and including `step` have learned from, by their batches."""
         phases = self.trainer.history.phases
         ends = [phase.first_step for phase in phases[1:]] + [step]
         return sum(

@@ -56,6 +56,7 @@ def rehearse(config: Config) -> None:
     buckets = min(config.buckets, MOST_BUCKETS)
     small: dict[str, Any] = {
         "init": None,
+        "metric": None,  # the made-up classes may not have it, and none has a kernel of its own but the default
         "epochs": None,
         "batch_size": None,
         "buckets": buckets,

@@ -108,7 +108,7 @@ def _check_is_text(lines: Sequence[str], where: str) -> None:
     if kinds:
         specs = " or ".join(in_shell(f"{name}:{where if Path(where).exists() else 'FILE'}") for name in kinds)
         raise InputError(
-            f"{where}: does not look like text with one unit per line; give {specs} to label what is in it, or "
+            f"{where}: does not look like text with one unit per line; use {specs} to label what is in it, or "
             "--input text to label each line"
         )
 

@@ -117,7 +117,8 @@ def _span_score(labels: Labels, task: str, logits: np.ndarray, corpora: Sequence
     place_of_own = np.array([place_of[tag] for tag in own], np.int64)
     labelled = np.concatenate([column.labelled() for column in columns])
     values = np.concatenate([column.values for column in columns])
-    present = place_of_own[np.where(labelled, values, 0)]
+    present = np.zeros(len(values), np.int64)
+    present[labelled] = place_of_own[values[labelled]]
     firsts = np.cumsum([0, *(len(column) for column in columns)])
     bounds = np.concatenate([corpus.bounds + first for corpus, first in zip(corpora, firsts, strict=False)])
     return span_score(tuple(place_of), present, logits.argmax(1), labelled, bounds)

@@ -125,7 +125,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         for index, parameter in zip(saved, held, strict=True):
             for name, value in state_dict["state"].get(index, {}).items():
-                if name.startswith(self.of_rule) and name != FROZEN_ROWS and isinstance(value, Tensor):
+                if name.startswith(self.of_rule) and isinstance(value, Tensor):
                     self.state[parameter][name] = value.to(parameter.device)
 
     def row_state(self, table: Tensor) -> RowState:

@@ -6,8 +6,9 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ContextDecorator, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,32 @@ class BagOptions:
             raise InputError(f"dropout must be a probability below 1, not {self.dropout!r}")
 
 
-@torch.random.fork_rng(devices=[])  # the caller's random numbers go on as if nothing was
+class _KeepingRandomNumbers(ContextDecorator):
+    """Lets the caller's random numbers go on as if nothing was, when the last of overlapping trainings has ended.
+
+    Threads share torch's generator: one that put back what it found would put back the numbers of another training.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._n_trainings, self._before = Lock(), 0, torch.empty(0)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._n_trainings:
+                self._before = torch.get_rng_state()
+            self._n_trainings += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._n_trainings -= 1
+            if not self._n_trainings:
+                torch.set_rng_state(self._before)
+
+
+keeping_random_numbers = _KeepingRandomNumbers()
+
+
+@keeping_random_numbers
 def train_bags(
     documents: Tokens,
     targets: Mapping[str, TargetColumn],

@@ -66,7 +66,7 @@ else:
 
 
 class Word2Vec(GensimNames):
-    """Word vectors learnt from text. If text is given, the constructor trains the model.
+    """Word vectors learned from text. If text is given, the constructor trains the model.
 
         model = Word2Vec(corpus_file="text.txt", sg=1)      # one sentence per line, words separated by blanks; or a
                                                             # token file of `mt2st-fast prepare`, which stays mapped

@@ -21,9 +21,9 @@ def reviews(tmp_path: Path) -> Path:
     rows = "".join(
         f"{'good' if i % 2 else 'bad'} film {i % 5},{'pos' if i % 2 else 'neg'}\n" for i in range(120)
     )
-    (tmp_path / "train.csv").write_text(f"Review,tone\n{rows}")
+    (tmp_path / "train.csv").write_text(f"Said,tone\n{rows}")
     out = tmp_path / "run"
-    columns = ["--data", f"csv:{tmp_path / 'train.csv'}", "--text-column", "Review", "--main", "tone"]
+    columns = ["--data", f"csv:{tmp_path / 'train.csv'}", "--text-column", "Said", "--main", "tone"]
     run("train", *columns, *QUICK_DOCUMENTS, "--out", str(out))
     return out
 
@@ -44,10 +44,10 @@ def table(path: Path, header: list[str], rows: list[list[str]]) -> str:
 
 def test_every_row_of_a_table_gets_an_answer_at_its_place(reviews: Path, tmp_path: Path) -> None:
     answers = tmp_path / "answers"
-    alone = table(tmp_path / "alone.csv", ["review"], [[text] for text in TEXTS])
-    among = table(tmp_path / "among.csv", ["id", "review", "tone"], [["", text, ""] for text in TEXTS])
+    alone = table(tmp_path / "alone.csv", ["said"], [[text] for text in TEXTS])
+    among = table(tmp_path / "among.csv", ["id", "said", "tone"], [["", text, ""] for text in TEXTS])
     objects = tmp_path / "objects.jsonl"
-    objects.write_text("".join(json.dumps({"review": text or None, "n": 1}) + "\n" for text in TEXTS))
+    objects.write_text("".join(json.dumps({"said": text or None, "n": 1}) + "\n" for text in TEXTS))
     for data in (alone, among, f"jsonl:{objects}"):
         run("predict", str(reviews), data, "--out", str(answers))
         said = answers.read_text().split("\n")
@@ -85,26 +85,30 @@ def test_a_cell_of_several_lines_is_one_comment(tagger: Path, tmp_path: Path) ->
 def test_what_is_no_text_is_not_labelled_line_by_line_unasked(
     reviews: Path, tagger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table(tmp_path / "new.csv", ["review"], [["good film"]])
+    table(tmp_path / "new.csv", ["said"], [["good film"]])
     error = fails(capsys, "predict", str(reviews), str(tmp_path / "new.csv"))
-    assert f"give csv:{tmp_path / 'new.csv'} to label what is in it, or --input text" in error
+    assert f"use csv:{tmp_path / 'new.csv'} to label what is in it, or --input text" in error
     run("predict", str(reviews), str(tmp_path / "new.csv"), "--input", "text")
     assert len(capsys.readouterr().out.splitlines()) == 2
     error = fails(capsys, "predict", str(tagger), str(tmp_path / "train.txt"))
-    assert f"give columns:{tmp_path / 'train.txt'} to" in error
-    (tmp_path / "lines.txt").write_text("the cats\na tree\n\nthe tree saw\na cats\nthe tree\n")
-    run("predict", str(tagger), str(tmp_path / "lines.txt"))
+    assert f"use columns:{tmp_path / 'train.txt'} to" in error
+    for text in ("the cats\na tree\n\nthe tree saw\na cats\nthe tree\n", "a tree\n" * 9, "a tree\n\n" * 4):
+        (tmp_path / "lines.txt").write_text(text)
+        run("predict", str(tagger), str(tmp_path / "lines.txt"))
 
 
 def test_what_contradicts_itself_is_refused(
     reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = table(tmp_path / "new.csv", ["review"], [["good film"]])
+    data = table(tmp_path / "new.csv", ["said"], [["good film"]])
     for arguments, said in (
-        ((data, "--input", "text"), "already names the kind csv; omit --input text"),
-        ((data, "--input", "csv"), "--input 'csv' is unknown; available: auto, conllu, text"),
-        ((data, "--text-column", "body"), "no column 'body'; available: review"),
-        (("lines.txt", "--text-column", "body"), "--text-column is for tables; pass csv or jsonl:lines.txt"),
+        ((data, "--input", "text"), "already names the kind csv; leave out --input text"),
+        ((data, "--input", "csv"), "--input 'csv' is unknown; available: auto, conllu, text;"),
+        ((data, "--text-column", "body"), "no column 'body'; available: said"),
+        (
+            ("lines.txt", "--text-column", "body"),
+            "--text-column is for tables; use csv or jsonl:lines.txt, or leave it out",
+        ),
         (("csv:",), "needs a path: csv:PATH"),
         ((f"csv:{tmp_path}",), "is a folder; use one of its files"),
     ):
@@ -112,7 +116,7 @@ def test_what_contradicts_itself_is_refused(
 
 
 def test_a_pipe_gets_the_answers_and_stays_a_pipe(reviews: Path, tmp_path: Path) -> None:
-    data = table(tmp_path / "new.csv", ["review"], [["good film"], ["bad film"]])
+    data = table(tmp_path / "new.csv", ["said"], [["good film"], ["bad film"]])
     os.mkfifo(pipe := tmp_path / "pipe")
     reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
     run("predict", str(reviews), data, "--out", str(pipe))

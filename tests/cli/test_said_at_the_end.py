@@ -40,7 +40,7 @@ def test_a_run_that_cannot_be_compared_is_whole_and_the_next_command_can_be_past
     asked = ["train", *data, *QUICK_DOCUMENTS, "--out", str(out)]
     error = fails(capsys, *asked, "--against", "stl")
     assert "no evaluation has a value for stars" in error
-    assert f"the run itself is whole, in {out}, but nothing can be compared" in error
+    assert f"the run itself is complete, in {out}, but nothing can be compared" in error
     assert (out / "report.html").exists()
     run(*asked)
     assert f"Label text with: mt2st-fast predict '{out}' FILE" in capsys.readouterr().out.replace("\n", " ")

@@ -179,8 +179,20 @@ def test_classes_are_of_the_type_of_the_labels(labels, classes, dtype):
     assert np.issubdtype(model.predict(["soup"]).dtype, dtype)
 
 
-def test_whole_numbers_of_pandas_stay_whole_where_some_are_missing():
-    labels = pytest.importorskip("pandas").Series([2, 10, None, 10], dtype="Int64")
+class Nullable:
+    """Whole numbers of which some are missing, as columns of pandas and polars are to NumPy."""
+
+    dtype = "Int64"
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array([2, 10, None, 10], object if dtype is object else float)
+
+
+@pytest.mark.parametrize("of_pandas", [False, True])
+def test_whole_numbers_stay_whole_where_some_are_missing(of_pandas):
+    labels = Nullable()
+    if of_pandas:
+        labels = pytest.importorskip("pandas").Series([2, 10, None, 10], dtype="Int64")
     model = small().fit(["soup salt", "goal ball", "soup oven", "ball team"], labels)
     assert model.classes_.tolist() == [2, 10]
     assert model.classes_.dtype.kind == "i"

@@ -39,6 +39,17 @@ def test_bags_are_pooled_and_empty_ones_are_zero(mode):
     torch.testing.assert_close(encoder((types, offsets)), torch.stack([first, torch.zeros(4), v[2]]))
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_it_is_asked_in_inference_mode(backend):
+    encoder = subwords(BagEncoder, 4, backend=backend)
+    bags = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 3, 4])
+    with torch.inference_mode():
+        found = encoder(bags)
+        made_there = subwords(BagEncoder, 4, backend=backend)(bags)
+    assert torch.equal(found, encoder(bags))
+    assert torch.equal(made_there, found)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("M", [1, 2])
 def test_in_the_mean_of_a_bag_a_word_without_rows_counts_and_none_does_not(M, compiled):

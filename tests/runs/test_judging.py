@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from mt2st_fast import Classification, InputError
 from mt2st_fast.data import Corpus, Splits, TargetColumn, Vocabulary
 from mt2st_fast.data.corpus import MISSING
+from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.judging import SPAN_F1, SpanF1, judged_by
 from mt2st_fast.serving.spans import span_score
 
@@ -35,6 +38,18 @@ def test_spans_end_where_the_sentences_of_the_evaluated_corpus_do():
     assert metric(guess, targets) == 0.0
     metric.on(halves)  # B-X I-X | I-X I-X against B-X I-X | O I-X
     assert metric(guess, targets) == 0.5
+
+
+def test_after_the_test_rows_come_the_development_rows_again():
+    dev, test = corpus([1, 2, 2, 2], [0, 4]), corpus([1, 2, 2, 2], [0, 2, 4])
+    metric = SpanF1(TAGS, "chunk", dev)
+    experiment = SimpleNamespace(
+        trainer=SimpleNamespace(metrics={"chunk": metric}), splits=SimpleNamespace(dev=dev)
+    )
+    guess, targets = logits([1, 2, 0, 2]), torch.tensor([1, 2, 2, 2])
+    with Experiment._judging(experiment, test):
+        assert metric(guess, targets) == 0.5
+    assert metric(guess, targets) == 0.0
 
 
 def test_words_without_a_label_are_outside():

@@ -141,6 +141,15 @@ def test_a_run_is_rehearsed_once_even_if_it_needs_none_of_what_is_looked_for(mon
     note_rehearsed("token")  # nowhere
 
 
+@pytest.mark.parametrize("metric", ["span_f1", "micro_f1", "r2"])
+def test_made_up_rows_need_not_have_the_metric_of_the_run(metric, monkeypatch):
+    done = []
+    monkeypatch.setattr(rehearsal.Experiment, "warm_up", lambda experiment: None)
+    monkeypatch.setattr(rehearsal, "note_rehearsed", done.append)
+    rehearsal.rehearse(Config(data="columns:FILE", metric=metric))
+    assert done == ["token"]
+
+
 @pytest.mark.parametrize(
     ("level", "classes", "rows"), [("token", 50, 1 << 14), ("token", 100_000, 671), ("document", 2, 1 << 12)]
 )

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import r2_score
+from sklearn.metrics import f1_score, r2_score
 from torch import nn
 
-from mt2st_fast import MultiTaskHeads, Regression, Trainer
+from mt2st_fast import Classification, MultiTaskHeads, Regression, Trainer
 from mt2st_fast.data import Corpus, Splits, TargetColumn, Vocabulary
 from mt2st_fast.serving.scores import scores
 from mt2st_fast.serving.text_model import Labels
@@ -56,3 +56,19 @@ def test_targets_that_are_all_equal_have_no_r2():
     values = (targets + np.random.default_rng(0).normal(size=targets.shape)).astype(np.float32)
     assert all(map(math.isnan, measured(values, targets)))
     assert all(map(math.isnan, measured(values, np.full_like(targets, np.nan))))
+
+
+def test_macro_f1_counts_a_class_that_the_model_does_not_know_as_0():
+    names, gold, found = ("a", "b", "new"), np.array([0, 1, 1, 2, 0]), np.array([0, 1, 0, 0, 0])
+    column = TargetColumn("classes", names, gold)
+    corpus = Corpus(np.zeros(5, np.int32), np.arange(6), {"y": column}, "document")
+    heads = MultiTaskHeads(2, {"y": Classification(2, metric="macro_f1")}, "y")
+    model = SimpleNamespace(
+        heads=heads,
+        labels={"y": Labels("classes", names[:2])},
+        outputs=lambda units, tasks: {"y": nn.functional.one_hot(torch.from_numpy(found), 2).float()},
+    )
+    splits = Splits(corpus, corpus, corpus, Vocabulary(["w"], np.ones(1, np.int64)), "made up", "y")
+    (score,) = scores(model, splits, ("test",), ("y",))
+    assert (score.metric, score.unseen) == ("macro_f1", 1)
+    assert score.value == pytest.approx(f1_score(gold, found, average="macro"))

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from mt2st_fast import Classification, MultiTaskHeads
+from mt2st_fast.data import Corpus, Splits, TargetColumn, Vocabulary
+from mt2st_fast.data.corpus import MISSING
+from mt2st_fast.serving.scores import scores
 from mt2st_fast.serving.spans import SpanScore, are_span_tags, span_score
+from mt2st_fast.serving.text_model import Labels
 
 
 def score(present: str, found: str, missing: tuple[int, ...] = ()) -> SpanScore:
@@ -104,3 +111,18 @@ def test_random_taggings_are_scored_as_by_hand():
 )
 def test_tags_of_spans_are_recognised_by_their_form(classes, are):
     assert are_span_tags(classes) == are
+
+
+def test_data_without_a_label_has_no_spans():
+    tags = ("B-X", "O")
+    column = TargetColumn("classes", (), np.full(3, MISSING, np.int64))
+    corpus = Corpus(np.zeros(3, np.int32), np.array([0, 3]), {"chunk": column})
+    heads = MultiTaskHeads(2, {"chunk": Classification(2)}, "chunk")
+    model = SimpleNamespace(
+        heads=heads,
+        labels={"chunk": Labels("classes", tags)},
+        outputs=lambda units, tasks: {"chunk": torch.tensor([[1.0, 0.0]] * 3)},
+    )
+    splits = Splits(corpus, corpus, corpus, Vocabulary(["w"], np.ones(1, np.int64)), "made up", "chunk")
+    (score,) = scores(model, splits, ("test",), ("chunk",))
+    assert score.spans == SpanScore(0, 0, 0)

@@ -22,6 +22,7 @@ from mt2st_fast import (
     Trainer,
 )
 from mt2st_fast.model.encoders import BagEncoder
+from mt2st_fast.training.checkpoint import Checkpoint
 from mt2st_fast.training.optim import LazyAdam, RowwiseAdagrad
 from tests.training.small_runs import Stop, X, Y, assert_same, batches, parameters_of, trainer_of
 
@@ -278,18 +279,28 @@ def test_a_schedule_of_another_kind_names_the_fix(tmp_path):
             trainer_of(schedule=schedule).fit(batches(), epochs=1, checkpoint=tmp_path / "c", resume=True)
 
 
+def test_a_task_is_described_as_before_it_had_a_choice_of_metrics(tmp_path):
+    for metric in ("accuracy", "macro_f1"):
+        heads = MultiTaskHeads(3, {"a": Classification(3, metric=metric)}, "a")
+        Trainer(nn.Identity(), heads, device="cpu").fit([(X, {"a": Y})], epochs=1, checkpoint=tmp_path / "c")
+        assert Checkpoint(tmp_path / "c").state["run"]["the task a"] == (
+            "Classification(classes=3, label_smoothing=0.0, class_weights=None, ignore_index=-100, pooling='none')"
+        )
+
+
 @pytest.mark.parametrize(
     ("then", "now", "line"),
     [
         ({"smoothing": 0.1}, {}, "the task a Classification.*label_smoothing=0.1.*, this run has"),
+        ({"metric": "macro_f1"}, {}, "metrics macro_f1 of a, this run has the tasks' own"),
         ({"dropout": 0.5}, {}, r"the encoder's 1 p=0\.5, .*, this run has p=0\.0"),
         ({"rate": 1.0}, {}, r"schedule FAMO\(rate=1, decay=0\.01\), this run has FAMO\(rate=0\.025"),
     ],
 )
 def test_other_options_of_tasks_encoder_and_schedule_are_refused(then, now, line, tmp_path):
-    def trainer(dropout=0.0, smoothing=0.0, rate=0.025, **options):
+    def trainer(dropout=0.0, smoothing=0.0, rate=0.025, metric="accuracy", **options):
         encoder = nn.Sequential(nn.Linear(3, 4), nn.Dropout(dropout))
-        tasks = {"a": Classification(3, label_smoothing=smoothing), "b": Classification(3)}
+        tasks = {"a": Classification(3, label_smoothing=smoothing, metric=metric), "b": Classification(3)}
         return Trainer(encoder, MultiTaskHeads(4, tasks, "a"), schedule=FAMO(rate), device="cpu", **options)
 
     trainer(**then, callbacks=[Stop(4)]).fit(batches(), epochs=1, checkpoint=tmp_path / "c")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mt2st_fast import InputError, MultiTask, Switch
 from mt2st_fast.data.batches import batch_size_for
 from mt2st_fast.data.labelled_text import BagFeatures, read_labelled_text, target_columns
 from mt2st_fast.data.tokens import Tokens
-from mt2st_fast.words.bag_training import rate_for
+from mt2st_fast.words.bag_training import keeping_random_numbers, rate_for
 from mt2st_fast.words.supervised import train_supervised
 
 WORDS = {"sport": "goal match team", "food": "soup bread salt"}
@@ -107,6 +108,19 @@ def test_models_of_several_threads_are_those_of_one_and_the_callers_random_numbe
     with ThreadPoolExecutor(3) as threads:
         together = list(threads.map(table, range(6)))
     assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_trainings_that_overlap_leave_the_callers_random_numbers_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    one, other = ExitStack(), ExitStack()
+    for training, seed in ((one, 1), (other, 2)):
+        training.enter_context(keeping_random_numbers)
+        torch.manual_seed(seed)
+    one.close()
+    other.close()
+    assert torch.equal(torch.rand(4), expected)
 
 
 def test_the_same_seed_gives_the_same_vectors(tmp_path):

@@ -92,9 +92,8 @@ def _class_counts(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tenso
     # A target outside the head is counted and named elsewhere.
     target = torch.where(labelled, target, 0).long().clamp(0, head.size - 1)
 
-    def count(
-        classes: Tensor, rows: Tensor
-    ) -> Tensor:  # no selection by a mask, which would wait for a device
+    # Rows are not selected by a mask, which would wait for a device.
+    def count(classes: Tensor, rows: Tensor) -> Tensor:
         zeros = torch.zeros(head.size, dtype=torch.float64, device=logits.device)
         return zeros.index_add_(0, classes, rows.double())
 

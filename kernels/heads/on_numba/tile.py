@@ -216,7 +216,7 @@ def _tile_pass(
     columns = columns_of(heads)
     S = columns[K]
     weights = weight + FLOAT_BYTES * D * heads["offset"]
-    for_logits, for_features = head_panels(columns[-1], D, d_features != 0)
+    for_logits, for_features = head_panels(S, D, d_features != 0)
     pack_heads(weights, D, heads, columns, for_logits, for_features)
     loss_pk = np.zeros((n_splits, K))
     correct_pk = np.zeros((n_splits, K), np.int64)

@@ -13,6 +13,7 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.row_shards import has_lost_its_rows, shard_of
 from mt2st_fast.model.sharded import fsdp_modules, has_sharded, is_dtensor, let_go_of_gathered
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
+from mt2st_fast.training.own_metrics import metric_name
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.schedules.abilities import Ability, check_allowed
 
@@ -40,8 +41,8 @@ def check_options(
         return
     for task, metric in metrics.items():
         raise InputError(
-            f"the metric of {task}, {type(metric).__name__}, sees the rows of one process, but {processes.count} "
-            "processes measure a part each; leave out metrics=, and measure in one process"
+            f"the metric of {task}, {metric_name(metric)}, needs all rows in one process, but {processes.count} "
+            "processes measure a part each; leave out metrics= (or the flag --metric), and measure in one process"
         )
     for option, asked in (("graph=True", graph), ("fuse_backward=True", fuse_backward is True)):
         if asked:

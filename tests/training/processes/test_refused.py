@@ -18,7 +18,7 @@ LINES = {
     "longer_in_one": "process 1 of 2 has a pass of 4 steps, process 0 has 3 steps: give every process the same "
     "number of batches",
     "another_scheduler": "process 1 of 2 has lr_scheduler ConstantLR, process 0 has LinearLR",
-    "own_metric": "the metric of classes, function, sees the rows of one process, but 2 processes measure a part each",
+    "own_metric": "the metric of classes, <lambda>, needs all rows in one process, but 2 processes measure a part each",
     "another_rate": "process 1 of 2 has lr 0.2, process 0 has 0.1",
     "validated_in_one": "process 1 of 2 has val given, process 0 has None",
     "bags_without_rows": "train is the same in all 2 processes, and its batches cannot be divided by rows",
