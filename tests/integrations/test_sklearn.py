@@ -185,7 +185,7 @@ class Nullable:
     dtype = "Int64"
 
     def __array__(self, dtype=None, copy=None):
-        return np.array([2, 10, None, 10], object if dtype is object else float)
+        return np.array([2, 10, None, 10], float if dtype is None else dtype)
 
 
 @pytest.mark.parametrize("of_pandas", [False, True])
