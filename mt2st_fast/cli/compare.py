@@ -146,6 +146,9 @@ def _compare(progress: Progress, folder: Path, output: OutputOptions, stopping: 
     write_atomically(folder / RUN_CONFIG, _kept(progress, first, output))
     comparing.tune()
     comparing.run()
+    if len(progress.diverged) == progress.comparison.seeds:
+        Progress.clear(folder)
+        raise InputError(f"{next(iter(progress.diverged.values()))}; no seed is left to compare")
     comparison = _comparison(progress, experiment)
     write_atomically(folder / COMPARISON, json_text(comparison, indent=2).encode())
     Progress.clear(folder)
@@ -172,7 +175,8 @@ def _comparison(progress: Progress, experiment: Experiment) -> dict[str, Any]:
         "config": {
             name: value for name, value in options.items() if name not in ("strategy", "engine", "against")
         },
-        "n_seeds": progress.comparison.seeds,
+        "n_seeds": progress.comparison.seeds - len(progress.diverged),
+        "diverged": {str(seed): line for seed, line in progress.diverged.items()},
         "engines": list(progress.comparison.engine),
         "load": progress.load,
         "energy": energy_counter(experiment.trainer.device)[1],
@@ -184,9 +188,8 @@ def _comparison(progress: Progress, experiment: Experiment) -> dict[str, Any]:
             else None
         ),
     }
-    runs = {arm.name: progress.runs[arm.name] for arm in progress.arms}
     asked = progress.comparison
-    return compare_runs(runs, progress.arms, facts, asked.target, asked.plateau_margin)
+    return compare_runs(progress.whole_runs, progress.arms, facts, asked.target, asked.plateau_margin)
 
 
 def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> None:

@@ -16,7 +16,7 @@ from mt2st_fast.cli.terminal import say
 from mt2st_fast.data import Splits
 from mt2st_fast.runs.arms import Arm
 from mt2st_fast.runs.comparison import summarise_seed
-from mt2st_fast.runs.comparison_progress import CHECKPOINT, Progress
+from mt2st_fast.runs.comparison_progress import CHECKPOINT, DIVERGED, Progress
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.tuning import trial_result, with_values
@@ -85,7 +85,12 @@ class Comparing:
             for arm in left:
                 config = with_values(self._config(arm), progress.tuned(arm.strategy))
                 resumes = progress.begin(self.folder, "run", arm.name, seed)
-                summary = self._run(replace(config, seed=seed), splits, f"{arm.name}, seed {seed}", resumes)
+                label = f"{arm.name}, seed {seed}"
+                try:
+                    summary = self._run(replace(config, seed=seed), splits, label, resumes)
+                except NonFiniteLossError as error:  # one run must not cost all others their report
+                    summary = {DIVERGED: str(error)}
+                    say(self.console, f"{error}; the other runs go on")
                 progress.end(self.folder, {"seed": seed, **summary})
 
     def _warm_up(self) -> None:

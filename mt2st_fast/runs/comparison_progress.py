@@ -18,6 +18,7 @@ from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.tuning import chosen, trials_of
 from mt2st_fast.spelling import in_shell
 
+DIVERGED = "diverged"  # in place of the results of a run
 FILE = "compare.progress.json"
 CHECKPOINT = "checkpoint/last.safetensors"
 
@@ -77,6 +78,22 @@ class Progress:
     def n_done(self) -> int:
         """The number of finished runs, including trials."""
         return sum(map(len, self.runs.values())) + sum(map(len, self.trials.values()))
+
+    @property
+    def diverged(self) -> dict[int, str]:
+        """The seeds of which a run diverged, with the line of the first arm that did."""
+        lines = [
+            (r["seed"], r[DIVERGED]) for a in reversed(self.arms) for r in self.runs[a.name] if DIVERGED in r
+        ]
+        return dict(sorted(dict(lines).items()))
+
+    @property
+    def whole_runs(self) -> dict[str, list[dict[str, Any]]]:
+        """The runs of each arm, of the seeds that no arm diverged on: those of a seed are compared with each other."""
+        diverged = self.diverged
+        return {
+            arm.name: [run for run in self.runs[arm.name] if run["seed"] not in diverged] for arm in self.arms
+        }
 
     @property
     def n_all(self) -> int:

@@ -21,7 +21,7 @@ Difference = Mapping[str, float | None]
 def conclusions(comparison: Mapping[str, Any]) -> list[str]:
     """Return sentences on how much the number of seeds and the machine allow one to conclude at all."""
     n_seeds, verdicts = comparison["n_seeds"], comparison["verdicts"]
-    said = [_on_seeds(n_seeds), *_on_load(comparison)]
+    said = [_on_seeds(n_seeds), *_on_diverged(comparison), *_on_load(comparison)]
     if n_seeds >= LEAST_SEEDS and len(verdicts) > 1:
         said.append(
             "Each difference has its own interval: of twenty intervals where there is no real difference, about one "
@@ -47,6 +47,11 @@ def _on_seeds(n: int) -> str:
             "they show as a hint."
         )
     return f"{seeds}; {intervals}."
+
+
+def _on_diverged(comparison: Mapping[str, Any]) -> Iterator[str]:
+    for seed, line in comparison.get("diverged", {}).items():  # a comparison of an earlier version has none
+        yield f"Seed {seed} is left out for all strategies, as a run of it diverged: {line}."
 
 
 def _on_load(comparison: Mapping[str, Any]) -> Iterator[str]:

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from mt2st_fast.cli import main
+from mt2st_fast.cli.comparing import Comparing
 from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.runs.comparison_progress import Progress
 from mt2st_fast.runs.tuning import Range
 from mt2st_fast.training.run import Run
+from mt2st_fast.training.run_options import NonFiniteLossError
 from mt2st_fast.training.trainer import Trainer
 from tests.cli.running import QUICK, fails, run
 
@@ -188,6 +190,34 @@ def test_a_comparison_that_diverges_names_the_run(
     assert "mt2st-fast: stl, seed 1: " in error
     for part in ("upos", "at step", "in epoch", "at a rate of", "lower lr (1e+38)"):
         assert part in error
+
+
+def test_a_run_that_diverges_costs_the_others_no_report(
+    treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_one, done = Comparing._run, []
+
+    def diverging(self, config, splits, label, resumes):
+        done.append(label)
+        if label == "mtl, seed 2":
+            raise NonFiniteLossError(f"{label}: the loss of upos is nan at step 3")
+        return run_one(self, config, splits, label, resumes)
+
+    monkeypatch.setattr(Comparing, "_run", diverging)
+    out = tmp_path / "out"
+    arguments = ["--strategies", "stl,mtl", "--seeds", "3", "--out", str(out)]
+    run("compare", "--data", treebank, *SMALL, *arguments)
+    assert "mtl, seed 2: the loss of upos is nan at step 3; the other runs go on" in capsys.readouterr().out
+    assert done[-2:] == ["stl, seed 3", "mtl, seed 3"]
+    comparison = json.loads((out / "compare.json").read_text())
+    assert comparison["n_seeds"] == 2
+    for strategy in comparison["strategies"].values():
+        assert [seed["seed"] for seed in strategy["seeds"]] == [1, 3]
+    said = (
+        "Seed 2 is left out for all strategies, as a run of it diverged: mtl, seed 2: the loss of upos is nan"
+    )
+    assert said in (out / "compare.md").read_text()
+    assert said in (out / "report.html").read_text()
 
 
 def test_a_run_goes_on_with_its_own_options_and_more_epochs(
