@@ -49,10 +49,10 @@ def export(
     asked = None if out is None else out_path(out)
     folder = model_in(model)
     names = list(tasks_named(tasks)) or None
-    named = format_of(asked or Path(f"graph{SUFFIXES.get(form or 'onnx', '')}"), form)
-    file = asked or folder.with_name(f"{folder.name}{SUFFIXES[named]}")
+    file = asked or folder.with_name(f"{folder.name}{SUFFIXES.get(form or 'onnx', '')}")
     for written in (file, file.with_name(f"{file.name}.json")):
         check_not_read(written, files_of_model(folder))
+    named = format_of(file, form)
     _say(_written(folder, file, named, names))
 
 
