@@ -6,6 +6,7 @@ A command declares which dataclasses of options it takes; each field is both a f
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -22,6 +23,8 @@ from mt2st_fast.runs.config import OF_TOKENS, Config
 from mt2st_fast.runs.config_file import config_file, read_config_file
 from mt2st_fast.runs.options import Option, options_of, options_of_strategies
 from mt2st_fast.training.schedules import strategy_options
+
+logger = logging.getLogger("mt2st_fast")
 
 LABEL_COLUMN = Option(
     "label_column",
@@ -212,7 +215,7 @@ def _is_named(text: str, message: str) -> bool:
 
 
 def check_used(config: Config, given: Given) -> None:
-    """Raise InputError for an option that was given but has no effect on the data.
+    """Warn of an option that was given but has no effect on the data, as where several data sets share their options.
 
     A file may set such an option to its default, as the configuration that a run keeps has all options.
     """
@@ -221,9 +224,10 @@ def check_used(config: Config, given: Given) -> None:
     for name in OF_TOKENS:
         option = options_of(Config)[name]
         if name in given and (given[name] is None or getattr(config, name) != option.default):
-            raise InputError(
-                f"{option.flag} is for word labels and has no effect where rows are documents, as in "
-                f"{config.data}; leave it out"
+            logger.warning(
+                "%s is for word labels and has no effect where rows are documents, as in %s",
+                option.flag,
+                config.data,
             )
 
 
