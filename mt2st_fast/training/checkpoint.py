@@ -92,7 +92,7 @@ def check_replaceable(path: Path) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror or error}); give another checkpoint"
+            f"{path} cannot be written ({error.strerror or error}); choose another file"
         ) from None
 
 
