@@ -78,7 +78,7 @@ def test_a_file_that_is_no_checkpoint_is_not_overwritten(tmp_path):
     with pytest.raises(InputError, match=r"train.py is not a checkpoint and would be overwritten"):
         trainer().fit([BATCH], epochs=1, checkpoint=mine)
     assert mine.read_text() == "print()"
-    with pytest.raises(InputError, match=r"below cannot be written \(.*\); give another checkpoint"):
+    with pytest.raises(InputError, match=r"below cannot be written \(.*\); choose another file"):
         trainer().fit([BATCH], epochs=1, checkpoint=mine / "below")
     checkpoint.touch()  # as tempfile makes it
     for _ in range(2):
