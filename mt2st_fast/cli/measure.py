@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console, say, say_table
 from mt2st_fast.errors import InputError
@@ -40,13 +41,8 @@ def measure(
             help='comma-separated tasks to measure, a name with a comma in "quotes"; the main task by default'
         ),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="table column with the text; by default as in training")
-    ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option(help="table delimiter, one character or tab; detected from the header by default"),
-    ] = None,
+    text_column: TextColumnFlag = None,
+    delimiter: DelimiterFlag = None,
 ) -> None:
     """Measure a trained model: task metrics, and precision, recall and F1 of every class."""
     from mt2st_fast.model_folder import kind_of

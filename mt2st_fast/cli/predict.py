@@ -14,6 +14,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mt2st_fast.cli.output import out_path
+from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console
 from mt2st_fast.errors import InputError
@@ -73,13 +74,8 @@ def predict(
             "labels per row if --k is not given"
         ),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="table column with the text; by default as in training")
-    ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option(help="table delimiter, one character or tab; detected from the header by default"),
-    ] = None,
+    text_column: TextColumnFlag = None,
+    delimiter: DelimiterFlag = None,
     probabilities: Annotated[
         bool,
         typer.Option(
