@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.imputils import lower_builtin
@@ -186,6 +187,19 @@ def select(typing_context, mask, yes, no):  # type: ignore[no-untyped-def]
         return builder.select(m, _as_vector(builder, x, yes), _as_vector(builder, y, no))
 
     return _operation(vector_type, (mask_type, yes, no), build)
+
+
+@infer_global(np.sqrt)
+class _RootTyping(AbstractTemplate):
+    def generic(self, args, kws):  # type: ignore[no-untyped-def]
+        return signature(vector_type, vector_type) if args == (vector_type,) else None
+
+
+@lower_builtin(np.sqrt, vector_type)
+def _lower_root(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    function = ir.FunctionType(_FLOATS, [_FLOATS])
+    called = cgutils.get_or_insert_function(builder.module, function, f"llvm.sqrt.v{WIDTH}f32")
+    return builder.call(called, args)
 
 
 @intrinsic

@@ -143,7 +143,8 @@ def _sum_narrow_rows(source, D, rows, first, last, scales, target):
 
 
 @helper
-def _scale(target, D, factor):
+def scale_row(target, D, factor):
+    """target (D,) *= factor."""
     values = numba.carray(pointer_to_float32(target), (D,))
     for d in range(D):
         values[d] *= factor
@@ -165,7 +166,7 @@ def _sum_split(p, source, D, ids, starts, scales, bag_scales, target, n_splits):
         to = target + FLOAT_BYTES * bag * D
         sum_rows(source, D, ids, starts[bag], starts[bag + 1], scales, to)
         if len(bag_scales):
-            _scale(to, D, bag_scales[bag])
+            scale_row(to, D, bag_scales[bag])
 
 
 def _sum_bags(team, source, D, ids, starts, scales, bag_scales, target, n_splits):  # type: ignore[no-untyped-def]

@@ -23,7 +23,7 @@ from ...machine.simd import (
 from ...machine.team import Kernel, in_parallel
 from .ids import LINE_BYTES, group_bags
 from .row_sums import ONE, SHORT_SUM, ZERO, place, sum_rows
-from .rules import move_row, row_step
+from .rules import move_columns, row_numbers
 
 AHEAD = 16  # rows that are prefetched
 
@@ -60,9 +60,63 @@ def _mean_square(gradient, D):
 
 
 @helper
-def _values(address, D):
-    """The (D,) float32 at an address; empty for address 0."""
-    return numba.carray(pointer_to_float32(address), (D if address else 0,))
+def _numbers_of(rule):
+    """The rule's numbers as float32."""
+    numbers = rule["numbers"]
+    return (
+        np.float32(numbers[0]), np.float32(numbers[1]), np.float32(numbers[2]), np.float32(numbers[3]),
+        np.float32(numbers[4]), np.float32(numbers[5]), np.float32(numbers[6]),
+    )  # fmt: skip
+
+
+@helper
+def _moved_vector(kind, row, gradient, first, second, at, step, scale, numbers):
+    """Return the new (w, first, second) of a vector of columns, at a byte offset."""
+    return move_columns(
+        kind, load(row + at), load(gradient + at), load(first + at), load(second + at), step, scale, numbers
+    )
+
+
+@helper
+def _store_vector(moved, row, first, second, at, has_first, has_second):
+    store(moved[0], row + at)
+    if has_first:
+        store(moved[1], first + at)
+    if has_second:
+        store(moved[2], second + at)
+
+
+@helper
+def _move_narrow(kind, row, gradient, D, first, second, step, scale, numbers, has_first, has_second):
+    """_move_by_columns for rows that do not fill a vector."""
+    w, g = numba.carray(pointer_to_float32(row), (D,)), numba.carray(pointer_to_float32(gradient), (D,))
+    m, v = numba.carray(pointer_to_float32(first), (D,)), numba.carray(pointer_to_float32(second), (D,))
+    for d in range(D):
+        moved = move_columns(kind, w[d], g[d], m[d], v[d], step, scale, numbers)
+        w[d] = moved[0]
+        if has_first:
+            m[d] = moved[1]
+        if has_second:
+            v[d] = moved[2]
+
+
+@helper
+def _move_by_columns(rule, row, gradient, D, first, second, step, scale):
+    """Update a row (D,) and its state; first, second: addresses of (D,), 0 for what the rule does not keep."""
+    kind, numbers, has_first, has_second = rule["kind"], _numbers_of(rule), first != 0, second != 0
+    # What is not kept is read from elsewhere, and not stored.
+    first, second = first if has_first else row, second if has_second else row
+    if D < WIDTH:
+        _move_narrow(kind, row, gradient, D, first, second, step, scale, numbers, has_first, has_second)
+        return
+    # The last vector ends with the last column. It may overlap the one before it, so it is computed before that one is
+    # stored; both have the same numbers in the columns that they share.
+    last = FLOAT_BYTES * (D - WIDTH)
+    moved = _moved_vector(kind, row, gradient, first, second, last, step, scale, numbers)
+    for at in range(0, last, FLOAT_BYTES * WIDTH):
+        own = _moved_vector(kind, row, gradient, first, second, at, step, scale, numbers)
+        _store_vector(own, row, first, second, at, has_first, has_second)
+    _store_vector(moved, row, first, second, last, has_first, has_second)
 
 
 @helper
@@ -71,14 +125,15 @@ def update_row(rule, table, row, gradient, D, per_row, first, second):
 
     per_row (V,), first and second (addresses of (V, D), or 0) are the rule's state.
     """
+    mean_square = _mean_square(gradient, D) if rule["uses_mean_square"] else ZERO
+    step, scale = row_numbers(rule, mean_square, per_row, row)
     offset = FLOAT_BYTES * row * D
     if rule["by_step"]:
-        mean_square = _mean_square(gradient, D) if rule["uses_mean_square"] else ZERO
-        _move(table + offset, gradient, D, row_step(rule, mean_square, per_row, row))
+        _move(table + offset, gradient, D, step)
     else:
-        move_row(
-            rule, _values(table + offset, D), _values(gradient, D), per_row, row,
-            _values(first + offset if first else 0, D), _values(second + offset if second else 0, D),
+        _move_by_columns(
+            rule, table + offset, gradient, D, first + offset if first else 0, second + offset if second else 0, step,
+            scale,
         )  # fmt: skip
 
 
@@ -147,7 +202,19 @@ def update_from_transposed(
                 rule, table, np.int64(rows[u]), bags, begins[u], begins[u + 1], scales, gradient, D, per_row, lanes
             )  # fmt: skip
         return
-    sums = np.empty((1, D + WIDTH), np.float32)
+    _update_by_sums(
+        rule, table, rows, begins, bags, first_row, last_row, frozen, scales, gradient, D, per_row, first, second,
+        np.empty(D + WIDTH, np.float32),
+    )  # fmt: skip
+
+
+@helper
+def _update_by_sums(
+    rule, table, rows, begins, bags, first_row, last_row, frozen, scales, gradient, D, per_row, first, second, sums
+):  # fmt: skip
+    """update_from_transposed by way of sums (D + WIDTH,): the gradient of one row after another."""
+    # The address is taken once, since that counts references, and where `sums` is an argument, so that it outlives it.
+    total = np.int64(sums.ctypes.data)  # otherwise helpers are compiled for uintp, too
     for u in range(first_row, last_row):
         if u + AHEAD < last_row and moves(rows[u + AHEAD], frozen):
             ahead = np.int64(rows[u + AHEAD])
@@ -156,12 +223,9 @@ def update_from_transposed(
                 _ask_to_write_row(first, ahead, D)
             if second:
                 _ask_to_write_row(second, ahead, D)
-        if not moves(rows[u], frozen):
-            continue
-        _update_by_sum(
-            rule, table, np.int64(rows[u]), bags, begins[u], begins[u + 1], scales, gradient, D,
-            per_row, first, second, sums,
-        )  # fmt: skip
+        if moves(rows[u], frozen):
+            sum_rows(gradient, D, bags, begins[u], begins[u + 1], scales, total)
+            update_row(rule, table, np.int64(rows[u]), total, D, per_row, first, second)
 
 
 @helper
@@ -193,7 +257,7 @@ def _new_lanes(D):
 
 @helper
 def _update_in_registers(rule, table, row, bags, first, last, scales, gradient, D, per_row, lanes):
-    """_update_by_sum for step rules and rows that 8 vectors hold: their sum is never stored."""
+    """Update a row by a step, if 8 vectors hold it: the sum of its gradients is never stored."""
     scaled = len(scales) > 0
     at_a, at_b, at_c, at_d = place(D, 0), place(D, WIDTH), place(D, 2 * WIDTH), place(D, 3 * WIDTH)
     at_e, at_f = place(D, 4 * WIDTH), place(D, 5 * WIDTH)
@@ -222,7 +286,7 @@ def _update_in_registers(rule, table, row, bags, first, last, scales, gradient, 
         square = square + sum_e * sum_e * load(new + 4 * vector) + sum_f * sum_f * load(new + 5 * vector)
         square = square + sum_g * sum_g * load(new + 6 * vector) + sum_h * sum_h * load(new + 7 * vector)
         mean_square = sum_of(square) / np.float32(D)
-    step = row_step(rule, mean_square, per_row, row)
+    step = row_numbers(rule, mean_square, per_row, row)[0]
     at = table + FLOAT_BYTES * row * D
     # All loads before the first store: the last vectors may overlap.
     a, b, c, d = load(at + at_a), load(at + at_b), load(at + at_c), load(at + at_d)
@@ -235,16 +299,6 @@ def _update_in_registers(rule, table, row, bags, first, last, scales, gradient, 
     store(f - sum_f * step, at + at_f)
     store(g - sum_g * step, at + at_g)
     store(h - sum_h * step, at + at_h)
-
-
-@helper
-def _update_by_sum(
-    rule, table, row, bags, first_bag, last_bag, scales, gradient, D, per_row, first, second, sums
-):
-    # The address is taken where `sums` is an argument, so that it outlives the call.
-    total = np.int64(sums.ctypes.data)  # otherwise helpers are compiled for uintp, too
-    sum_rows(gradient, D, bags, first_bag, last_bag, scales, total)
-    update_row(rule, table, row, total, D, per_row, first, second)
 
 
 update_from_bags = Kernel(_update_from_bags)

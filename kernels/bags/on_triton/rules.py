@@ -45,7 +45,7 @@ class RuleFunctions(NamedTuple):
 @lru_cache
 def functions_of(kind: RowRuleKind) -> RuleFunctions:
     """Return the functions of a rule. Raises ValueError for one that has only a CPU form."""
-    if kind.numba_step is not None and kind.triton_row is None:
+    if kind.numba_row is not None and kind.triton_row is None:
         raise ValueError(f"the row rule {kind.name} has no triton_row, so it only runs on a CPU")
     if kind.numba_move is not None and kind.triton_move is None:
         raise ValueError(f"the row rule {kind.name} has no triton_move, so it only runs on a CPU")

@@ -23,9 +23,9 @@ def _oracle(rule: RowRule, w: Tensor, g: Tensor, state: RowState) -> tuple[Tenso
     return w - rule.lr * g / (sums.sqrt() + eps).unsqueeze(1), RowState(sums)
 
 
-def _numba_step(rule: Any, mean_square: Any, per_row: Any, row: Any) -> Any:
+def _numba_row(rule: Any, mean_square: Any, per_row: Any, row: Any) -> Any:
     per_row[row] += mean_square
-    return rule["lr"] / (np.sqrt(per_row[row]) + np.float32(rule["numbers"][0]))
+    return rule["lr"] / (np.sqrt(per_row[row]) + np.float32(rule["numbers"][0])), np.float32(1)
 
 
 def _triton_row(lr, table_steps, numbers, mean_square, remembered):  # type: ignore[no-untyped-def]
@@ -39,6 +39,6 @@ RULE = RowRuleKind(
     numbers={"eps": 1e-10},
     per_row="sum",
     uses_mean_square=True,
-    numba_step=_numba_step,
+    numba_row=_numba_row,
     triton_row=_triton_row,
 )

@@ -45,8 +45,8 @@ def _derived(beta1: float, beta2: float, eps: float) -> tuple[float, ...]:
     return beta1, beta2, eps, 1.0 - beta1, 1.0 - beta2, *logs
 
 
-def _numba_move(rule: Any, w: Any, g: Any, per_row: Any, row: Any, first: Any, second: Any) -> None:
-    beta1, beta2, eps = rule["numbers"][0], rule["numbers"][1], np.float32(rule["numbers"][2])
+def _numba_row(rule: Any, mean_square: Any, per_row: Any, row: Any) -> Any:
+    beta1, beta2 = rule["numbers"][0], rule["numbers"][1]
     per_row[row] += np.float32(1)
     rarity = np.float64(rule["table_steps"]) / np.float64(per_row[row])
     rarity = min(max(rarity, 1.0), 1.0 / (1.0 - beta2))
@@ -56,20 +56,14 @@ def _numba_move(rule: Any, w: Any, g: Any, per_row: Any, row: Any, first: Any, s
         power1 *= square1 if n & 1 else 1.0
         power2 *= square2 if n & 1 else 1.0
         square1, square2, n = square1 * square1, square2 * square2, n >> 1
-    correction1, correction2 = 1.0 - power1, np.sqrt(1.0 - power2)
-    step = np.float32(np.float64(rule["lr"]) * np.sqrt(rarity) / correction1)
-    inverse = np.float32(1.0 / correction2)
-    # Stored to memory; otherwise the compiler may choose between (new2 * g) * g and new2 * (g * g). It chose
-    # differently when the kernel was loaded from Numba's cache, and a resumed run ended with different bits.
-    squares = np.empty(len(w), np.float32)
-    for d in range(len(w)):
-        squares[d] = g[d] * g[d]
-    old1, new1 = np.float32(beta1), np.float32(1.0 - beta1)
-    old2, new2 = np.float32(beta2), np.float32(1.0 - beta2)
-    for d in range(len(w)):
-        first[d] = old1 * first[d] + new1 * g[d]
-        second[d] = old2 * second[d] + new2 * squares[d]
-        w[d] -= step * first[d] / (np.sqrt(second[d]) * inverse + eps)
+    step = np.float64(rule["lr"]) * np.sqrt(rarity) / (1.0 - power1)
+    return np.float32(step), np.float32(1.0 / np.sqrt(1.0 - power2))
+
+
+def _numba_move(w: Any, g: Any, first: Any, second: Any, step: Any, scale: Any, numbers: Any) -> Any:
+    first = first * numbers[0] + g * numbers[3]
+    second = second * numbers[1] + (g * g) * numbers[4]
+    return w - first * step / (np.sqrt(second) * scale + numbers[2]), first, second
 
 
 def _triton_row(lr, table_steps, numbers, mean_square, remembered):  # type: ignore[no-untyped-def]
@@ -94,6 +88,7 @@ RULE = RowRuleKind(
     per_row="steps",
     tables=("exp_avg", "exp_avg_sq"),
     uses_table_steps=True,
+    numba_row=_numba_row,
     numba_move=_numba_move,
     triton_row=_triton_row,
     triton_move=_triton_move,

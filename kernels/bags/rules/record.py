@@ -28,14 +28,12 @@ class RowState(NamedTuple):
 class RowRuleKind:
     """One rule: its formula for the oracle, Numba and Triton, and its state.
 
-    A rule has one of two forms:
-    By a step: w -= step * g, where step is one number per row that may depend on mean(g^2) and the stored number. Given
-    by `numba_step`; without it, step is the rate.
-    By elements: given by `numba_move`.
+    A row's update has two parts: two numbers of the row, step and scale, which may depend on mean(g^2) and on the
+    number stored per row; then every column by itself, given those two.
     Kernel functions are plain Python, which a backend compiles on loading. They may use `np` (Numba) and `tl` (Triton),
     and no other name of their module. Triton's must not have annotations: Triton would resolve those names.
 
-    Raises ValueError for more numbers or tables than kernels take, and for both forms at once.
+    Raises ValueError for more numbers or tables than kernels take.
     """
 
     name: str
@@ -46,10 +44,11 @@ class RowRuleKind:
     tables: tuple[str, ...] = ()  # the names of the tables (V, D)
     uses_mean_square: bool = False  # else kernels pass 0
     uses_table_steps: bool = False  # whether it reads `RowRule.table_steps`; else kernels pass 0
-    # (rule record, mean(g^2), per_row (V,), row) -> step, float32; updates per_row[row].
-    numba_step: Callable[..., Any] | None = None
-    # (rule record, w (D,), g (D,), per_row (V,), row, first (D,), second (D,)), all float32; updates them all in place.
-    numba_move: Callable[..., None] | None = None
+    # (rule record, mean(g^2), per_row (V,), row) -> (step, scale), float32; updates per_row[row]. Without it: (lr, 1).
+    numba_row: Callable[..., Any] | None = None
+    # (w, g, first, second, step, scale, numbers) -> (w, first, second): columns of a row, as vectors of machine/simd.py
+    # or as numbers. Without it: w - step * g.
+    numba_move: Callable[..., Any] | None = None
     # (lr, table_steps, numbers, mean(g^2), remembered) -> (step, scale, remembered): scalars of a row. Without it:
     # (lr, 1, remembered).
     triton_row: Callable[..., Any] | None = None
@@ -67,8 +66,6 @@ class RowRuleKind:
             raise ValueError(
                 f"kernels support at most {MOST_TABLES} tables per rule, but {self.name} has {self.tables}"
             )
-        if self.numba_step is not None and self.numba_move is not None:
-            raise ValueError(f"{self.name} must have numba_step or numba_move, not both")
         if self.tables and (self.numba_move is None or self.triton_move is None):
             raise ValueError(f"{self.name} keeps tables, so it needs numba_move and triton_move")
 

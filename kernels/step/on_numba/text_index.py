@@ -1,7 +1,7 @@
-"""Index of a batch for a step on the words of a text, built once before the step computes.
+"""Index of a batch for a step on the words of a text.
 
-Which types the batch holds and where, which rows they are means of, and which types each row is in: two sparse matrices
-and their transposes. Numbers are assigned in the order of first appearance, so nothing is sorted.
+Which types the batch holds, which is known before anything is computed; and where they are, and which types each row of
+the table is in, which only gradients need. Numbers are assigned in the order of first appearance, so nothing is sorted.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ class BatchIndex(NamedTuple):
 
     slots: np.ndarray  # (n,) int32: the number u of each position's type, NONE for no type
     types: np.ndarray  # (U,) int32
-    starts: np.ndarray  # (U + 1,) int64: type u is the mean of rows ids[starts[u] : starts[u + 1]]
-    ids: np.ndarray  # int32, rows of the table
+    sizes: np.ndarray  # (U,) int32: type u is the mean of so many rows of the table
     begins: np.ndarray  # (U + 1,) int64: type u occurs at positions[begins[u] : begins[u + 1]]
     positions: np.ndarray  # int32, indices of vectors that have a gradient
     rows: np.ndarray  # (R,) int32
@@ -58,8 +57,7 @@ def new_index(model: TextStepModel, n_positions: int) -> BatchIndex:
     return BatchIndex(
         slots=np.empty(n_positions, np.int32),
         types=np.empty(U, np.int32),
-        starts=np.empty(U + 1, np.int64),
-        ids=np.empty(U * M, np.int32),
+        sizes=np.empty(U, np.int32),
         begins=np.empty(U + 1, np.int64),
         positions=np.empty(n_positions, np.int32),
         rows=np.empty(R, np.int32),
@@ -144,33 +142,27 @@ def _vector_of_position(rows):
 
 
 @helper
-def index_types(rows, rows_of_type, with_positions, index):
-    """Number the types of a batch, find their rows and, if wanted, their positions."""
-    n = len(rows.types)
-    U = _number(rows.types, n, index.slot_of_type, index.slots, index.types)
-    index.counts[0] = U
-    if with_positions:
-        _transpose(index.slots, _vector_of_position(rows), n, U, index.begins, index.positions)
-    total = 0
-    for u in range(U):
-        index.starts[u] = total
-        for m in range(rows_of_type.shape[1]):
-            row = rows_of_type[index.types[u], m]
-            index.ids[total] = row  # overwritten by the next one, if it is none: no branch to guess wrong
-            total += np.int64(row != NONE)
-    index.starts[U] = total
+def index_types(rows, index):
+    """Number the types of a batch."""
+    index.counts[0] = _number(rows.types, len(rows.types), index.slot_of_type, index.slots, index.types)
 
 
 @helper
-def index_rows(index, frozen):
-    """Number the rows of the types that are updated, and find the types of each row."""
-    U = index.counts[0]
-    total = index.starts[U]
-    slots, owners, moving = np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, np.int32)
+def index_rows(rows, rows_of_type, frozen, index):
+    """Find the positions of each type; number the rows of the table that are updated, and find the types of each."""
+    U, M = index.counts[0], rows_of_type.shape[1]
+    _transpose(index.slots, _vector_of_position(rows), len(rows.types), U, index.begins, index.positions)
+    owners, moving = np.empty(U * M + 1, np.int32), np.empty(U * M + 1, np.int32)
+    total = 0
     for u in range(U):
-        for i in range(index.starts[u], index.starts[u + 1]):
-            owners[i] = u
-            moving[i] = index.ids[i] if moves(index.ids[i], frozen) else NONE
+        for m in range(M):
+            row = rows_of_type[index.types[u], m]
+            owners[total], moving[total] = (
+                u,
+                row,
+            )  # overwritten by the next one, if it is none: no branch to guess wrong
+            total += np.int64(row != NONE and moves(row, frozen))
+    slots = np.empty(total, np.int32)
     R = _number(moving, total, index.slot_of_row, slots, index.rows)
     index.counts[1] = R
     _transpose(slots, owners, total, R, index.row_begins, index.row_types)

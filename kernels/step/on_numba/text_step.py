@@ -1,10 +1,10 @@
 """A whole training step of heads over the words of a text: from word types to updated weights.
 
 Five rounds of pieces of work, each on all threads:
-1. which types the batch holds and where; beside that, weights are packed for their products;
+1. which types the batch holds; beside that, weights are packed for their products;
 2. the vectors of the batch's types, the mean of their rows;
 3. tiles of windows or bags: gather and dropout, hidden layer, logits, losses, and all gradients down to the vectors;
-   beside them, which types each updated row is in;
+   beside them, where the types are, and which types each updated row is in;
 4. dense parameters: the gradient of some rows over the batch, and their update; and the gradient of every type;
 5. rows of the table: the sum over their types, and their update.
 
@@ -95,8 +95,7 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     column_of = _columns_by_task(heads, columns, len(targets))
     for_logits, for_features = head_panels(columns[K], H, reach >= TO_HIDDEN)
     in_parallel(team, N_PREPARED, prepare, (
-        texts, table.rows_of_type, hidden, weights[heads["index"]], H, heads, columns, for_logits, for_features, reach,
-        index, b,
+        texts, hidden, weights[heads["index"]], H, heads, columns, for_logits, for_features, reach, index, b,
     ))  # fmt: skip
     n_types = -(-index.counts[0] // TYPES_A_PIECE)
     in_parallel(team, n_types, average_rows, (table, index, b))
@@ -110,13 +109,13 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     n_tiles = -(-N // TILE_ROWS)
     in_parallel(team, 1 + n_tiles, run_tile, (
         N, W, D, texts, index, drop, by_type, has_hidden, hidden_bias_h, for_logits, for_features, head_bias_s, heads,
-        columns, column_weights, targets, scale, reach, table.frozen, b,
+        columns, column_weights, targets, scale, reach, table, b,
     ))  # fmt: skip
     if reach == TO_NOTHING:
         return
     n_type_pieces = n_types if reach == TO_TABLE else 0
     in_parallel(team, len(pieces) + n_type_pieces, move_dense, (
-        pieces, rules, decays, column_of, N, W, D, H, table.frozen, index, b
+        pieces, rules, decays, column_of, N, W, H, table, index, b
     ))  # fmt: skip
     if reach == TO_TABLE:
         n_row_pieces = -(-index.counts[1] // ROWS_A_PIECE)

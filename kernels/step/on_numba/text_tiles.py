@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...bags.on_numba.row_sums import sum_rows
+from ...bags.on_numba.row_sums import scale_row, sum_rows
 from ...bags.on_numba.row_updates import ask_for_row
 from ...heads.on_numba.loss_pass import LANES
 from ...heads.on_numba.stages import (
@@ -24,7 +24,7 @@ from ...heads.on_numba.stages import (
 from ...heads.on_numba.tile import loss_tile, pack_heads
 from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.jit import helper
-from ...machine.simd import WIDTH
+from ...machine.simd import FLOAT_BYTES, WIDTH
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE
 from .dropout import draw_factors, words_of
 from .text_hidden import (
@@ -39,7 +39,7 @@ from .text_index import NONE, index_rows, index_types
 from .text_memory import TILE_ROWS
 
 ONE = np.float32(1)
-AHEAD = 16  # rows that are prefetched
+AHEAD = 2  # types whose rows are prefetched
 
 
 class Drop(NamedTuple):
@@ -56,15 +56,13 @@ N_PREPARED = 4
 
 
 @helper
-def prepare(
-    p, texts, rows_of_type, hidden, weights, H, heads, columns, for_logits, for_features, reach, index, b
-):
-    """Index the batch (piece 0); pack the hidden weight (H, W D), the way back only if needed, and the heads' rows.
+def prepare(p, texts, hidden, weights, H, heads, columns, for_logits, for_features, reach, index, b):
+    """Number the types (piece 0); pack the hidden weight (H, W D), the way back only if needed, and the heads' rows.
 
     weights (K,): addresses of those of the computed heads.
     """
     if p == 0:
-        index_types(texts, rows_of_type, reach == TO_TABLE, index)
+        index_types(texts, index)
     elif p == 1:
         for panel in range(-(-len(hidden) // PANEL)):
             first = panel * PANEL
@@ -79,14 +77,18 @@ def prepare(
 @helper
 def average_rows(p, table, index, b):
     """Make the vectors of the types of piece p: the mean of their rows."""
-    for u in range(p * TYPES_A_PIECE, min(index.counts[0], (p + 1) * TYPES_A_PIECE)):
-        first, last = index.starts[u], index.starts[u + 1]
-        for i in range(last + AHEAD, min(index.starts[min(u + 2, index.counts[0])] + AHEAD, len(index.ids))):
-            ask_for_row(table.address, np.int64(index.ids[i]), table.D)
-        sum_rows(table.address, table.D, index.ids, first, last, b.no_scales, address_of(b.vectors[u]))
-        scale = ONE / np.float32(max(1, last - first))
-        for d in range(table.D):
-            b.vectors[u, d] *= scale
+    D, M, U = table.D, table.rows_of_type.shape[1], index.counts[0]
+    rows, vectors = table.rows_of_type.reshape(-1), address_of(b.vectors)
+    for u in range(p * TYPES_A_PIECE, min(U, (p + 1) * TYPES_A_PIECE)):
+        ahead, first = np.int64(index.types[min(u + AHEAD, U - 1)]) * M, np.int64(index.types[u]) * M
+        size = 0
+        for m in range(M):
+            ask_for_row(table.address, np.int64(rows[ahead + m]), D)
+            size += np.int64(rows[first + m] != NONE)
+        vector = vectors + FLOAT_BYTES * u * D
+        sum_rows(table.address, D, rows, first, first + M, b.no_scales, vector)
+        scale_row(vector, D, ONE / np.float32(max(1, size)))
+        index.sizes[u] = size
 
 
 # --- round 3: tiles --------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ def _head_logits(a, lda, rows, H, S, for_logits, product, z):
 @helper
 def run_tile(
     p, N, W, D, texts, index, drop, by_type, has_hidden, hidden_bias, for_logits, for_features, head_bias, heads,
-    columns, column_weights, targets, scale, reach, frozen_rows, b,
+    columns, column_weights, targets, scale, reach, table, b,
 ):  # fmt: skip
     """Process the rows of tile p: losses, and the gradients of logits, hidden layer and vectors. Piece 0 is not a tile.
 
@@ -189,7 +191,7 @@ def run_tile(
     """
     if p == 0:
         if reach == TO_TABLE:
-            index_rows(index, frozen_rows)
+            index_rows(texts, table.rows_of_type, table.frozen, index)
         return
     tile, H, S, F = p - 1, len(hidden_bias), columns[-1], W * D
     first = tile * TILE_ROWS

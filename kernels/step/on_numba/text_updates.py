@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ...bags.on_numba.row_sums import sum_rows
+from ...bags.on_numba.row_sums import scale_row, sum_rows
 from ...bags.on_numba.row_updates import moves, update_from_transposed, update_row
 from ...heads.on_numba.stages import DEPTH, SKEW, add_weight_gradient, round_up, scratch
 from ...machine.gemm import BLOCK_ROWS, PANEL, add_by_column, add_by_column_1
@@ -13,6 +13,7 @@ from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ..text_model import HEAD_BIAS, HEAD_WEIGHT, HIDDEN_BIAS, HIDDEN_WEIGHT
 from .text_hidden import TYPES_A_PIECE, ZERO, address_of
+from .text_index import NONE
 from .text_memory import TILE_ROWS
 from .text_tiles import ONE
 
@@ -113,31 +114,29 @@ def _move_piece(piece, rules, decays, column_of, N, F, H, b):
 
 
 @helper
-def _has_moving_row(u, index, frozen):
+def _has_moving_row(u, table, index):
     """Whether a step updates any row of the type u."""
     n_moving = 0
-    for i in range(index.starts[u], index.starts[u + 1]):
-        n_moving += moves(index.ids[i], frozen)
+    for row in table.rows_of_type[index.types[u]]:
+        n_moving += row != NONE and moves(row, table.frozen)
     return n_moving > 0
 
 
 @helper
-def move_dense(p, pieces, rules, decays, column_of, N, W, D, H, frozen_rows, index, b):
+def move_dense(p, pieces, rules, decays, column_of, N, W, H, table, index, b):
     """Update some dense parameters (the first pieces), or compute the gradients of some types (the others)."""
+    D = table.D
     if p < len(pieces):
         _move_piece(pieces[p], rules, decays, column_of, N, W * D, H, b)
         return
+    d_x, d_vectors = address_of(b.d_x), address_of(b.d_vectors)
     first = (p - len(pieces)) * TYPES_A_PIECE
     for u in range(first, min(index.counts[0], first + TYPES_A_PIECE)):
-        if len(frozen_rows) and not _has_moving_row(u, index, frozen_rows):
+        if len(table.frozen) and not _has_moving_row(u, table, index):
             continue
-        sum_rows(
-            address_of(b.d_x), D, index.positions, index.begins[u], index.begins[u + 1], b.no_scales,
-            address_of(b.d_vectors[u]),
-        )  # fmt: skip
-        scale = ONE / np.float32(max(1, index.starts[u + 1] - index.starts[u]))
-        for d in range(D):
-            b.d_vectors[u, d] *= scale
+        d_vector = d_vectors + FLOAT_BYTES * u * D
+        sum_rows(d_x, D, index.positions, index.begins[u], index.begins[u + 1], b.no_scales, d_vector)
+        scale_row(d_vector, D, ONE / np.float32(max(1, index.sizes[u])))
 
 
 # --- round 5: rows ---------------------------------------------------------------------------------------
