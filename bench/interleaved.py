@@ -5,7 +5,9 @@ equal one, and not another candidate's, during which the worker threads fell asl
 virtual machine). A slow phase affects all candidates alike, so ratios are more robust to a changing clock than times
 are. They are NOT robust to other work on the same cores: every parallel region then waits for a thread that has lost
 its core, for up to milliseconds each, so the ratio then depends on the number of parallel regions. The spread does not
-show this. So a measurement records the share of the processors that others used meanwhile.
+show this. So a measurement records the share of the processors that others used meanwhile. Nor are they robust to cores
+that a host moves away from their common cache (bench/cores.py): rounds in which they were apart are left out and
+counted, where enough rounds remain.
 
 On a GPU a turn is timed by a pair of CUDA events around the burst: this is the time of the device, and of the host if
 the device waits for it, as it does in training. There every burst has the same duration, so that a slow peer has fewer
@@ -23,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from bench.cores import APART, round_trip_ns
 from bench.load import CpuLoad
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -30,6 +33,7 @@ WARM_UP_ROUNDS = 5
 BURST_US = 5_000  # approximate duration of a turn of the fastest candidate, on a GPU of every one
 MOST_CALLS = 50
 MIN_ROUNDS = 10
+MOST_ROUNDS = 2  # times those that were asked for, to make up for rounds that are left out
 
 
 class Candidate(NamedTuple):
@@ -50,9 +54,20 @@ class Ratio(NamedTuple):
 class Timings:
     """The microseconds of every candidate in every round."""
 
-    def __init__(self, rounds_us: Mapping[str, np.ndarray], others_cpu_share: float | None = None) -> None:
+    def __init__(
+        self,
+        rounds_us: Mapping[str, np.ndarray],
+        others_cpu_share: float | None = None,
+        *,
+        round_trip_ns: float | None = None,
+        left_out: int = 0,
+    ) -> None:
         self.rounds_us = dict(rounds_us)
         self.others_cpu_share = others_cpu_share  # 0 to 1, None where it is unknown
+        self.round_trip_ns = (
+            round_trip_ns  # between cores, the median of the rounds; None where it is unknown
+        )
+        self.left_out = left_out  # rounds in which the cores were farther apart than in these
 
     @property
     def rounds(self) -> int:
@@ -95,17 +110,43 @@ def interleave(
     warm_up_us = [_round(candidates, once, burst) for _ in range(WARM_UP_ROUNDS)]
     last_us = np.array(warm_up_us[-1])
     calls = np.clip(burst_us / (last_us if on_gpu else np.full_like(last_us, last_us.min())), 1, MOST_CALLS)
-    rows_us = []
+    rows_us: list[list[float]] = []
+    trips_ns = [None if on_gpu else round_trip_ns()]
     started = time.perf_counter()
     load = CpuLoad()
     with _garbage_collector_off():
-        for done in range(rounds):
+        while len(rows_us) < MOST_ROUNDS * rounds and _together(trips_ns).sum() < rounds:
             late = limit_seconds is not None and time.perf_counter() - started > limit_seconds
-            if late and done >= MIN_ROUNDS:
+            if late and len(rows_us) >= MIN_ROUNDS:
                 break
             rows_us.append(_round(candidates, calls.astype(int), burst))
-    columns_us = np.array(rows_us).T
-    return Timings(dict(zip(candidates, columns_us, strict=True)), load.others_share())
+            trips_ns.append(None if on_gpu else round_trip_ns())
+    others_share = load.others_share()
+    kept = _together(trips_ns)
+    if kept.sum() < min(MIN_ROUNDS, rounds):
+        kept[:] = True
+    columns_us = np.array(rows_us)[kept].T
+    return Timings(
+        dict(zip(candidates, columns_us, strict=True)), others_share, round_trip_ns=_median(trips_ns, kept),
+        left_out=int((~kept).sum()),
+    )  # fmt: skip
+
+
+def _together(trips_ns: list[float | None]) -> np.ndarray:
+    """Return for every round whether the cores were as close before and after it as they have ever been.
+
+    trips_ns: before the first round, and after each.
+    """
+    known = np.array([np.nan if trip is None else trip for trip in trips_ns])
+    if np.isnan(known).any():
+        return np.ones(len(known) - 1, bool)
+    close = known <= APART * known.min()
+    return close[:-1] & close[1:]
+
+
+def _median(trips_ns: list[float | None], kept: np.ndarray) -> float | None:
+    known = [trip for trip, is_kept in zip(trips_ns[1:], kept, strict=True) if is_kept and trip is not None]
+    return round(float(np.median(known)), 1) if known else None
 
 
 Burst = Callable[[Candidate, int], float]

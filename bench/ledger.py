@@ -39,6 +39,8 @@ def make_record(
         "unit": "microseconds",
         "rounds": timings.rounds,
         "others_cpu_share": timings.others_cpu_share,
+        "round_trip_ns": timings.round_trip_ns,
+        "rounds_left_out": timings.left_out,
         **timings.percentiles_us(peer),
         "ratio": None if ratio is None else {"of": ratio_name, **_rounded(ratio)},
         **more,

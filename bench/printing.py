@@ -42,9 +42,7 @@ def record_and_print(
     environment, suite, case, shape, direction = measured
     shown = columns or {}
     made = []
-    table = Table(
-        title=escape(f"{title or f'{case}: {shape}'}, {timings.rounds} rounds"), title_justify="left"
-    )
+    table = Table(title=escape(f"{title or f'{case}: {shape}'}, {_rounds(timings)}"), title_justify="left")
     for heading in ("", "µs, median", "p25 to p75", "ratio", "of", *shown):
         table.add_column(heading, justify="left" if heading in ("", "of") else "right")
     for name in timings.rounds_us:
@@ -60,6 +58,13 @@ def record_and_print(
     console.print(table)
     warn_if_disturbed(console, timings.others_cpu_share)
     return made
+
+
+def _rounds(timings: Timings) -> str:
+    """Say how many rounds there were, and how far apart the cores."""
+    left_out = f" ({timings.left_out} left out: cores apart)" if timings.left_out else ""
+    apart = f", cores {timings.round_trip_ns:.0f} ns apart" if timings.round_trip_ns else ""
+    return f"{timings.rounds} rounds{left_out}{apart}"
 
 
 def ratio_text(ratio: Ratio | None) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from bench import ledger
 from bench.cases import DeviceKind, Direction, HeadCase, head_cases
+from bench.cores import NO_COMMON_CACHE_NS
 from bench.environment import ROOT
 from bench.ledger import Record
 from bench.markdown import table
@@ -309,7 +310,9 @@ def _rounds(records: dict[str, Record]) -> str:
 
 def _rounds_of(record: Record) -> str:
     note = f", disturbed by {record['others_cpu_share']:.0%}" if is_disturbed(record) else ""
-    return f"{record['rounds']}{note}"
+    trip_ns = record.get("round_trip_ns") or 0.0
+    apart = f", cores {trip_ns:.0f} ns apart" if trip_ns > NO_COMMON_CACHE_NS else ""
+    return f"{record['rounds']}{apart}{note}"
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from bench import ledger
 from bench.cases import GPU_HEAD_CASES, HEAD_CASES, MEMORY_CASE
+from bench.cores import round_trip_ns
 from bench.environment import describe
 from bench.interleaved import MOST_CALLS, WARM_UP_ROUNDS, Candidate, Timings, interleave
 from bench.report import _draw_scaling, render
@@ -30,7 +33,37 @@ def made(date: str, eager_us: float, kind: str = "cpu") -> list[ledger.Record]:
     ]  # fmt: skip
 
 
-def test_candidates_take_turns_and_are_prepared():
+@pytest.fixture
+def trips_ns(monkeypatch):
+    """What the cores take to answer each other, before the first round and after each; then 100 ns."""
+    planned: list[float] = []
+    monkeypatch.setattr("bench.interleaved.round_trip_ns", lambda: planned.pop(0) if planned else 100.0)
+    return planned
+
+
+def test_rounds_with_cores_apart_are_left_out_and_made_up_for(trips_ns):
+    trips_ns += [100.0] * 4 + [500.0] * 3  # apart from the end of the fourth round to the end of the sixth
+    rounds = iter(range(1000))
+    times = interleave({"a": Candidate(lambda: next(rounds))}, rounds=10)
+    assert (times.rounds, times.left_out, times.round_trip_ns) == (10, 4, 100.0)
+
+
+def test_cores_that_are_apart_all_the_time_leave_nothing_out(trips_ns):
+    trips_ns += [500.0] * 40
+    times = interleave({"a": Candidate(lambda: None)}, rounds=10)
+    assert (times.rounds, times.left_out, times.round_trip_ns) == (10, 0, 500.0)
+
+
+def test_cores_answer_each_other():
+    found_ns = round_trip_ns()
+    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1:
+        assert found_ns is not None
+        assert 10 < found_ns < 1e6
+    else:
+        assert found_ns is None
+
+
+def test_candidates_take_turns_and_are_prepared(trips_ns):
     seen = []
     candidates = {
         name: Candidate(lambda name=name: seen.append(name), lambda: seen.append("-")) for name in "AB"

@@ -111,6 +111,7 @@ class TextStepModel:
     type" and has no rows. None: type t is row t.
     hidden, heads: (weight, bias or None). Only windows may have a hidden layer; without one, heads see W D numbers.
     frozen_rows: (V,) bool, the rows of the table that are not changed. No gradients are computed for frozen parameters.
+    table_steps: (), float32, the number of steps the table has taken; a step counts itself. None: not counted.
     gathers_rows: store the gradients of the table's rows instead of updating the rows (`gradient_model`).
 
     Parameters and states must not move in memory.
@@ -128,6 +129,7 @@ class TextStepModel:
         layout: HeadLayout,
         frozen_rows: Tensor | None = None,
         *,
+        table_steps: Tensor | None = None,
         gathers_rows: bool = False,
     ) -> None:
         V, D = table.parameter.shape
@@ -142,6 +144,7 @@ class TextStepModel:
         self.heads, self.layout = tuple(heads), layout
         self.rows_of_type = _rows_of_type(rows_of_type, V)
         self.frozen_rows = rows_left_alone(frozen_rows, V)
+        self.table_steps = table_steps
         pairs = [(HEAD, k, head) for k, head in enumerate(heads)]
         if hidden is not None:
             pairs.insert(0, (HIDDEN, NO_HEAD, hidden))

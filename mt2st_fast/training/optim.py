@@ -100,9 +100,10 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         """
         return next((name for name in self.without_rows if group.get(name)), None)
 
-    def take_back(self, table: Tensor) -> None:
-        """Take back the count of a step by `next_rule` that is not taken."""
+    def table_steps(self, table: Tensor) -> Tensor | None:
+        """Return how many steps a table has taken, (), float32; None if the rule of its rows does not ask."""
         del table
+        return None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in any optimizer."""
@@ -400,15 +401,17 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         Raises InputError as in any `RowSparseOptimizer`.
         """
         self.check_rows(group)
-        steps: Tensor = self.state[table]["step"]
-        if steps.device != table.device:  # a checkpoint loads it to the CPU
-            steps = self.state[table]["step"] = steps.to(table.device)
+        steps = self.table_steps(table)
+        assert steps is not None
         steps += 1
         return self.rule(group, steps)
 
-    def take_back(self, table: Tensor) -> None:
-        """Count one step less."""
-        self.state[table]["step"] -= 1
+    def table_steps(self, table: Tensor) -> Tensor | None:
+        """Return the number of steps that a table has taken, on the table's device."""
+        steps: Tensor = self.state[table]["step"]
+        if steps.device != table.device:  # a checkpoint loads it to the CPU
+            steps = self.state[table]["step"] = steps.to(table.device)
+        return steps
 
     def other_rule(self, group: dict[str, Any]) -> str | None:
         """Return an option by which AdamW is not plain Adam with decay, or is computed elsewhere; None if it is."""

@@ -31,6 +31,7 @@ class Table(NamedTuple):
     second: int
     rows_of_type: np.ndarray
     rule: int
+    steps: int  # the address of the number of steps it has taken; 0: not counted
     d_rows: int  # where gradients of rows are stored, in the order of BatchIndex.rows; 0: rows are updated
     frozen: np.ndarray  # (V,) 1 for a frozen row; (0,): none is
 
@@ -97,6 +98,7 @@ def _table(model: TextStepModel, d_rows: np.ndarray) -> Table:
     D = table.shape[1]
     return Table(
         table.data_ptr(), D, per_row, first, second, model.rows_of_type, model.table.rule,
+        0 if model.table_steps is None else model.table_steps.data_ptr(),
         d_rows.ctypes.data if model.gathers_rows else 0, model.frozen_rows,
     )  # fmt: skip
 

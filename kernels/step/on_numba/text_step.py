@@ -73,6 +73,14 @@ def _columns_by_task(heads, columns, n_tasks):
     return column_of
 
 
+@helper
+def _count_step(address):
+    """Add 1 to the float32 at an address; return the new number."""
+    count = numba.carray(pointer_to_float32(address), (1,))
+    count[0] += ONE
+    return count[0]
+
+
 def _step_on_text(  # type: ignore[no-untyped-def]
     team, rules, decays, texts, width, table, hidden, hidden_bias, weights, biases, pieces, counts, heads,
     column_weights, targets, mean_scale, scale, drop, reach, index, b, losses_address, correct_address,
@@ -87,6 +95,8 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     Everything else is as in tile_pass. With TO_NOTHING nothing is updated, and b.a holds the features.
     """
     N, W, D, K = texts.n_rows, width, table.D, len(heads)
+    if reach == TO_TABLE and table.steps:
+        rules[table.rule]["table_steps"] = _count_step(table.steps)
     has_hidden = len(hidden) > 0
     H = len(hidden) if has_hidden else W * D
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
@@ -121,7 +131,7 @@ def _step_on_text(  # type: ignore[no-untyped-def]
         n_row_pieces = -(-index.counts[1] // ROWS_A_PIECE)
         in_parallel(team, n_row_pieces, move_rows, (rules[table.rule], table, index, b))
     for i in range(len(counts)):
-        numba.carray(pointer_to_float32(counts[i]), (1,))[0] += ONE
+        _count_step(counts[i])
     for k in range(K):
         task = heads[k]["index"]
         loss, hits = 0.0, 0

@@ -15,7 +15,6 @@ from mt2st_fast.kernels import (
     Dropout,
     HeadLayout,
     Moves,
-    RowRule,
     RowState,
     TextStepModel,
     Trained,
@@ -85,29 +84,15 @@ class TextTraining(TextCalls):
         # Learning rates may fall at every step; everything else stays for the phase.
         groups = self._optimizer.param_groups
         rules = [self._optimizer.rule(group) for group in groups]
+        rules.append(rules[self._held.group_of.get(id(self.encoder.table), 0)])
         decays = [1.0 - float(group["lr"]) * group.get("weight_decay", 0.0) for group in groups]
-        rules.append(self._rule_of_rows(moves))
         decays.append(1.0)
         model = self._model_of(batch.layout)
         self._dropped = self._dropped if again else self._dropout()
-        try:
-            found = text_step(
-                model, rules, decays, words, batch.targets, batch.weights, self._dropped, moves, beside
-            )
-        except ValueError:  # refused, with nothing moved
-            if self._steps_table(moves):
-                self._optimizer.take_back(self.encoder.table)
-            raise
+        found = text_step(
+            model, rules, decays, words, batch.targets, batch.weights, self._dropped, moves, beside
+        )
         return self._heads.over_active(found.losses, batch)
-
-    def _rule_of_rows(self, moves: Moves) -> RowRule:
-        """Return the rule of the table, which follows those of the groups."""
-        table, optimizer = self.encoder.table, self._optimizer
-        group = optimizer.param_groups[self._held.group_of.get(id(table), 0)]
-        return optimizer.next_rule(table, group) if self._steps_table(moves) else optimizer.rule(group)
-
-    def _steps_table(self, moves: Moves) -> bool:
-        return moves.shared and self._held.moved[0]
 
     def _hold(self) -> None:
         # Asking for states creates missing ones, so do it before recording what there is.
@@ -117,12 +102,13 @@ class TextTraining(TextCalls):
         super()._hold()
 
     def _new_model(self, layout: HeadLayout) -> TextStepModel:
-        encoder = self.encoder
+        encoder, optimizer, table = self.encoder, self._optimizer, self._table()
         hidden = hidden_layer(encoder)
         return TextStepModel(
-            self._table(), encoder.rows_of_type, pooled_by(encoder), None if hidden is None else self._linear(hidden),
+            table, encoder.rows_of_type, pooled_by(encoder), None if hidden is None else self._linear(hidden),
             [self._linear(self._heads.linear(name)) for name in layout.names], layout,
-            self._optimizer.frozen_rows(encoder.table),
+            optimizer.frozen_rows(encoder.table),
+            table_steps=None if table.rule == FROZEN else optimizer.table_steps(encoder.table),
         )  # fmt: skip
 
     def _linear(self, linear: nn.Linear) -> tuple[Dense, Dense | None]:

@@ -1,0 +1,81 @@
+"""How long two cores take to answer each other: whether they share a cache, which a virtual machine's owner may change.
+
+Cores that share a cache answer within about 100 ns, others after several hundred. The host of a virtual machine moves
+its cores between the two at any time, unseen from inside, for seconds or for an hour. A step whose threads hand data to
+each other then takes half as long again, and torch's GEMMs a tenth longer: measurements need to know.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import numpy as np
+
+from mt2st_fast.kernels.machine.atomics import read, write
+from mt2st_fast.kernels.machine.jit import free_entry
+
+ANSWERS, TRIES = 200, 3
+MOST_CORES = 16
+LINE_BYTES = 128
+# Above this multiple of the shortest time, a round was measured on other caches than the best one.
+APART = 2.5
+# Cores with a longer round trip share no cache: a report says so.
+NO_COMMON_CACHE_NS = 300.0
+
+
+@free_entry
+def _ask(at, first, last):  # type: ignore[no-untyped-def]
+    for i in range(first, last):
+        write(at, i)
+        while read(at + LINE_BYTES) != i:
+            pass
+
+
+@free_entry
+def _answer(at, last):  # type: ignore[no-untyped-def]
+    for i in range(1, last):
+        while read(at) != i:
+            pass
+        write(at + LINE_BYTES, i)
+
+
+def round_trip_ns() -> float | None:
+    """Return how long the farthest of this process's cores takes to answer the first, in nanoseconds.
+
+    None with a single core, and where threads cannot be given a core.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    allowed = os.sched_getaffinity(0)
+    first, *others = sorted(allowed)[:MOST_CORES]
+    if not others:
+        return None
+    os.sched_setaffinity(0, {first})
+    try:
+        return max(min(_between(other) for _ in range(TRIES)) for other in others)
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _between(other: int) -> float:
+    """Return the round trip between this thread's core and another, in nanoseconds."""
+    memory = np.zeros(4 * LINE_BYTES, np.uint8)
+    at = -(-memory.ctypes.data // LINE_BYTES) * LINE_BYTES
+    began = threading.Event()
+
+    def answer() -> None:
+        os.sched_setaffinity(0, {other})
+        began.set()
+        _answer(at, 2 * ANSWERS + 1)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    began.wait()
+    _ask(at, 1, ANSWERS + 1)  # meanwhile the other thread arrives
+    started_ns = time.perf_counter_ns()
+    _ask(at, ANSWERS + 1, 2 * ANSWERS + 1)
+    elapsed_ns = time.perf_counter_ns() - started_ns
+    thread.join()
+    return elapsed_ns / ANSWERS
