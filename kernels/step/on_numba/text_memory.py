@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from ...heads.on_numba.stages import SKEW
+from ...heads.on_numba.stages import LINE, SKEW
 from ...machine.gemm import BLOCK_ROWS, PANEL
-from ...machine.simd import WIDTH
+from ...machine.simd import FLOAT_BYTES, WIDTH
+from ..model import EVERYTHING
 from ..text_model import TextStepModel
 from .text_hidden import MOST_TYPES_A_WINDOW
 from .text_index import BatchIndex, new_index
 
 TILE_ROWS = 48  # per tile: a thread's share then fits half of a 1 MiB cache
+HALVES = 2  # of the rows, over each of which the gradients of weights are summed first
 
 GROWTH = 1.25
 
@@ -56,6 +59,7 @@ class Buffers(NamedTuple):
     correct: np.ndarray  # (tiles, K) int64
     d_head_bias: np.ndarray  # (tiles, S)
     d_hidden_bias: np.ndarray  # (tiles, H)
+    sums: np.ndarray  # (HALVES, pieces, floats) gradients of the pieces of weights over each half of the rows
     # An empty array, for helpers with an optional argument: an empty global would be another type, compiled apart.
     no_scales: np.ndarray  # (0,) float32
     all_rows: np.ndarray  # (0,) int64
@@ -116,11 +120,16 @@ def _new_buffers(model: TextStepModel, N: int, n_positions: int) -> Buffers:
     H, F, has_hidden = model.n_features, model.n_window, model.hidden is not None
     D, K, S = model.table.parameter.shape[1], len(model.layout), sum(spec.size for spec in model.layout.heads)
     U = min(n_positions, len(model.rows_of_type))
+    pieces = model.moving(EVERYTHING).pieces
     n_tiles, ldx, lda = -(-N // TILE_ROWS), _up(F, PANEL) + SKEW, _up(H, PANEL) + SKEW
     padded = n_tiles * TILE_ROWS
 
     def floats(*shape: int) -> np.ndarray:
-        return np.zeros(shape, np.float32)
+        """Zeros whose first number begins a cache line."""
+        n = math.prod(shape)
+        whole = np.zeros(n + LINE, np.float32)
+        first = -(whole.ctypes.data // FLOAT_BYTES) % LINE
+        return whole[first : first + n].reshape(shape)
 
     n_projected = most_projected(N) + BLOCK_ROWS if has_hidden else 0
     x = floats(padded, ldx)
@@ -139,6 +148,7 @@ def _new_buffers(model: TextStepModel, N: int, n_positions: int) -> Buffers:
         correct=np.zeros((n_tiles, K), np.int64),
         d_head_bias=floats(n_tiles, S),
         d_hidden_bias=floats(n_tiles, H),
+        sums=floats(HALVES, len(pieces), max(map(_floats_of, pieces), default=0)),
         no_scales=floats(0),
         all_rows=np.zeros(0, np.int64),
     )
@@ -147,6 +157,11 @@ def _new_buffers(model: TextStepModel, N: int, n_positions: int) -> Buffers:
 def most_projected(N: int) -> int:
     """Return the largest number of types of N windows for which types are projected."""
     return int(MOST_TYPES_A_WINDOW * N)
+
+
+def _floats_of(piece: np.void) -> int:
+    """Return how many numbers the gradient of a piece of a weight takes, with what the kernels write past its edges."""
+    return _up(int(piece["rows"]), BLOCK_ROWS) * (_up(int(piece["columns"]), PANEL) + SKEW)
 
 
 def _up(n: int, step: int) -> int:

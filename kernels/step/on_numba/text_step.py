@@ -5,8 +5,8 @@ Five rounds of pieces of work, each on all threads:
 2. the vectors of the batch's types, the mean of their rows;
 3. tiles of windows or bags: gather and dropout, hidden layer, logits, losses, and all gradients down to the vectors;
    beside them, where the types are, and which types each updated row is in;
-4. dense parameters: the gradient of some rows over the batch, and their update; and the gradient of every type;
-5. rows of the table: the sum over their types, and their update.
+4. the gradients of dense parameters, over each half of the tiles; and the gradient of every type;
+5. updates: of dense parameters, and of rows of the table, whose gradients are sums over their types.
 
 A piece's result does not depend on other pieces, and a sum is computed by one piece in the order of its terms: the same
 call gives the same bits on any number of threads. The gradient of the table or of a dense parameter is never stored
@@ -38,7 +38,7 @@ from .text_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, ZERO, project_types
 from .text_index import Rows, first_unknown
 from .text_memory import TILE_ROWS, memory_of
 from .text_tiles import N_PREPARED, ONE, Drop, average_rows, prepare, run_tile
-from .text_updates import ROWS_A_PIECE, move_dense, move_rows
+from .text_updates import ROWS_A_PIECE, add_up, move, n_pieces_to_add_up
 
 # --- the step --------------------------------------------------------------------------------------------
 
@@ -123,13 +123,13 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     ))  # fmt: skip
     if reach == TO_NOTHING:
         return
-    n_type_pieces = n_types if reach == TO_TABLE else 0
-    in_parallel(team, len(pieces) + n_type_pieces, move_dense, (
-        pieces, rules, decays, column_of, N, W, H, table, index, b
+    n_types, n_row_pieces = (n_types, -(-index.counts[1] // ROWS_A_PIECE)) if reach == TO_TABLE else (0, 0)
+    in_parallel(team, n_pieces_to_add_up(len(pieces), n_types), add_up, (
+        pieces, n_types, column_of, N, W, H, table, index, b
     ))  # fmt: skip
-    if reach == TO_TABLE:
-        n_row_pieces = -(-index.counts[1] // ROWS_A_PIECE)
-        in_parallel(team, n_row_pieces, move_rows, (rules[table.rule], table, index, b))
+    in_parallel(team, len(pieces) + n_row_pieces, move, (
+        pieces, rules, decays, column_of, n_tiles, H, table, index, b
+    ))  # fmt: skip
     for i in range(len(counts)):
         _count_step(counts[i])
     for k in range(K):

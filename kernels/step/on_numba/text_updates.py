@@ -7,28 +7,31 @@ import numpy as np
 
 from ...bags.on_numba.row_sums import scale_row, sum_rows
 from ...bags.on_numba.row_updates import moves, update_from_transposed, update_row
-from ...heads.on_numba.stages import DEPTH, SKEW, add_weight_gradient, round_up, scratch
+from ...heads.on_numba.stages import DEPTH, SKEW, add_weight_gradient, round_up
 from ...machine.gemm import BLOCK_ROWS, PANEL, add_by_column, add_by_column_1
 from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
-from ..text_model import HEAD_BIAS, HEAD_WEIGHT, HIDDEN_BIAS, HIDDEN_WEIGHT
+from ..text_model import HEAD_BIAS, HIDDEN_BIAS, HIDDEN_WEIGHT
 from .text_hidden import TYPES_A_PIECE, ZERO, address_of
 from .text_index import NONE
-from .text_memory import TILE_ROWS
+from .text_memory import HALVES, TILE_ROWS
 from .text_tiles import ONE
 
 ROWS_A_PIECE = 256
 
 
-# --- round 4: dense parameters, and the gradients of types -----------------------------------------------
+# --- round 4: gradients of dense parameters over each half of the rows, and of types -----------------------
 
 
 @helper
-def _hidden_weight_gradient(begin, n, N, F, b, gradient):
-    """Rows begin..begin + n of the hidden weight's gradient (., ld), over all windows; writes whole blocks of rows."""
+def _hidden_weight_gradient(begin, n, first, last, F, b, gradient):
+    """Rows begin..begin + n of the hidden weight's gradient (., ld), over windows first..last.
+
+    Writes whole blocks of rows.
+    """
     ldg, lda, ldx = gradient.shape[1], b.d_a.shape[1], b.x.shape[1]
-    for i in range(0, N, DEPTH):
-        depth = min(DEPTH, N - i)
+    for i in range(first, last, DEPTH):
+        depth = min(DEPTH, last - i)
         for panel in range(-(-F // PANEL)):
             x = address_of(b.x[i]) + FLOAT_BYTES * panel * PANEL
             wide = F - panel * PANEL > WIDTH
@@ -42,17 +45,91 @@ def _hidden_weight_gradient(begin, n, N, F, b, gradient):
 
 
 @helper
-def _head_weight_gradient(column, n, N, H, b, gradient):
-    """Rows of the heads' weight gradient (., ld), starting at an output of the heads.
+def _head_weight_gradient(column, n, first, last, H, b, gradient):
+    """Rows of the heads' weight gradient (., ld), starting at an output of the heads, over rows first..last.
 
     Writes whole half blocks of rows.
     """
     ldg, lda, ldz = gradient.shape[1], b.a.shape[1], b.z.shape[2]
-    for tile in range(-(-N // TILE_ROWS)):
-        first = tile * TILE_ROWS
-        z = address_of(b.z[tile]) + FLOAT_BYTES * column * ldz
-        rows = min(TILE_ROWS, N - first)
-        add_weight_gradient(z, ldz, address_of(b.a[first]), lda, rows, n, H, address_of(gradient), ldg)
+    for i in range(first, last, TILE_ROWS):
+        z = address_of(b.z[i // TILE_ROWS]) + FLOAT_BYTES * column * ldz
+        rows = min(TILE_ROWS, last - i)
+        add_weight_gradient(z, ldz, address_of(b.a[i]), lda, rows, n, H, address_of(gradient), ldg)
+
+
+@helper
+def _is_bias(piece):
+    return piece["of"] == HIDDEN_BIAS or piece["of"] == HEAD_BIAS
+
+
+@helper
+def _sums_of(piece, sums):
+    """The part of sums (floats,) that holds the gradient of a piece of a weight, (rows, ld)."""
+    rows, ld = round_up(piece["rows"], BLOCK_ROWS), round_up(piece["columns"], PANEL) + SKEW
+    return sums[: rows * ld].reshape((rows, ld))
+
+
+@helper
+def _add_up_weight(piece, first, last, column_of, F, H, b, sums):
+    """Sum the gradient of a piece of a weight over rows first..last. column_of (K,): -1 = not computed, which is 0."""
+    gradient = _sums_of(piece, sums)
+    for r in range(gradient.shape[0]):
+        for c in range(gradient.shape[1]):
+            gradient[r, c] = ZERO
+    if piece["of"] == HIDDEN_WEIGHT:
+        _hidden_weight_gradient(piece["begin"], piece["rows"], first, last, F, b, gradient)
+    elif column_of[piece["head"]] >= 0:
+        column = column_of[piece["head"]] + piece["begin"]
+        _head_weight_gradient(column, piece["rows"], first, last, H, b, gradient)
+
+
+@helper
+def _has_moving_row(u, table, index):
+    """Whether a step updates any row of the type u."""
+    n_moving = 0
+    for row in table.rows_of_type[index.types[u]]:
+        n_moving += row != NONE and moves(row, table.frozen)
+    return n_moving > 0
+
+
+@helper
+def _add_up_types(p, table, index, b):
+    """Compute the gradients of the rows that the types of piece p are means of: the same for all rows of a type."""
+    D, d_x, d_vectors = table.D, address_of(b.d_x), address_of(b.d_vectors)
+    for u in range(p * TYPES_A_PIECE, min(index.counts[0], (p + 1) * TYPES_A_PIECE)):
+        if len(table.frozen) and not _has_moving_row(u, table, index):
+            continue
+        d_vector = d_vectors + FLOAT_BYTES * u * D
+        sum_rows(d_x, D, index.positions, index.begins[u], index.begins[u + 1], b.no_scales, d_vector)
+        scale_row(d_vector, D, ONE / np.float32(max(1, index.sizes[u])))
+
+
+@helper
+def n_pieces_to_add_up(n_dense, n_types):
+    """How many pieces `add_up` has, for so many pieces of dense parameters and of types."""
+    return HALVES * n_dense + n_types
+
+
+@helper
+def add_up(p, pieces, n_types, column_of, N, W, H, table, index, b):
+    """Sum the gradients of some dense parameters over a half of the rows, or those of some types.
+
+    First come the dense parameters over the first half of the tiles, then types, then the other half: as threads begin
+    with pieces of their own in every round, a thread finds most of the tiles' rows where it has put them.
+    """
+    middle = min(N, -(-N // TILE_ROWS) // HALVES * TILE_ROWS)
+    if p < len(pieces):
+        if not _is_bias(pieces[p]):
+            _add_up_weight(pieces[p], 0, middle, column_of, W * table.D, H, b, b.sums[0, p])
+    elif p < len(pieces) + n_types:
+        _add_up_types(p - len(pieces), table, index, b)
+    else:
+        p -= len(pieces) + n_types
+        if not _is_bias(pieces[p]):
+            _add_up_weight(pieces[p], middle, N, column_of, W * table.D, H, b, b.sums[1, p])
+
+
+# --- round 5: dense parameters, and rows -----------------------------------------------------------------
 
 
 @helper
@@ -66,44 +143,40 @@ def _bias_gradient(sums, n_tiles, column, gradient, n):
 
 
 @helper
-def _gradient_of_piece(piece, column_of, N, F, H, b, gradient):
-    """The gradient of a piece, (rows, ld), or contiguous for a bias. column_of (K,): -1 = not computed."""
-    of, n_tiles = piece["of"], -(-N // TILE_ROWS)
-    if of == HIDDEN_WEIGHT:
-        _hidden_weight_gradient(piece["begin"], piece["rows"], N, F, b, gradient)
-    elif of == HIDDEN_BIAS:
-        _bias_gradient(b.d_hidden_bias, n_tiles, 0, gradient[0], H)
+def _gradient_of_bias(piece, column_of, n_tiles, H, b, gradient):
+    """The gradient of a bias; column_of (K,): -1 = not computed, which is 0."""
+    n = piece["rows"] * piece["columns"]
+    if piece["of"] == HIDDEN_BIAS:
+        _bias_gradient(b.d_hidden_bias, n_tiles, 0, gradient, H)
+    elif column_of[piece["head"]] >= 0:
+        _bias_gradient(b.d_head_bias, n_tiles, column_of[piece["head"]], gradient, n)
     else:
-        column = column_of[piece["head"]]
-        if column < 0:
-            return
-        if of == HEAD_WEIGHT:
-            _head_weight_gradient(column + piece["begin"], piece["rows"], N, H, b, gradient)
-        else:
-            _bias_gradient(b.d_head_bias, n_tiles, column, gradient[0], piece["rows"] * piece["columns"])
+        for i in range(n):
+            gradient[i] = ZERO
 
 
 @helper
-def _move_piece(piece, rules, decays, column_of, N, F, H, b):
-    """Update a piece of a dense parameter."""
+def _sum_halves(piece, sums, more):
+    """sums += more, for the gradient of a piece of a weight."""
+    gradient, other = _sums_of(piece, sums), _sums_of(piece, more)
+    for r in range(piece["rows"]):
+        for c in range(piece["columns"]):
+            gradient[r, c] += other[r, c]
+
+
+@helper
+def _move_piece(piece, rules, decays, gradient, columns_between):
+    """Update a piece of a dense parameter by its gradient, an array whose rows are so many numbers apart."""
     R, C, rule = piece["rows"], piece["columns"], rules[piece["rule"]]
-    is_bias = piece["of"] == HIDDEN_BIAS or piece["of"] == HEAD_BIAS
-    ld = round_up(R * C, PANEL) if is_bias else round_up(C, PANEL) + SKEW
-    gradient = scratch(1 if is_bias else round_up(R, BLOCK_ROWS), ld)
-    for r in range(len(gradient)):
-        for c in range(ld):
-            gradient[r, c] = ZERO
-    _gradient_of_piece(piece, column_of, N, F, H, b, gradient)
-    step_between = C if is_bias else ld
     parameter = numba.carray(pointer_to_float32(piece["parameter"]), (R * C,))
     decay = decays[piece["rule"]]
     if decay != ONE:
         for i in range(R * C):
             parameter[i] *= decay
     counts = numba.carray(pointer_to_float32(piece["per_row"]), (R if piece["per_row"] else 0,))
-    own = np.empty(1, np.float32)
+    own, start = np.empty(1, np.float32), address_of(gradient)
     for r in range(R):
-        at, offset = address_of(gradient) + FLOAT_BYTES * r * step_between, FLOAT_BYTES * r * C
+        at, offset = start + FLOAT_BYTES * r * columns_between, FLOAT_BYTES * r * C
         first = piece["first"] + offset if piece["first"] else 0
         second = piece["second"] + offset if piece["second"] else 0
         if piece["whole"] and len(counts):
@@ -114,36 +187,28 @@ def _move_piece(piece, rules, decays, column_of, N, F, H, b):
 
 
 @helper
-def _has_moving_row(u, table, index):
-    """Whether a step updates any row of the type u."""
-    n_moving = 0
-    for row in table.rows_of_type[index.types[u]]:
-        n_moving += row != NONE and moves(row, table.frozen)
-    return n_moving > 0
+def _move_dense(p, piece, rules, decays, column_of, n_tiles, H, b):
+    """Update piece p of the dense parameters."""
+    if _is_bias(piece):
+        bias = np.empty(piece["rows"] * piece["columns"], np.float32)
+        _gradient_of_bias(piece, column_of, n_tiles, H, b, bias)
+        _move_piece(piece, rules, decays, bias, piece["columns"])
+    else:
+        _sum_halves(piece, b.sums[0, p], b.sums[1, p])
+        _move_piece(piece, rules, decays, b.sums[0, p], round_up(piece["columns"], PANEL) + SKEW)
 
 
 @helper
-def move_dense(p, pieces, rules, decays, column_of, N, W, H, table, index, b):
-    """Update some dense parameters (the first pieces), or compute the gradients of some types (the others)."""
-    D = table.D
+def move(p, pieces, rules, decays, column_of, n_tiles, H, table, index, b):
+    """Update some dense parameters (the first pieces), or some rows (the others)."""
     if p < len(pieces):
-        _move_piece(pieces[p], rules, decays, column_of, N, W * D, H, b)
-        return
-    d_x, d_vectors = address_of(b.d_x), address_of(b.d_vectors)
-    first = (p - len(pieces)) * TYPES_A_PIECE
-    for u in range(first, min(index.counts[0], first + TYPES_A_PIECE)):
-        if len(table.frozen) and not _has_moving_row(u, table, index):
-            continue
-        d_vector = d_vectors + FLOAT_BYTES * u * D
-        sum_rows(d_x, D, index.positions, index.begins[u], index.begins[u + 1], b.no_scales, d_vector)
-        scale_row(d_vector, D, ONE / np.float32(max(1, index.sizes[u])))
-
-
-# --- round 5: rows ---------------------------------------------------------------------------------------
+        _move_dense(p, pieces[p], rules, decays, column_of, n_tiles, H, b)
+    else:
+        _move_rows(p - len(pieces), rules[table.rule], table, index, b)
 
 
 @helper
-def move_rows(p, rule, table, index, b):
+def _move_rows(p, rule, table, index, b):
     """Update some rows, or store their gradients."""
     first, last = p * ROWS_A_PIECE, min(index.counts[1], (p + 1) * ROWS_A_PIECE)
     d_vectors = address_of(b.d_vectors)
