@@ -139,7 +139,10 @@ def update_row(rule, table, row, gradient, D, per_row, first, second):
 
 @helper
 def _update_split(p, rule, table, rows, gradient, D, per_row, first, second, n_splits):
-    for u in range(p * len(rows) // n_splits, (p + 1) * len(rows) // n_splits):
+    last = (p + 1) * len(rows) // n_splits
+    for u in range(p * len(rows) // n_splits, last):
+        if u + AHEAD < last:
+            _ask_to_write(table, first, second, np.int64(rows[u + AHEAD]), D)
         at = gradient + FLOAT_BYTES * u * D
         update_row(rule[0], table, np.int64(rows[u]), at, D, per_row, first, second)
 
@@ -217,12 +220,7 @@ def _update_by_sums(
     total = np.int64(sums.ctypes.data)  # otherwise helpers are compiled for uintp, too
     for u in range(first_row, last_row):
         if u + AHEAD < last_row and moves(rows[u + AHEAD], frozen):
-            ahead = np.int64(rows[u + AHEAD])
-            _ask_to_write_row(table, ahead, D)
-            if first:
-                _ask_to_write_row(first, ahead, D)
-            if second:
-                _ask_to_write_row(second, ahead, D)
+            _ask_to_write(table, first, second, np.int64(rows[u + AHEAD]), D)
         if moves(rows[u], frozen):
             sum_rows(gradient, D, bags, begins[u], begins[u + 1], scales, total)
             update_row(rule, table, np.int64(rows[u]), total, D, per_row, first, second)
@@ -242,6 +240,16 @@ def _ask_to_write_row(table, row, D):
     at = table + FLOAT_BYTES * row * D
     for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
         prefetch_to_write(at + line)
+
+
+@helper
+def _ask_to_write(table, first, second, row, D):
+    """Prefetch a row and its state."""
+    _ask_to_write_row(table, row, D)
+    if first:
+        _ask_to_write_row(first, row, D)
+    if second:
+        _ask_to_write_row(second, row, D)
 
 
 @helper
