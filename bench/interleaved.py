@@ -96,11 +96,13 @@ def interleave(
     burst_us: float = BURST_US,
     limit_seconds: float | None = None,
     device: torch.device | None = None,
+    watches_cores: bool = True,
 ) -> Timings:
     """Time each candidate once per round, after a warm-up; a time is the mean over a burst of calls.
 
-    limit_seconds: ends the measurement early, but not before MIN_ROUNDS (or `rounds`, if fewer). Raises ValueError
-    without candidates or rounds.
+    limit_seconds: ends the measurement early, but not before MIN_ROUNDS (or `rounds`, if fewer). watches_cores: leave
+    out rounds in which cores were apart; beside busy processes nobody could tell. Raises ValueError without candidates
+    or rounds.
     """
     if not candidates or rounds < 1:
         raise ValueError("interleave needs at least one candidate and one round")
@@ -111,7 +113,8 @@ def interleave(
     last_us = np.array(warm_up_us[-1])
     calls = np.clip(burst_us / (last_us if on_gpu else np.full_like(last_us, last_us.min())), 1, MOST_CALLS)
     rows_us: list[list[float]] = []
-    trips_ns = [None if on_gpu else round_trip_ns()]
+    trip_ns = (lambda: None) if on_gpu or not watches_cores else round_trip_ns
+    trips_ns = [trip_ns()]
     started = time.perf_counter()
     load = CpuLoad()
     with _garbage_collector_off():
@@ -120,7 +123,7 @@ def interleave(
             if late and len(rows_us) >= MIN_ROUNDS:
                 break
             rows_us.append(_round(candidates, calls.astype(int), burst))
-            trips_ns.append(None if on_gpu else round_trip_ns())
+            trips_ns.append(trip_ns())
     others_share = load.others_share()
     kept = _together(trips_ns)
     if kept.sum() < min(MIN_ROUNDS, rounds):
