@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.meeting import wait_for
 from mt2st_fast.model.sharded import is_sharded
 from mt2st_fast.numbers import plain
 from mt2st_fast.training.processes.watch import LostProcessError, Watch
@@ -191,7 +192,7 @@ class Processes:
         """Wait for all over existing connections: making new ones would wait for a process that is gone."""
         if dist.get_backend() == "gloo":
             try:
-                dist.barrier()
+                wait_for(dist.barrier(async_op=True), "Trainer.fit or begin")
             except RuntimeError as error:
                 said = str(error).splitlines()[0]
                 raise LostProcessError(
