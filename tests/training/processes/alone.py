@@ -132,6 +132,6 @@ def slow_passes(folder: Path) -> dict[str, Any]:
     meeting.logger.addHandler(handler)
     encoder = _encoder()
     time.sleep(2.0 * dist.get_rank())
-    encoder(*_batches()[0][0])
+    encoder(_batches()[0][0])
     meeting.logger.removeHandler(handler)
     return {"lines": lines}
