@@ -60,6 +60,7 @@ class HeadBank(nn.Module):
         self._poolings = {
             name: how for name, task in self.tasks.items() if (how := pooling_of(task)) != "none"
         }
+        self._uncounted = frozenset(n for n, spec in self._specs.items() if spec.options.has_uncounted_losses)
         self._on_words = frozenset(n for n, task in ordered.items() if isinstance(task, WordTask))
         self._open = frozenset(n for n, task in ordered.items() if isinstance(task, OpenTask))
         self.linears = nn.ModuleDict(
@@ -304,6 +305,11 @@ class HeadBank(nn.Module):
         if with_bias and without:  # the kernels add a bias to all heads or to none
             reasons |= dict.fromkeys(without, "has no bias, but other heads do")
         return reasons
+
+    @property
+    def uncounted(self) -> frozenset[str]:
+        """Active tasks with losses that count 0: a sum of means, each times its count, would not be the sum of all."""
+        return self._uncounted & frozenset(self._active)
 
     def pooling(self, task: str) -> Pooling:
         """Return how a task pools the features of a sequence."""
