@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -23,10 +24,11 @@ logger = logging.getLogger(__name__)
 _number = 0  # of the last meeting of this process; never reset, as a store may outlive a group
 
 
-def meet(call: str, *, patience: float | None = None) -> None:
+def meet(call: str, *, patience: float | None = None, is_awaited: Callable[[], bool] = lambda: False) -> None:
     """Wait until all processes of the default group have made this call, which only works in all of them.
 
-    patience: seconds to wait, PATIENCE_SECONDS by default; with math.inf, the log says after those whom it waits for.
+    patience: seconds to wait, PATIENCE_SECONDS by default. After these, the log says whom a longer one waits for, and
+    is_awaited whether one of the others waits for this process in something else, so that nobody would ever come.
     Raises InputError if others do not come in time, if they come with another call, or if they have left.
     """
     global _number
@@ -37,7 +39,7 @@ def meet(call: str, *, patience: float | None = None) -> None:
         _number += 1
         while store.check([f"{_number}/end"]):  # held, or given up, before this process came
             _number += 1
-        _Meeting(store, _number, call).hold(PATIENCE_SECONDS if patience is None else patience)
+        _Meeting(store, _number, call).hold(PATIENCE_SECONDS if patience is None else patience, is_awaited)
     except dist.DistError as error:
         raise InputError(
             f"{_alone(call)}: the others have left ({' '.join(str(error).split())[:120]}); call it in all processes"
@@ -60,7 +62,8 @@ class _Meeting:
         self._store, self._number, self._call = store, number, call
         self._rank, self._count = dist.get_rank(), dist.get_world_size()
 
-    def hold(self, patience: float) -> None:
+    def hold(self, patience: float, is_awaited: Callable[[], bool]) -> None:
+        """Wait for the others, as `meet` says."""
         self._store.set(self._key(self._rank), self._call)
         self._store.add(self._key("count"), 1)
         began, pause, is_told = time.monotonic(), 0.001, False
@@ -70,6 +73,11 @@ class _Meeting:
                 raise InputError(
                     f"{_alone(self._call)}: {self._missing()} did not come within {patience:g} seconds; call it in "
                     "all processes, after torch.distributed.barrier() if some come later than that"
+                )
+            if waited > PATIENCE_SECONDS and is_awaited() and self._end(OFF) == OFF:
+                raise InputError(
+                    f"{_alone(self._call)}: {self._missing()} did something else, which needs this one; call it in all "
+                    "processes"
                 )
             if waited > PATIENCE_SECONDS and not is_told:
                 is_told = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.meeting import meet
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
 from mt2st_fast.training.engines import make_engines
@@ -406,8 +404,7 @@ class Run:
         no state to save.
         """
         check_resumable(self._options.schedule)
-        if self.processes.are_several:
-            meet("Run.save", patience=math.inf)  # one may come long after the others, which it evaluated for
+        self.processes.meet("Run.save")
         schedule, source = self._options.schedule, self.source.state()
         self.check_finite()
         self._read_learnt_weights()

@@ -14,7 +14,16 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from mt2st_fast import BagEncoder, Classification, LazyAdam, MultiTaskHeads, Trainer, gather_rows, shard_rows
+from mt2st_fast import (
+    BagEncoder,
+    Callback,
+    Classification,
+    LazyAdam,
+    MultiTaskHeads,
+    Trainer,
+    gather_rows,
+    shard_rows,
+)
 from mt2st_fast.model import meeting
 
 meeting.PATIENCE_SECONDS = 1.0
@@ -122,6 +131,23 @@ def within_a_run(folder: Path) -> dict[str, Any]:
     run.step()
     run.close()
     return {"value": value, "steps": run.steps_done}
+
+
+class Saving(Callback):
+    """Saves in one process alone, as if only that one had to write."""
+
+    def on_step(self, trainer: Any) -> None:
+        if trainer.writes and trainer.step == 1:
+            trainer.run.save(Path("unused"))
+
+
+def saved(folder: Path) -> None:
+    heads = MultiTaskHeads(8, {"classes": Classification(4)}, "classes")
+    trainer = Trainer(nn.Linear(4, 8), heads, device="cpu", callbacks=[Saving()])
+    rank = dist.get_rank()
+    trainer.fit(
+        [(torch.full((2, 4), rank + i), {"classes": torch.tensor([1, 3])}) for i in (0.1, 0.2)], epochs=1
+    )
 
 
 def slow_passes(folder: Path) -> dict[str, Any]:
