@@ -1,5 +1,33 @@
-"""`python -m mt2st_fast` is `mt2st-fast`."""
+"""The command `mt2st-fast`, or `python -m mt2st_fast`: its imports take seconds, and may be interrupted as well."""
 
-from mt2st_fast.cli import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+
+from mt2st_fast.errors import INTERRUPTED
+
+
+def main() -> None:
+    """Run a command, as `mt2st_fast.cli.main`; Ctrl-C ends it in the same way however early it comes."""
+    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not ignored, as under nohup
+    if is_usual:  # an exception would be one of somebody's import, who may catch it or say something else
+        signal.signal(signal.SIGINT, _leave)
+    from mt2st_fast.cli import main as run
+
+    try:
+        if is_usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        run()
+    except KeyboardInterrupt:
+        _leave()
+
+
+def _leave(*signal_and_frame: object) -> None:
+    del signal_and_frame
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,3 +3,6 @@
 
 class InputError(ValueError):
     """User input that cannot be used; the message is one line that names the problem and the fix."""
+
+
+INTERRUPTED = "mt2st-fast: interrupted"  # what a command says that Ctrl-C ends; its exit code is 130

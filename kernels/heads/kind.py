@@ -41,6 +41,11 @@ class Options:
         return None
 
     @property
+    def has_uncounted_losses(self) -> bool:
+        """Whether a labelled row may count 0 in the divisor, and yet have a loss, which its mean alone would drop."""
+        return False
+
+    @property
     def numbers(self) -> tuple[float, ...]:
         """Up to MAX_NUMBERS numbers, which an element function gets as its `options`."""
         return ()

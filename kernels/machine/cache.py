@@ -11,7 +11,9 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -38,7 +40,6 @@ BOUNDS_CHECKED = bool(config.BOUNDSCHECK)  # type: ignore[attr-defined]
 SOURCES = Path(__file__).resolve().parents[1]
 UNUSED_SECONDS = 30 * 86400  # after which the folder of another source state is removed
 _STAMP = "used"
-_NO_MACHINE_CODE = "no compiled object yet"  # Numba's words
 
 
 @lru_cache
@@ -173,6 +174,39 @@ class _Turn:
             self._descriptor = None
 
 
+class _Swallowed:
+    """Keeps what is raised in a callback of LLVM's from `begin` to `end`: Python prints that, and goes on.
+
+    Numba gets its machine code in such a callback, and what a signal's handler raises comes there, too: the signal has
+    waited until LLVM returned to Python.
+    """
+
+    def __init__(self) -> None:
+        self._error: BaseException | None = None
+        self._before: Callable[[Any], object] | None = None
+        self._thread = 0
+
+    def begin(self) -> None:
+        """Begin to listen, unless it does."""
+        if self._before is None:
+            self._error, self._thread = None, threading.get_ident()
+            self._before, sys.unraisablehook = sys.unraisablehook, self._note
+
+    def end(self) -> BaseException | None:
+        """Return the first exception since `begin`, and listen no longer."""
+        if self._before is not None:
+            sys.unraisablehook, self._before = self._before, None
+        error, self._error = self._error, None
+        return error
+
+    def _note(self, told: Any) -> None:
+        is_callback = "ctypes callback" in (told.err_msg or "") and threading.get_ident() == self._thread
+        if is_callback and self._error is None:
+            self._error = told.exc_value
+        elif self._before is not None:
+            self._before(told)
+
+
 class KernelCache(FunctionCache):
     """Numba's cache in this package's folder, with turns.
 
@@ -184,6 +218,7 @@ class KernelCache(FunctionCache):
     def __init__(self, py_func: Callable) -> None:
         super().__init__(py_func)
         self._turn = _Turn(Path(self.cache_path, f"{self._impl.filename_base}.lock"))
+        self._swallowed = _Swallowed()
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the machine code for a signature, or None if this process is to compile it."""
@@ -192,7 +227,9 @@ class KernelCache(FunctionCache):
             found = super().load_overload(sig, target_context)
             if found is None and self._turn.take(lambda: clock.tell(self._py_func.__name__)):
                 found = super().load_overload(sig, target_context)
-            if found is not None:
+            if found is None:
+                self._swallowed.begin()
+            else:
                 self._turn.end()
             return found
         except BaseException:  # Ctrl-C while waiting
@@ -202,22 +239,28 @@ class KernelCache(FunctionCache):
             clock.stop()
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Store what was compiled; on a full disk, it serves this process alone."""
+        """Store what was compiled; on a full disk, it serves this process alone.
+
+        Raises what was raised in a callback meanwhile, such as KeyboardInterrupt.
+        """
+        failure, swallowed = None, None
         try:
             super().save_overload(sig, data)
         except OSError as error:
             _tell(error.strerror or str(error))
-        except RuntimeError as error:
-            if _NO_MACHINE_CODE not in str(error):
-                raise
-            # Numba gets its machine code in a callback of LLVM's, in which an exception only prints. What a signal
-            # raises comes there, as it waits until LLVM returns to Python.
-            raise KeyboardInterrupt from error
+        except RuntimeError as error:  # there is no machine code, if the callback that brings it has failed
+            failure = error
         finally:
+            swallowed = self._swallowed.end()
             self._turn.end()
+        if swallowed is not None:
+            raise swallowed from failure
+        if failure is not None:
+            raise failure
 
     def give_up(self) -> None:
         """Release the lock after a failed compilation."""
+        self._swallowed.end()
         self._turn.end()
 
 

@@ -22,7 +22,7 @@ from mt2st_fast.cli.processes import SaidElsewhereError, be_quiet_unless_first, 
 from mt2st_fast.cli.report import report
 from mt2st_fast.cli.train import train
 from mt2st_fast.cli.tune import tune
-from mt2st_fast.errors import InputError
+from mt2st_fast.errors import INTERRUPTED, InputError
 from mt2st_fast.training.processes.watch import LostProcessError
 
 app = typer.Typer(
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         where = f"{error.filename}: " if error.filename else ""
         _leave(f"{where}{error.strerror or error}; choose another --out or free some space there")
     except (KeyboardInterrupt, typer.Abort):
-        print("mt2st-fast: interrupted", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
     else:
         sys.exit(code if isinstance(code, int) else 0)

@@ -60,6 +60,7 @@ class HeadBank(nn.Module):
         self._poolings = {
             name: how for name, task in self.tasks.items() if (how := pooling_of(task)) != "none"
         }
+        self._uncounted = frozenset(n for n, spec in self._specs.items() if spec.options.has_uncounted_losses)
         self._on_words = frozenset(n for n, task in ordered.items() if isinstance(task, WordTask))
         self._open = frozenset(n for n, task in ordered.items() if isinstance(task, OpenTask))
         self.linears = nn.ModuleDict(
@@ -71,6 +72,9 @@ class HeadBank(nn.Module):
         self._active = self.names
         self._default_weights: dict[str, float] | None = None  # for calls without weights
         self._frozen_by_retirement: dict[str, list[str]] = {}  # names of a task's parameters
+        self._shared: set[tuple[str, str]] = (
+            set()
+        )  # parameters that are used elsewhere too: task, name within it
         self._layouts: dict[tuple[str, ...], HeadLayout] = {}
         self._make_layouts()
         self.lay_adjacent()
@@ -157,7 +161,14 @@ class HeadBank(nn.Module):
         self._check_known(wanted)
         if self.main not in wanted:
             raise ValueError(f"the main task {self.main} cannot retire")
-        in_use = self._in_use(wanted) | {id(parameter) for parameter in shared}
+        elsewhere = {id(parameter) for parameter in shared}
+        self._shared = {
+            (name, own)
+            for name in self.names
+            for own, parameter in self._module(name).named_parameters()
+            if id(parameter) in elsewhere
+        }
+        in_use = self._in_use(wanted) | elsewhere
         self._thaw(wanted, in_use)
         for name in self.names:
             if name not in wanted and name not in self._frozen_by_retirement:
@@ -170,7 +181,7 @@ class HeadBank(nn.Module):
                 self._frozen_by_retirement[name] = list(unused)
                 for parameter in unused.values():
                     parameter.requires_grad_(False)
-        self._activate(wanted, in_use)
+        self._activate(wanted, in_use, self.names)
 
     def _in_use(self, tasks: Iterable[str]) -> set[int]:
         """Return the id() of every parameter of these tasks."""
@@ -188,10 +199,10 @@ class HeadBank(nn.Module):
             if name in wanted:
                 del self._frozen_by_retirement[name]
 
-    def _activate(self, wanted: Collection[str], in_use: Collection[int]) -> None:
-        """Compute these tasks, and no others, from now on; drop the gradients of parameters that are not in use."""
+    def _activate(self, wanted: Collection[str], in_use: Collection[int], among: Iterable[str]) -> None:
+        """Compute these tasks, and no others, from now on; `among` these, drop gradients that are not in use."""
         self._active = tuple(name for name in self.names if name in wanted)
-        for name in self.names:
+        for name in among:
             for parameter in self._module(name).parameters():
                 if id(parameter) not in in_use:
                     parameter.grad = None
@@ -211,7 +222,8 @@ class HeadBank(nn.Module):
         """Activate the tasks that were active; tasks that the state does not know, and the main task, stay as they are.
 
         The others are not frozen yet: many loops only now make their optimizer from the trainable parameters, and load
-        its state into that. They have no gradient, and the next `set_active` or step of a PhaseController freezes them.
+        its state into that. Those that retire here lose their gradient, except for what the last `set_active` was told
+        to be shared, and the next `set_active` or step of a PhaseController freezes them.
         """
         content = bytes(state.to("cpu", torch.uint8).tolist())
         text = content.lstrip(b"\x00\x01")
@@ -223,9 +235,12 @@ class HeadBank(nn.Module):
                 "_extra_state of the heads does not list the active tasks; it is damaged, or belongs to another module"
             ) from None
         wanted = {name for name in self.names if was_active.get(name, name in self._active)} | {self.main}
-        in_use = self._in_use(wanted)
+        # What retired earlier has no gradient, or one from elsewhere, as the weight of a tied embedding has.
+        retiring = [name for name in self._active if name not in wanted]
+        shared = [dict(self._module(name).named_parameters()).get(own) for name, own in self._shared]
+        in_use = self._in_use(wanted) | {id(parameter) for parameter in shared}
         self._thaw(wanted, in_use)
-        self._activate(wanted, in_use)
+        self._activate(wanted, in_use, retiring)
 
     def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **others: Any) -> Any:
         """As for any module, but every tensor has its own memory; keep_vars gives the parameters themselves.
@@ -304,6 +319,11 @@ class HeadBank(nn.Module):
         if with_bias and without:  # the kernels add a bias to all heads or to none
             reasons |= dict.fromkeys(without, "has no bias, but other heads do")
         return reasons
+
+    @property
+    def uncounted(self) -> frozenset[str]:
+        """Active tasks with losses that count 0: a sum of means, each times its count, would not be the sum of all."""
+        return self._uncounted & frozenset(self._active)
 
     def pooling(self, task: str) -> Pooling:
         """Return how a task pools the features of a sequence."""

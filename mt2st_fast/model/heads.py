@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -80,7 +80,8 @@ class MultiTaskHeads(HeadBank):
         A task's loss is the sum over its labels, divided by their number here. denominators: other divisors by task,
         such as the number of labels in all batches of one optimizer step. The gradients of these batches then add up to
         the gradient of one large batch, whatever labels are missing (`label_counts` counts). reduction="sum" does not
-        divide.
+        divide. Where the labels of a batch count 0 (all of them of classes of weight 0), its mean is 0, and its sum is
+        what label smoothing moves to the other classes.
         token_weights: weights of rows in both sums: (N,) or (N, T) for every task on these rows, or by task.
 
         Raises ValueError for a target of an unknown task, for targets of a task on words beside others, and whatever
@@ -106,8 +107,14 @@ class MultiTaskHeads(HeadBank):
         present = self._present(targets)
         weights_k = self._weights(weights, features.device)
         by_row = self._row_weights(token_weights, present, features)
-        scale_k = self._scales(targets, present, by_row, denominators, reduction, features.device)
+        self._check_known(denominators or ())
+        divisors = dict.fromkeys(present, 1.0) if reduction == "sum" else dict(denominators or {})
+        sums = self.uncounted & divisors.keys()
+        scale_k = self._scales(targets, by_row, divisors, sums, features.device)
         scaled_k = weights_k if scale_k is None else weights_k * scale_k
+        reasons |= dict.fromkeys(
+            sums, "smooths labels of classes of weight 0, and is not divided by its own count"
+        )
         reasons |= dict.fromkeys(by_row, "has token weights")
         parts = []
         fused: dict[Pooling, list[str]] = {}
@@ -117,7 +124,7 @@ class MultiTaskHeads(HeadBank):
             elif name in reasons:
                 say_once(name, reasons[name], self.backend, self.plan)
                 rows = self._rows(name, features, targets[name], mask)
-                parts.append(self._of_rows(name, rows, by_row.get(name), scaled_k))
+                parts.append(self._of_rows(name, rows, by_row.get(name), scaled_k, as_sum=name in sums))
             else:
                 fused.setdefault(self.pooling(name), []).append(name)
         for how, names in fused.items():
@@ -216,13 +223,16 @@ class MultiTaskHeads(HeadBank):
         flat = flat_target(name, target, head, pooled.shape[:-1])
         return called(name, self.linear(name), pooled.flatten(0, -2), flat, head)
 
-    def _of_rows(self, name: str, rows: RowLosses, by_row: Tensor | None, weights_k: Tensor) -> MultitaskLoss:
+    def _of_rows(
+        self, name: str, rows: RowLosses, by_row: Tensor | None, weights_k: Tensor, *, as_sum: bool
+    ) -> MultitaskLoss:
         """Return the weighted loss of one task from its rows, as `forward` would with every other task missing."""
         losses, counts = rows.losses, rows.counts
         if by_row is not None:
             losses, counts = losses * by_row, counts * by_row
         total, count = losses.sum(), counts.sum()
-        loss = torch.where(count > 0, total / count.clamp_min(torch.finfo(torch.float32).tiny), total * 0)
+        mean = torch.where(count > 0, total / count.clamp_min(torch.finfo(torch.float32).tiny), total * 0)
+        loss = total if as_sum else mean
         k, K = self._active.index(name), len(self._active)
         correct = rows.correct
         if not (
@@ -281,26 +291,29 @@ class MultiTaskHeads(HeadBank):
     def _scales(
         self,
         targets: Mapping[str, Tensor],
-        present: Sequence[str],
         by_row: Mapping[str, Tensor],
-        denominators: Denominators,
-        reduction: str,
+        divisors: Mapping[str, float | Tensor],
+        sums: Collection[str],
         device: torch.device,
     ) -> Tensor | None:
-        """(K,) factors that turn each mean into a sum over another denominator; None if all are means."""
-        if reduction == "mean" and not denominators:
+        """(K,) factors that turn each mean into a sum over another denominator; None if all are means.
+
+        sums: tasks whose losses are sums already.
+        """
+        if not divisors:
             return None
-        self._check_known(denominators or ())
-        wanted = dict.fromkeys(present, 1.0) if denominators is None else denominators
         of_task = [torch.ones((), device=device, dtype=torch.float32)] * len(self._active)
-        counts = self.label_counts({n: targets[n] for n in present if n in wanted}, token_weights=by_row)
+        counts = self.label_counts({n: targets[n] for n in divisors if n in targets}, token_weights=by_row)
         for name, count in counts.items():
-            divisor = wanted[name]
-            if isinstance(divisor, Tensor):
-                divisor = divisor.to(device, torch.float32).reshape(())
+            given = divisors[name]
+            if isinstance(given, Tensor):
+                divisor = given.to(device, torch.float32).reshape(())
+            else:
+                divisor = torch.full((), given, dtype=torch.float32, device=device)
+            part = torch.ones_like(divisor) if name in sums else count.to(device)
             # If there are no labels at all, here or anywhere, 0 / 0 would poison the sum.
-            scale = torch.where(count == 0, 0.0, count.to(device) / divisor)
-            of_task[self._active.index(name)] = scale
+            is_none = (divisor if name in sums else part) == 0
+            of_task[self._active.index(name)] = torch.where(is_none, 0.0, part / divisor)
         return torch.stack(of_task)
 
     def _open_loss(

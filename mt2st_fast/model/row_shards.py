@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import embedding_bag, unique_ids
 from mt2st_fast.model.encoders import TABLE_STD, BagEncoder, WindowEncoder
+from mt2st_fast.model.meeting import meet, wait_for
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,13 @@ def gather_rows(encoder: nn.Module) -> None:
     """Give every process the whole table again, as before `shard_rows`; all processes must call it.
 
     An optimizer made earlier still holds each process's part. Raises ValueError for an encoder that is not divided, or
-    that something else has divided too.
+    that something else has divided too, and InputError if a process comes alone.
     """
     plain_class = {_ShardedBagEncoder: BagEncoder, _ShardedWindowEncoder: WindowEncoder}.get(type(encoder))  # type: ignore[call-overload]
     shard = shard_of(getattr(encoder, "table", None))
     if plain_class is None or shard is None:
         raise ValueError(f"this {type(encoder).__name__} has no table that was divided by shard_rows alone")
+    meet("gather_rows")
     table: Tensor = encoder.table  # type: ignore[assignment]
     encoder.table = nn.Parameter(shard.gather(table.detach()), requires_grad=table.requires_grad)
     encoder.__class__ = plain_class
@@ -146,7 +148,8 @@ class _ShardedTable:
 
     @torch.no_grad()
     def vectors(self) -> Tensor:
-        """(T, D) the vector of every word type, in every process; all must call it."""
+        """(T, D) the vector of every word type, in every process; all must call it, or InputError is raised."""
+        meet("encoder.vectors()")
         if self.rows_of_type is None:
             return _FetchRows.apply(self.table, self._all_types(), self._shard)  # type: ignore[no-any-return]
         return self.mean_of_rows(self.rows_of_type[:-1])
@@ -227,7 +230,11 @@ def _exchanged(values: Tensor, sent: Sequence[int], received: Sequence[int]) -> 
     row = math.prod(values.shape[1:]) * values.element_size()  # bytes, as gloo does not know every type
     arrived = _as_bytes(found).view(sum(received), row)  # on the same memory
     leaving = _as_bytes(values).view(len(values), row)
-    dist.all_to_all_single(arrived, leaving, list(received), list(sent))
+    work = dist.all_to_all_single(
+        arrived, leaving, list(received), list(sent), async_op=values.device.type == "cpu"
+    )
+    if work is not None:
+        wait_for(work, "a pass through an encoder whose table is divided by rows")
     return found
 
 

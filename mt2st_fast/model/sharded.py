@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
@@ -36,6 +37,17 @@ def is_sharded(parameter: object) -> bool:
 def has_sharded(module: nn.Module) -> bool:
     """Return whether any parameter of a module is sharded, even if torch has gathered it for the moment."""
     return any(map(is_sharded, module.parameters())) or any(True for _ in fsdp_modules(module))
+
+
+def is_divided_among_all(module: nn.Module) -> bool:
+    """Return whether every process of the default group holds a part of a module: all must pass through it together."""
+    if not has_sharded(module):
+        return False
+    let_go_of_gathered(module)
+    shards = [shard_of(parameter) for parameter in module.parameters()]
+    counts = {shard.count for shard in shards if shard is not None}
+    counts |= {parameter.device_mesh.size() for parameter in module.parameters() if is_dtensor(parameter)}  # type: ignore[attr-defined]
+    return dist.get_world_size() in counts
 
 
 def fsdp_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,8 @@
 
 As for any schedule, `task_weights` says which tasks are active; the numbers in it are not read. The schedule has
 
-    prepare(heads)              optional, called before its first step: it can create what it learns per task
+    prepare(heads)              optional, called before the first step of every run: it makes what it learns per task,
+                                anew (a resumed run then loads what was learned)
     weights(tasks)              (K,) for these tasks, with the gradient by which they are learned: in a step the active
                                 ones that its batches have labels of, for a record of the history all active ones
     penalty(tasks)              optional, () to add to the total loss for the tasks that a step's batches have

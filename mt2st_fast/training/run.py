@@ -404,6 +404,7 @@ class Run:
         no state to save.
         """
         check_resumable(self._options.schedule)
+        self.processes.meet("Run.save")
         schedule, source = self._options.schedule, self.source.state()
         self.check_finite()
         self._read_learnt_weights()

@@ -13,6 +13,8 @@ from torch import nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.meeting import meet
+from mt2st_fast.model.sharded import is_divided_among_all
 from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.callbacks import Callback
@@ -31,7 +33,7 @@ from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, undecayed
 from mt2st_fast.training.own_metrics import Metric, check_metrics, metric_name
 from mt2st_fast.training.processes.begin import begin_together
 from mt2st_fast.training.processes.checks import check_modules, check_options, check_schedule, check_sharded
-from mt2st_fast.training.processes.data import add_up_sums, divide, own_batches
+from mt2st_fast.training.processes.data import add_up_sums, divide, in_step, own_batches
 from mt2st_fast.training.processes.group import Processes, own_device, the_processes
 from mt2st_fast.training.run import Run
 from mt2st_fast.training.run_options import NonFiniteLossError, RunOptions, steps_of
@@ -327,10 +329,18 @@ class Trainer:
     def evaluate(self, batches: Iterable[Batch], tasks: Sequence[str] | None = None) -> dict[str, float]:
         """Return the metric of each task over all batches; by default of all active tasks but those on words.
 
-        With several processes, each evaluates the batches it is given, and waits for the others only if the encoder is
-        sharded.
+        With several processes, each evaluates the batches it is given. All of them must call it, with the same number
+        of batches, if the encoder is sharded; then raises InputError if one comes alone or has more batches.
         """
-        return self._evaluate(batches, tasks)
+        if not is_divided_among_all(self.encoder):
+            return self._evaluate(batches, tasks)
+        meet("Trainer.evaluate")
+        processes = the_processes()
+        try:
+            with processes.telling_errors():
+                return self._evaluate(in_step(batches, processes), tasks)
+        finally:
+            processes.close()
 
     def _evaluate(
         self, batches: Iterable[Batch], tasks: Sequence[str] | None = None, together: Processes | None = None

@@ -253,3 +253,30 @@ def test_a_table_that_is_a_head_as_well_is_stepped_once_by_any_engine():
         return encoder.table.detach().clone()
 
     torch.testing.assert_close(trained(None), trained(False))
+
+
+@pytest.mark.parametrize("retired_before", [True, False])
+def test_loading_between_backward_and_step_keeps_the_gradient_of_a_tied_embedding(retired_before):
+    encoder, heads = tied()
+    other = tied()[1]
+    other.set_active(["tag"])
+    heads.set_active(["tag"] if retired_before else ["tag", "lm"], shared=encoder.parameters())
+    ids, targets = batches(1)[0]
+    heads(encoder(ids), targets).total.backward()
+    before = encoder.embedding.weight.grad.clone()
+    assert before.abs().sum() > 0
+    heads.load_state_dict(other.state_dict())
+    assert heads.active == ("tag",)
+    assert torch.equal(encoder.embedding.weight.grad, before)
+    assert heads.linear("lm").bias.grad is None  # nothing else reads it
+    assert heads.linear("tag").weight.grad is not None
+
+
+def test_what_a_loop_has_unfrozen_itself_keeps_its_gradient_when_a_state_is_loaded():
+    encoder, heads = tied()
+    heads.set_active(["tag"])
+    encoder.embedding.weight.requires_grad_(True)
+    ids, targets = batches(1)[0]
+    heads(encoder(ids), targets).total.backward()
+    heads.load_state_dict(heads.state_dict())
+    assert encoder.embedding.weight.grad is not None

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mt2st_fast import (
+    SGD,
     Callback,
     Classification,
     MultiLabel,
@@ -17,6 +18,7 @@ from mt2st_fast import (
     SingleTask,
     Trainer,
     Uncertainty,
+    WindowEncoder,
 )
 
 ROWS, FEATURES = 64, 5
@@ -183,3 +185,70 @@ def test_a_refused_batch_leaves_no_gradient_of_the_batches_before_it(wrong):
     straight, theirs = begun([good, good])
     straight.step()
     assert all(map(torch.equal, ours, theirs))
+
+
+UNCOUNTED = Classification(4, class_weights=(0.0, 1.0, 3.0, 0.5), label_smoothing=0.2)
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_rows_that_count_nothing_keep_their_smoothing_when_accumulated(words):
+    """A micro-batch all of whose labels have weight 0: its smoothing is part of the one batch, as in torch's sum."""
+    torch.manual_seed(5)
+    target = torch.tensor([0, 0, 0, 1, 2, 3, 0, -100])
+    x = torch.randint(0, 9, (8, 3), dtype=torch.int32) if words else torch.randn(8, FEATURES)
+
+    def model():
+        torch.manual_seed(1)
+        encoder = (
+            WindowEncoder(9, 6, window=1, hidden=8, sparse=True) if words else torch.nn.Linear(FEATURES, 8)
+        )
+        heads = MultiTaskHeads(8, {"classes": Classification(2), "uncounted": UNCOUNTED}, "classes")
+        return encoder, heads
+
+    def after(batches):
+        encoder, heads = model()
+        data = [
+            (x[rows], {"classes": (target[rows] > 0).long(), "uncounted": target[rows]}) for rows in batches
+        ]
+        trainer = Trainer(
+            encoder, heads, optimizer=lambda p: SGD(p, lr=1.0), schedule=MultiTask(),
+            accumulate=len(batches), device="cpu",
+        )  # fmt: skip
+        trainer.fit(data, epochs=1)
+        losses = trainer.history.steps[-1].losses
+        return [p.detach() for p in (*encoder.parameters(), *heads.parameters())], losses
+
+    parts, losses = after([slice(0, 3), slice(3, 8)])
+    whole, of_one = after([slice(0, 8)])
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+    assert losses == pytest.approx(of_one, rel=1e-5)
+    encoder, heads = model()
+    logits = heads.logits(encoder(x), "uncounted")
+    weight = torch.tensor(UNCOUNTED.class_weights)
+    wanted = torch.nn.functional.cross_entropy(logits, target, weight=weight, label_smoothing=0.2)
+    assert losses["uncounted"] == pytest.approx(wanted.item(), rel=1e-5)
+    alone, nothing = after([slice(0, 3)])
+    assert nothing["uncounted"] == 0.0  # torch: NaN
+    assert all(p.isfinite().all() for p in alone)
+
+
+def test_sums_and_other_denominators_hold_what_counts_nothing():
+    torch.manual_seed(1)
+    heads = MultiTaskHeads(5, {"uncounted": UNCOUNTED}, "uncounted")
+    features, target = torch.randn(3, 5), torch.zeros(3, dtype=torch.long)
+    weight = torch.tensor(UNCOUNTED.class_weights)
+    wanted = torch.nn.functional.cross_entropy(
+        heads.logits(features, "uncounted"), target, weight=weight, label_smoothing=0.2, reduction="sum"
+    )
+    assert wanted > 0
+    for options, divisor in (
+        ({"reduction": "sum"}, 1.0),
+        ({"denominators": {"uncounted": 8}}, 8.0),
+        ({"denominators": {"uncounted": torch.tensor(4.0)}}, 4.0),
+        ({"token_weights": torch.full((3,), 2.0), "reduction": "sum"}, 0.5),
+    ):
+        out = heads(features, {"uncounted": target}, **options)
+        torch.testing.assert_close(out.total, wanted / divisor)
+        torch.testing.assert_close(out.losses[0], wanted.detach() / divisor)
+    out = heads(features, {"uncounted": target}, denominators={"uncounted": 0})
+    assert out.total.item() == 0.0

@@ -6,10 +6,14 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from mt2st_fast import (
     FAMO,
     DynamicWeightAverage,
+    MultiTaskHeads,
+    Regression,
+    Trainer,
     Uncertainty,
 )
 from mt2st_fast.training.schedules import Moment
@@ -102,11 +106,16 @@ def test_a_task_without_a_loss_is_taken_as_one_that_stays():
     assert huge == {"main": 2.0, "aux": 0.0}
 
 
-def test_a_second_run_begins_anew():
-    schedule = DynamicWeightAverage()
+@pytest.mark.parametrize("kind", [DynamicWeightAverage, FAMO, Uncertainty])
+def test_a_second_run_begins_anew(kind):
+    schedule = kind()
     _, first = trained(schedule, 4)
     _, second = trained(schedule, 4)
     assert first == second
+    other = MultiTaskHeads(8, {"other": Regression(1)}, "other")  # no task of the runs before is kept
+    trainer = Trainer(nn.Linear(5, 8), other, schedule=schedule, device="cpu")
+    trainer.fit([(torch.ones(2, 5), {"other": torch.zeros(2)})], epochs=1)
+    assert [name for name in schedule.state_dict() if "tag" in name] == []
 
 
 # --- FAMO -----------------------------------------------------------------------------------------------

@@ -39,6 +39,11 @@ class SoftmaxOptions(Options):
         """class_weights (C,)."""
         return self.class_weights
 
+    @property
+    def has_uncounted_losses(self) -> bool:
+        """Whether it smooths labels of a class of weight 0: what it moves to the other classes has their weights."""
+        return self.label_smoothing > 0.0 and 0.0 in (self.class_weights or ())
+
 
 def _row_losses(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
     return F.cross_entropy(

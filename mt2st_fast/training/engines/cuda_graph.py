@@ -60,6 +60,14 @@ class CudaGraphSteps:
                 "the length of a row-sparse gradient varies by batch: keep the default of fuse_backward and avoid "
                 "what needs gradients (clip_norm, accumulate, float16), or set sparse=False in the encoder"
             )
+        optimizer = parts.optimizer
+        if isinstance(optimizer, RowSparseOptimizer) and any(
+            optimizer.frozen_rows(table) is not None for table in parts.fused_tables
+        ):
+            self._obstacle = (
+                "rows of a table are frozen, and picking those of a batch that move waits for the device: freeze whole "
+                "parameters, or take a schedule that selects no parts, such as Switch"
+            )
         if parts.processes.are_several:
             self._obstacle = "the size of what processes exchange varies by step"
         self._steps.enter_phase(self._obstacle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from mt2st_fast.model.heads import MultitaskLoss
 from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import StepParts
-from mt2st_fast.training.engines.shares import Shares, label_shares, labelled_in
+from mt2st_fast.training.engines.shares import Shares, labelled_in, shares_here
 from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import clip_gradients
@@ -80,8 +81,8 @@ class EagerSteps:
                 total, losses = self._total(encoded, self._weights(encoded, tasks), tasks)
                 self._backward(total)
             else:
-                shares_mk = label_shares(parts.heads, plain, parts.device)
-                losses = self._accumulate(plain, Shares(shares_mk, self._tasks_of(plain), 1 / len(plain)))
+                shares = shares_here(parts.heads, plain, parts.device)
+                losses = self._accumulate(plain, shares._replace(tasks=self._tasks_of(plain)))
         if self._moves:
             self._step_optimizer()
         if self._weigher is not None:
@@ -125,7 +126,7 @@ class EagerSteps:
             encoded = [self._encoded(batch) for batch in batches]
             # Learned weights belong to a graph that every backward pass frees, so they are computed again.
             total, micro_losses = self._total(
-                encoded, self._parts.weights(shares.tasks) * share_k, shares.tasks, shares.step
+                encoded, self._parts.weights(shares.tasks) * share_k, shares.tasks, shares
             )
             self._backward(total)
             losses = losses + share_k * micro_losses
@@ -142,27 +143,30 @@ class EagerSteps:
             return Encoded(inputs, targets, *encode(self._parts.encoder, inputs))
 
     def _total(
-        self, encoded: list[Encoded], weights_k: Tensor, tasks: Collection[str], of_step: float = 1.0
+        self, encoded: list[Encoded], weights_k: Tensor, tasks: Collection[str], shares: Shares | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the total () and losses (K,) of one batch per loader; their tasks are disjoint, so losses add up.
 
-        tasks: those with targets in the step. of_step: the share of these batches in the step.
+        tasks: those with targets in the step. shares: of these batches in the step, if they are not all of it.
         """
-        found = [self._losses(each, weights_k) for each in encoded]
+        denominators, of_step = ({}, 1.0) if shares is None else (shares.denominators, shares.step)
+        found = [self._losses(each, weights_k, denominators) for each in encoded]
         totals, losses = [out.total for out in found], [out.losses for out in found]
         if (penalty := self._parts.penalty(tasks)) is not None:
             totals.append(penalty * of_step)
         total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
         return total, losses[0] if len(losses) == 1 else sum(losses)  # type: ignore[return-value]
 
-    def _losses(self, encoded: Encoded, weights_k: Tensor) -> MultitaskLoss:
+    def _losses(
+        self, encoded: Encoded, weights_k: Tensor, denominators: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> MultitaskLoss:
         """Return the losses of one batch, from its features or, for a task on words, from the encoder's table."""
         heads, (inputs, targets, features, mask) = self._parts.heads, encoded
         with self._parts.autocast():
             if features is None:
                 name = next(iter(targets))
                 return heads.word_loss(name, self._vectors, inputs, targets[name], weights_k)
-            return heads(features, targets, weights_k, mask=mask)  # type: ignore[no-any-return]
+            return heads(features, targets, weights_k, mask=mask, denominators=denominators)  # type: ignore[no-any-return]
 
     def _vectors(self, types: Tensor) -> Tensor:
         """(..., D) the vectors of word types."""

@@ -117,10 +117,11 @@ class ExchangingSteps(EagerSteps):
                 "and callbacks must do the same in every process"
             )
         totals_k = of_all[:, 2 : 2 + counts_mk.shape[1]].sum(0)
-        shares_mk = shares_of(counts_mk, totals_k).float().to(parts.device)
         # If no process has a label of a task, it is unknown whether another one had its targets.
         tasks = {name for name, total in zip(parts.heads.active, totals_k.tolist(), strict=True) if total > 0}
-        return Shares(shares_mk, tasks, 1 / max(1, int(of_all[:, 1].sum())))
+        step = 1 / max(1, int(of_all[:, 1].sum()))
+        shares = shares_of(parts.heads, counts_mk, totals_k, tasks, step)
+        return shares._replace(labels_mk=shares.labels_mk.float().to(parts.device))
 
 
 class ExchangingGradientCalls(ExchangingSteps):

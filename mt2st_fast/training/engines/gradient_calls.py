@@ -11,7 +11,7 @@ from torch import Tensor
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.held_parameters import MOVES
-from mt2st_fast.training.engines.shares import label_shares
+from mt2st_fast.training.engines.shares import shares_here
 from mt2st_fast.training.engines.text_gradients import TextGradients
 from mt2st_fast.training.engines.word_gradients import (
     WordGradients,
@@ -59,6 +59,8 @@ class GradientCalls:
         """Return why it cannot make the gradients of this step, or None."""
         parts = self._parts
         split = [split_by_words(parts.heads, batches) for batches in micro_steps]
+        if (len(micro_steps) > 1 or parts.processes.are_several) and (uncounted := parts.heads.uncounted):
+            return f"{min(uncounted)} smooths labels of classes of weight 0, whose losses are in no mean of a batch"
         if any(on_words for _, on_words in split) and (reason := words_obstacle(parts)):
             return reason
         if not all(rows for rows, _ in split):
@@ -133,7 +135,7 @@ class GradientCallSteps(EagerSteps):
         shares_mk = (
             torch.ones(1, len(heads.active), dtype=torch.float32)
             if len(plain) == 1
-            else label_shares(heads, plain, device)
+            else shares_here(heads, plain, device).labels_mk
         )
         losses_k = self._calls(plain, shares_mk)
         self._step_optimizer()

@@ -14,7 +14,10 @@ from mt2st_fast.training.sources import PlainBatch, to_device
 class Shares(NamedTuple):
     """The shares of a process's micro-steps in the whole step."""
 
-    labels_mk: Tensor  # (M, K) the share of all labels that each has
+    labels_mk: Tensor  # (M, K) the share of all labels that each has; 1 for a task among the denominators
+    denominators: dict[
+        str, Tensor
+    ]  # labels in the whole step, () each, of tasks whose losses are added as sums
     tasks: set[str]  # tasks with labels anywhere in the step, see `labelled_in`
     step: float  # the share of one micro-step in all micro-steps
 
@@ -36,19 +39,28 @@ def labelled_in(heads: MultiTaskHeads, micro_steps: list[list[PlainBatch]], devi
     return {name for name, count in zip(heads.active, counts_k.tolist(), strict=True) if count > 0}
 
 
-def label_shares(heads: MultiTaskHeads, micro_steps: list[list[PlainBatch]], device: torch.device) -> Tensor:
-    """(M, K) float32: the share of all labels of each active task that the batches of each micro-step have.
+def shares_here(heads: MultiTaskHeads, micro_steps: list[list[PlainBatch]], device: torch.device) -> Shares:
+    """Return the shares of the micro-steps of one process."""
+    counts_mk = torch.stack([label_counts(heads, batches, device) for batches in micro_steps])
+    return shares_of(heads, counts_mk, counts_mk.sum(0), tasks_in(micro_steps), 1 / len(micro_steps))
+
+
+def shares_of(
+    heads: MultiTaskHeads, counts_mk: Tensor, totals_k: Tensor, tasks: set[str], step: float
+) -> Shares:
+    """Return counts (M, K) as shares of totals (K,), 0 if the total is 0.
 
     A loss is a mean over labels, so the mean over all is the sum of the means, each times its share. A task without a
-    head reports itself how many labels its loss is a mean over (`count`). 0 for a task without any label.
+    head reports itself how many labels its loss is a mean over (`count`). Where labels that count 0 have a loss
+    (`heads.uncounted`), no mean tells it: heads divide its sum by the total themselves.
     """
-    counts_mk = torch.stack([label_counts(heads, batches, device) for batches in micro_steps])
-    return shares_of(counts_mk, counts_mk.sum(0))
-
-
-def shares_of(counts_mk: Tensor, totals_k: Tensor) -> Tensor:
-    """(M, K) counts as shares of totals (K,); 0 if the total is 0."""
-    return counts_mk / totals_k.clamp_min(torch.finfo(torch.float32).tiny)
+    shares_mk = counts_mk / totals_k.clamp_min(torch.finfo(torch.float32).tiny)
+    denominators = {}
+    for name in heads.uncounted:
+        k = heads.active.index(name)
+        shares_mk[:, k] = 1.0
+        denominators[name] = totals_k[k]
+    return Shares(shares_mk, denominators, tasks, step)
 
 
 def label_counts(heads: MultiTaskHeads, batches: list[PlainBatch], device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -91,6 +92,22 @@ def own_batches(val: Iterable[Any] | None, processes: Processes, encoder: nn.Mod
     if first is None or any(digest != first for digest in others):
         return val
     return EveryNth(val, processes.rank, processes.count)
+
+
+def in_step(batches: Iterable[Any], processes: Processes) -> Iterator[Any]:
+    """Yield the batches. Raises InputError, in every process, if one of them has more batches than another."""
+    left = iter(batches)
+    for n in itertools.count():
+        batch = next(left, None)
+        goes_on, ends = processes.any_of_all(batch is not None, batch is None)
+        if goes_on and ends:
+            raise InputError(
+                f"some processes have {n} held-out batch{'' if n == 1 else 'es'} and others more, and all pass "
+                "together through a sharded encoder; give every process the same number of batches"
+            )
+        if batch is None:
+            return
+        yield batch
 
 
 def _described(loader: Any, processes: Processes) -> dict[str, Any]:

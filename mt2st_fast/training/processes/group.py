@@ -6,8 +6,10 @@ One process alone is also a group, in which nothing has to be sent: callers need
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.meeting import meet, wait_for
 from mt2st_fast.model.sharded import is_sharded
 from mt2st_fast.numbers import plain
 from mt2st_fast.training.processes.watch import LostProcessError, Watch
@@ -128,6 +131,14 @@ class Processes:
                         f"process {rank} of {self.count} has {name} {found.get(name)}, process 0 has {value}: {fix}"
                     )
 
+    def meet(self, call: str) -> None:
+        """Wait until all have made a call, however late: one may have evaluated for the others meanwhile.
+
+        Raises InputError if another process waits for this one in something else.
+        """
+        if self._watch is not None:
+            meet(call, patience=math.inf, is_awaited=self._watch.has_waiting)
+
     # --- begin and end ----------------------------------------------------------------------------------
 
     @contextmanager
@@ -191,7 +202,7 @@ class Processes:
         """Wait for all over existing connections: making new ones would wait for a process that is gone."""
         if dist.get_backend() == "gloo":
             try:
-                dist.barrier()
+                wait_for(dist.barrier(async_op=True), "Trainer.fit or begin")
             except RuntimeError as error:
                 said = str(error).splitlines()[0]
                 raise LostProcessError(
@@ -204,14 +215,18 @@ class Processes:
     @contextmanager
     def _talking(self) -> Iterator[None]:
         """Within the block of torch's collectives, a failure because another process is gone names that process."""
-        if self._watch is not None:
-            self._watch.check()
+        watch = self._watch
+        if watch is None:
+            yield
+            return
+        watch.check()
+        watch.waits_since = time.monotonic()
         try:
             yield
         except RuntimeError as error:  # of gloo and NCCL
-            if self._watch is None:
-                raise
-            raise self._watch.explain(error) from error
+            raise watch.explain(error) from error
+        finally:
+            watch.waits_since = None
 
     def _make_watch(self) -> Watch:
         """Make a watch on its own store, kept by process 0: the group's store may be a file, or not ours."""

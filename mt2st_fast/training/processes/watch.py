@@ -27,6 +27,7 @@ SILENT_SECONDS = 20.0  # without a sign of life from a process
 ALARMED_SECONDS = 5.0  # the same, after a connection has broken
 GRACE_SECONDS = 15.0  # for training to notice by itself, before its process is ended
 STORE_SECONDS = 10.0  # for the store to answer
+WAITING_SECONDS = 5.0  # in one message, after which a process tells the others that it waits
 HEARD_SECONDS = 3.0  # that a process leaving with an error waits to be heard, or to hear of the same error
 
 
@@ -49,6 +50,8 @@ class Watch:
         self._alarmed = False
         self._seen: dict[int, tuple[bytes, float]] = {}  # a process's counter, and its last change
         self.trouble: str | None = None
+        self.waits_since: float | None = None  # in a message, by time.monotonic()
+        self._told_waiting = False
         self._unanswered = 0  # seconds that a request to the store has waited
         self._store.add(_beat(rank), 1)
         self._threads = [threading.Thread(target=f, daemon=True) for f in (self._look, self._guard)]
@@ -62,6 +65,11 @@ class Watch:
         """Raises LostProcessError if another process is known to be gone."""
         if self.trouble is not None:
             raise LostProcessError(self.trouble)
+
+    def has_waiting(self) -> bool:
+        """Return whether another process has waited in a message for longer than WAITING_SECONDS."""
+        others = [rank for rank in range(self._count) if rank != self._rank]
+        return any(self._store.check([_waits(rank)]) for rank in others)
 
     def explain(self, error: Exception) -> LostProcessError:
         """Explain a collective that failed with `error`: which process is gone, found out within half a minute."""
@@ -112,12 +120,22 @@ class Watch:
         while not self._closed.wait(BEAT_SECONDS) and self.trouble is None:
             try:
                 self._store.add(_beat(self._rank), 1)
+                self._tell_waiting()
                 trouble = self._what_is_wrong()
             except RuntimeError:  # torch's DistNetworkError and DistStoreError among them
                 trouble = self._no_store()
             self._unanswered = 0
             if trouble is not None:
                 self._find(trouble)
+
+    def _tell_waiting(self) -> None:
+        since = self.waits_since
+        is_waiting = since is not None and time.monotonic() - since > WAITING_SECONDS
+        if is_waiting and not self._told_waiting:
+            self._store.set(_waits(self._rank), "")
+        elif self._told_waiting and not is_waiting:
+            self._store.delete_key(_waits(self._rank))
+        self._told_waiting = is_waiting
 
     def _guard(self) -> None:
         # Counted in beats, not by the clock: a machine that was asleep has not been silent.
@@ -177,6 +195,10 @@ class Watch:
     def _end(self, trouble: str) -> NoReturn:
         print(f"mt2st-fast: {trouble}", file=sys.stderr, flush=True)
         os._exit(1)
+
+
+def _waits(rank: int) -> str:
+    return f"waits/{rank}"
 
 
 def _beat(rank: int) -> str:

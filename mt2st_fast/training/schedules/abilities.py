@@ -24,6 +24,9 @@ All of it is optional. A schedule of any class may have
 
 and a schedule that is an nn.Module learns its weights (training/learnt_weights.py).
 
+One object may serve several runs, and each begins anew: state is dropped when `task_weights` is asked about step 0, or
+in `prepare` of a schedule that learns.
+
 Not every place can do all of this. Each names what it allows and refuses the rest, so that an ability that is added
 here is refused wherever nobody has thought about it.
 """

@@ -53,10 +53,10 @@ class FAMO(nn.Module):
         return f"rate={self.rate:g}, decay={self.decay:g}"
 
     def prepare(self, heads: MultiTaskHeads) -> None:
-        """Start every new task at zeros; what has been learned stays."""
+        """Start every task of these heads at zeros, in every run."""
+        self.kept = nn.Module()
         for name in map(module_name, heads.names):
-            if name not in self.kept._buffers:
-                self.kept.register_buffer(name, torch.zeros(LEAST + 1))
+            self.kept.register_buffer(name, torch.zeros(LEAST + 1))
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
         """Return weight 1 for all tasks, always."""

@@ -32,13 +32,13 @@ class Uncertainty(nn.Module):
         self._factors: dict[str, float] = {}
 
     def prepare(self, heads: MultiTaskHeads) -> None:
-        """Start every new task at s_k = 0; what has been learned stays."""
+        """Start every task of these heads at s_k = 0, in every run."""
+        self.log_variances, self._factors = nn.ParameterDict(), {}
         for name in heads.names:
             task = heads.tasks.get(name)
             squared = isinstance(task, Regression) and task.huber_delta is None
             self._factors[name] = 0.5 if squared else 1.0
-            if module_name(name) not in self.log_variances:
-                self.log_variances[module_name(name)] = nn.Parameter(torch.zeros(()))
+            self.log_variances[module_name(name)] = nn.Parameter(torch.zeros(()))
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
         """Return weight 1 for all tasks, always."""

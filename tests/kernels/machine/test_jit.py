@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from numba.core.errors import TypingError
+from numba.core.registry import cpu_target
 
 import mt2st_fast.kernels.machine as machine_package
 from mt2st_fast.compiling import compile_seconds, on_compile
@@ -277,18 +279,69 @@ def test_cycles_are_looked_for_again_after_compiling():
     assert gc.isenabled()
 
 
-def test_an_interrupt_that_numba_has_swallowed_is_raised(tmp_path, monkeypatch):
+class _Interrupted:
+    """A callback of LLVM's in which a signal's handler raises, once."""
+
+    def __init__(self, error, hook):
+        self.error, self.hook = error, hook
+
+    def __call__(self, module, buffer):
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        self.hook(module, buffer)
+
+
+@pytest.mark.usefixtures("empty_folder")
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), MemoryError("no memory")])
+def test_what_is_raised_in_a_callback_of_llvm_is_raised_by_the_call(error, monkeypatch, capsys):
     """Python calls a signal's handler when LLVM calls back, where exceptions are only printed."""
+
+    def two(x):
+        return 2 * x
+
+    hook = sys.unraisablehook
+    engine = cpu_target.target_context.codegen()._engine._ee
+    interrupted = _Interrupted(error, engine._object_cache_notify)
+    monkeypatch.setattr(engine, "_object_cache_notify", interrupted)
+    two = _ours(two)
+    with pytest.raises(type(error)) as raised:
+        two(2.0)
+    assert raised.value is error
+    assert "Exception ignored" not in capsys.readouterr().err
+    assert sys.unraisablehook == hook
+    assert two._cache._turn._descriptor is None
+    assert two(2) == 4  # another signature
+
+
+def test_without_machine_code_and_without_a_signal_numbas_own_error_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "folder", lambda: tmp_path)
     own = cache.KernelCache(_plain)
-    for words, error in (("no compiled object yet for _plain", KeyboardInterrupt), ("other", RuntimeError)):
 
-        def fail(*_, words=words):
-            raise RuntimeError(words)
+    def fail(*_):
+        raise RuntimeError("no compiled object yet for _plain")
 
-        monkeypatch.setattr(cache.FunctionCache, "save_overload", fail)
-        with pytest.raises(error):
-            own.save_overload(None, None)
+    monkeypatch.setattr(cache.FunctionCache, "save_overload", fail)
+    with pytest.raises(RuntimeError, match="no compiled object yet"):
+        own.save_overload(None, None)
+
+
+def test_only_callbacks_of_the_compiling_thread_are_kept(monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    swallowed = cache._Swallowed()
+    swallowed.begin()
+    callback = ctypes.CFUNCTYPE(None)(lambda: 1 / 0)
+    thread = threading.Thread(target=callback)
+    thread.start()
+    thread.join()
+    assert [told.exc_type for told in heard] == [ZeroDivisionError]
+    callback()
+    assert len(heard) == 1
+    assert isinstance(swallowed.end(), ZeroDivisionError)
+    assert swallowed.end() is None
+    callback()
+    assert len(heard) == 2
 
 
 def _plain(x):

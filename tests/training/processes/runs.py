@@ -302,6 +302,21 @@ def own_parts(folder: Path) -> dict[str, Any]:
     return dense(mine, schedule=Switch(at=0.5), epochs=2)
 
 
+def uncounted(folder: Path) -> dict[str, Any]:
+    """Process 0 has only rows of a class of weight 0, whose smoothed labels have a loss all the same."""
+    rank, count = rank_and_count()
+    task = Classification(4, class_weights=(0.0, 1.0, 3.0, 0.5), label_smoothing=0.2)
+    x, _ = rows(5, 16)
+    target = torch.tensor([0] * 8 + [1, 2, 3, 0, 1, 2, 3, -100])
+    mine = slice(0, 16) if count == 1 else slice(0, 8) if rank == 0 else slice(8 * rank, 8 * rank + 8)
+    torch.manual_seed(1)
+    encoder, heads = nn.Linear(FEATURES, 8), MultiTaskHeads(8, {"uncounted": task}, "uncounted")
+    optimizer = lambda p: torch.optim.SGD(p, lr=0.5)  # noqa: E731
+    trainer = Trainer(encoder, heads, optimizer=optimizer, schedule=MultiTask(), device="cpu", log_every=2)
+    trainer.fit([(x[mine], {"uncounted": target[mine]})], epochs=3)
+    return learnt(trainer)
+
+
 def distributed_sampler(folder: Path) -> dict[str, Any]:
     """The orders of two passes differ."""
     x, targets = rows(0)

@@ -24,7 +24,7 @@ DIVIDED = [
     "in_turns",
 ]
 DIVIDED += ["learnt_weights", "tables_of_torch", "halves", "doubles", "scaled"]
-OWN = ["own_parts", "stopped_by_one"]
+OWN = ["own_parts", "stopped_by_one", "uncounted"]
 OTHERS = ["distributed_sampler", "stopped_then_resumed", "left_for_others"]
 # Sums are made in another order: float32 and some dozen steps.
 RTOL, ATOL = 1e-5, 1e-5

@@ -1,0 +1,163 @@
+"""Calls that need all processes, made by one of them alone, by two with different calls, or with different batches."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from mt2st_fast import (
+    BagEncoder,
+    Callback,
+    Classification,
+    LazyAdam,
+    MultiTaskHeads,
+    Trainer,
+    gather_rows,
+    shard_rows,
+)
+from mt2st_fast.model import meeting
+
+meeting.PATIENCE_SECONDS = 1.0
+
+
+def _encoder() -> BagEncoder:
+    torch.manual_seed(0)
+    encoder = BagEncoder(9, 8, sparse=True)
+    shard_rows(encoder)
+    return encoder
+
+
+def _batches(n: int = 2) -> list[Any]:
+    bags = (torch.tensor([1, 2, 3, 8], dtype=torch.int32), torch.tensor([0, 2, 4]))
+    return [(bags, {"classes": torch.tensor([1, 3])})] * n
+
+
+def _trainer(encoder: nn.Module) -> Trainer:
+    heads = MultiTaskHeads(8, {"classes": Classification(4)}, "classes")
+    return Trainer(encoder, heads, device="cpu", optimizer=LazyAdam)
+
+
+def _alone(call: Callable[[], Any], then: Callable[[], Any]) -> dict[str, Any]:
+    """Process 0 calls something alone and catches what that raises; afterwards all call it."""
+    found: dict[str, Any] = {}
+    if dist.get_rank() == 0:
+        began = time.monotonic()
+        try:
+            call()
+        except Exception as error:
+            found = {"line": f"{type(error).__name__}: {error}", "seconds": time.monotonic() - began}
+    dist.barrier()
+    return found | {"together": then()}
+
+
+def evaluated(folder: Path) -> dict[str, Any]:
+    trainer = _trainer(_encoder())
+    return _alone(lambda: trainer.evaluate(_batches()), lambda: trainer.evaluate(_batches()))
+
+
+def evaluated_by_fsdp(folder: Path) -> dict[str, Any]:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(4, 8))
+    fully_shard(encoder, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    heads = MultiTaskHeads(8, {"classes": Classification(4)}, "classes")
+    trainer = Trainer(encoder, heads, device="cpu")
+    data = [(torch.ones(2, 4), {"classes": torch.tensor([1, 3])})]
+    return _alone(lambda: trainer.evaluate(data), lambda: trainer.evaluate(data))
+
+
+def vectors(folder: Path) -> dict[str, Any]:
+    encoder = _encoder()
+    return _alone(encoder.vectors, lambda: encoder.vectors().tolist())
+
+
+def gathered(folder: Path) -> dict[str, Any]:
+    encoder = _encoder()
+    return _alone(lambda: gather_rows(encoder), lambda: (gather_rows(encoder), encoder.table.tolist())[1])
+
+
+def late(folder: Path) -> dict[str, Any]:
+    """Process 1 comes when process 0 has given up once and waits again."""
+    encoder, lines = _encoder(), []
+    if dist.get_rank():
+        time.sleep(2.5)
+    else:
+        try:
+            encoder.vectors()
+        except Exception as error:
+            lines.append(str(error))
+        time.sleep(1.0)
+    encoder.vectors()
+    return {"lines": lines}
+
+
+def different_calls(folder: Path) -> None:
+    encoder = _encoder()
+    if dist.get_rank():
+        gather_rows(encoder)
+    else:
+        _trainer(encoder).evaluate(_batches())
+
+
+def more_batches(folder: Path) -> None:
+    _trainer(_encoder()).evaluate(iter(_batches(1 + dist.get_rank())))
+
+
+def failing_batch(folder: Path) -> None:
+    """What stops one process ends the other, which would wait for it."""
+    batches = _batches()
+    if dist.get_rank():
+        batches[1] = (batches[1][0], {"another": torch.zeros(2)})
+    _trainer(_encoder()).evaluate(batches)
+
+
+def within_a_run(folder: Path) -> dict[str, Any]:
+    """All may evaluate and save within a run, however late one of them comes to the save."""
+    trainer = _trainer(_encoder())
+    mine = [(inputs, {"classes": torch.tensor([1, dist.get_rank()])}) for inputs, _ in _batches(4)]
+    run = trainer.begin(mine, epochs=1)
+    run.step()
+    value = trainer.evaluate(_batches())
+    time.sleep(2.0 * dist.get_rank())
+    run.save(folder / "alone.safetensors")
+    run.step()
+    run.close()
+    return {"value": value, "steps": run.steps_done}
+
+
+class Saving(Callback):
+    """Saves in one process alone, as if only that one had to write."""
+
+    def on_step(self, trainer: Any) -> None:
+        if trainer.writes and trainer.step == 1:
+            trainer.run.save(Path("unused"))
+
+
+def saved(folder: Path) -> None:
+    heads = MultiTaskHeads(8, {"classes": Classification(4)}, "classes")
+    trainer = Trainer(nn.Linear(4, 8), heads, device="cpu", callbacks=[Saving()])
+    rank = dist.get_rank()
+    trainer.fit(
+        [(torch.full((2, 4), rank + i), {"classes": torch.tensor([1, 3])}) for i in (0.1, 0.2)], epochs=1
+    )
+
+
+def slow_passes(folder: Path) -> dict[str, Any]:
+    """A pass waits for a late process, and the log says so."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    meeting.logger.addHandler(handler)
+    encoder = _encoder()
+    time.sleep(2.0 * dist.get_rank())
+    encoder(_batches()[0][0])
+    meeting.logger.removeHandler(handler)
+    return {"lines": lines}

@@ -1,0 +1,96 @@
+"""A call that needs all processes ends in time if one makes it alone, with a line that says what to do."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from mt2st_fast.training.processes.watch import WAITING_SECONDS, Watch
+from tests.training.processes.together import run_together, scenarios, started
+
+ALONE = {
+    "evaluated": "Trainer.evaluate was called by process 0 of 2 and needs all of them: process 1 of 2 did not come",
+    "evaluated_by_fsdp": "Trainer.evaluate was called by process 0 of 2 and needs all of them",
+    "vectors": "encoder.vectors() was called by process 0 of 2 and needs all of them",
+    "gathered": "gather_rows was called by process 0 of 2 and needs all of them",
+}
+OTHERS = ["late", "different_calls", "more_batches", "within_a_run", "slow_passes"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    return run_together("alone", [*ALONE, *OTHERS], tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_call_that_one_makes_alone_ends_and_can_be_made_together(name: str, found: Any) -> None:
+    first, second = found[name]
+    assert first["line"].startswith(f"InputError: {ALONE[name]}")
+    assert "call it in all processes" in first["line"]
+    assert "\n" not in first["line"]
+    assert 1.0 <= first["seconds"] < 120.0  # torch waits for half an hour
+    assert first["together"] == second["together"]
+
+
+def test_after_one_has_given_up_they_find_each_other_again(found: Any) -> None:
+    first, second = (of_one["lines"] for of_one in found["late"])
+    assert len(first) == 1
+    assert second == []
+
+
+def test_different_calls_are_refused_at_once_in_both(found: Any) -> None:
+    first, second = found["different_calls"]
+    assert "process 1 of 2 calls gather_rows while process 0 calls Trainer.evaluate" in first["error"]
+    assert "process 0 of 2 calls Trainer.evaluate while process 1 calls gather_rows" in second["error"]
+
+
+def test_all_must_evaluate_as_many_batches(found: Any) -> None:
+    for of_one in found["more_batches"]:
+        assert "some processes have 1 held-out batch and others more" in of_one["error"]
+
+
+@pytest.mark.long
+def test_an_error_in_one_ends_the_evaluation_of_the_others(tmp_path: Path) -> None:
+    with started(scenarios("alone", ["failing_batch"], tmp_path)) as processes:
+        text, _ = processes[0].communicate(timeout=60.0)
+        assert "mt2st-fast: process 1 of 2 stopped: a held-out batch has no target of any task" in text
+
+
+def test_within_a_run_all_may_evaluate_and_save(found: Any) -> None:
+    for of_one in found["within_a_run"]:
+        assert "error" not in of_one, of_one
+        assert of_one["steps"] == 2
+
+
+def test_a_pass_that_waits_says_for_what(found: Any) -> None:
+    first, second = (of_one["lines"] for of_one in found["slow_passes"])
+    assert len(first) == 1
+    assert "waited for others in a pass through an encoder whose table is divided by rows" in first[0]
+    assert second == []
+
+
+@pytest.mark.long
+def test_a_checkpoint_that_one_saves_alone_ends_all(tmp_path: Path) -> None:
+    line = "Run.save was called by process 0 of 2 and needs all of them: process 1 of 2 did something else"
+    with started(scenarios("alone", ["saved"], tmp_path)) as processes:
+        ends = [process.communicate(timeout=90.0)[0] for process in processes]
+    assert f"InputError: {line}" in ends[0]
+    assert f"mt2st-fast: process 0 of 2 stopped: {line}" in ends[1]
+
+
+def test_a_process_that_waits_long_in_a_message_tells_the_others() -> None:
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    other = dist.TCPStore("localhost", store.port, is_master=False, wait_for_workers=False)
+    first, second = Watch(store, 0, 2), Watch(other, 1, 2)
+    for seconds, waits in ((0.0, False), (WAITING_SECONDS + 1.0, True)):
+        first.waits_since = time.monotonic() - seconds
+        first._tell_waiting()
+        assert second.has_waiting() == waits
+        assert not first.has_waiting()
+    first.waits_since = None
+    first._tell_waiting()
+    assert not second.has_waiting()
