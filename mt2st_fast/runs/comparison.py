@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mt2st_fast.errors import InputError
@@ -19,14 +19,16 @@ from mt2st_fast.runs.targets import PLATEAU, Run, Runs, Target, first_reaching, 
 from mt2st_fast.training.history import History
 
 MEASURES = ("seconds", "steps", "examples", "joules")
-OF_RUNS = ("best", "test", *MEASURES)
+OF_RUNS = ("best", "test", "test_span_f1", *MEASURES)
 
 
-def summarise_seed(history: History, test: float, rows_read: Callable[[int], int]) -> dict[str, Any]:
+def summarise_seed(
+    history: History, test: float, rows_read: Callable[[int], int], test_span_f1: float | None = None
+) -> dict[str, Any]:
     """Return one run as JSON-able values; its evaluations are kept, so that a target can be set afterwards.
 
-    rows_read: gives the rows of all steps up to a step. Raises InputError where no evaluation has a value to compare
-    by.
+    rows_read: gives the rows of all steps up to a step. test_span_f1: beside `test`, if classes are tags of spans.
+    Raises InputError where no evaluation has a value to compare by.
     """
     best = history.best
     if best is None:
@@ -39,6 +41,7 @@ def summarise_seed(history: History, test: float, rows_read: Callable[[int], int
     return {
         "best": best.metrics[history.main],
         "test": None if test != test else test,
+        "test_span_f1": None if test_span_f1 != test_span_f1 else test_span_f1,
         "steps": steps,
         "seconds": history.train_seconds,
         "examples": rows_read(steps),
@@ -119,6 +122,11 @@ def compare_runs(
     }
     comparison["verdicts"] = verdicts(comparison)
     return comparison | {"conclusions": conclusions(comparison)}
+
+
+def has_spans(runs: Iterable[Run]) -> bool:
+    """Return whether any of these runs was tested by spans."""
+    return any(run.get("test_span_f1") is not None for run in runs)  # runs of an earlier version have none
 
 
 def _arrivals(runs: Sequence[Run], targets: Sequence[Target], margin: float) -> dict[str, list[Any]]:

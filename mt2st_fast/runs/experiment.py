@@ -38,7 +38,7 @@ from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
 from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.model.word_tasks import WordTask
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.judging import SPAN_F1, SpanF1, judged_by
+from mt2st_fast.runs.judging import SPAN_F1, SpanF1, is_by_spans, judged_by
 from mt2st_fast.runs.word_context import CONTEXT, context_batches, context_task
 from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.training.callbacks import Callback
@@ -133,7 +133,7 @@ class Experiment:
                 precision=config.precision,  # type: ignore[arg-type]
                 device=config.device,
                 callbacks=[*callbacks, *stopping],
-                metrics=_own_metrics(config, splits),
+                metrics=_own_metrics(config.metric, splits, splits.dev),
                 **engine,
             )
             dtype = torch.float32 if config.precision == "float32" else getattr(torch, config.precision)
@@ -227,8 +227,23 @@ class Experiment:
 
     def test(self) -> dict[str, float]:
         """Return the test metric of every task with the current weights."""
-        with self._judging(self.splits.test):
-            return self.trainer.evaluate(self._held_out(self.splits.test), self.splits.tasks)
+        return self._tested(self.config.metric, self.splits.tasks)
+
+    def test_span_f1(self) -> float | None:
+        """Return F1 by spans of the main task on test rows, with the current weights; None if its classes are no tags
+        of spans.
+        """
+        main = str(self.splits.main)
+        return self._tested(SPAN_F1, (main,))[main] if is_by_spans(self.splits) else None
+
+    def _tested(self, metric: str | None, tasks: Sequence[str]) -> dict[str, float]:
+        """Return the metrics of tasks on test rows; metric: what the main task is judged by."""
+        test, judges = self.splits.test, self.trainer.metrics
+        self.trainer.metrics = _own_metrics(metric, self.splits, test)
+        try:
+            return self.trainer.evaluate(self._held_out(test), tasks)
+        finally:
+            self.trainer.metrics = judges
 
     @property
     def metric(self) -> str:
@@ -237,18 +252,6 @@ class Experiment:
         own = self.trainer.metrics.get(heads.main)
         return heads.tasks[heads.main].metric if own is None else metric_name(own)
 
-    @contextmanager
-    def _judging(self, corpus: Corpus) -> Iterator[None]:
-        """Within the block, evaluate on this corpus instead of the development rows."""
-        by_spans = [metric for metric in self.trainer.metrics.values() if isinstance(metric, SpanF1)]
-        for metric in by_spans:
-            metric.on(corpus)
-        try:
-            yield
-        finally:
-            for metric in by_spans:
-                metric.on(self.splits.dev)
-
     def _held_out(self, corpus: Any) -> Any:
         window = self.config.window if corpus.level == "token" else None
         return evaluation_batches(
@@ -256,12 +259,10 @@ class Experiment:
         )
 
 
-def _own_metrics(config: Config, splits: Splits) -> dict[str, Metric]:
-    """Return what judges the main task, if that is no metric of its kind."""
-    if config.metric != SPAN_F1:
-        return {}
+def _own_metrics(metric: str | None, splits: Splits, corpus: Corpus) -> dict[str, Metric]:
+    """Return what judges the main task on a corpus, if that is no metric of its kind."""
     main = str(splits.main)
-    return {main: SpanF1(splits.dev.column(main).class_names, main, splits.dev)}
+    return {main: SpanF1(corpus.column(main).class_names, main, corpus)} if metric == SPAN_F1 else {}
 
 
 def evaluation_rows(corpus: Corpus, tasks: Sequence[str]) -> int:

@@ -20,17 +20,13 @@ SPAN_F1 = "span_f1"
 class SpanF1:
     """F1 by spans of a tagging of a corpus, as conlleval counts: a metric for a `Trainer` that evaluates on it.
 
-    tags: the classes. It is told which corpus is evaluated (`on`), as spans end where its sentences do.
+    tags: the classes. corpus: the one that is evaluated, as spans end where its sentences do.
     """
 
     __name__ = SPAN_F1  # as of a function: what messages and checkpoints call it
 
     def __init__(self, tags: Sequence[str], task: str, corpus: Corpus) -> None:
         self._tags, self._task, self._corpus = tuple(tags), task, corpus
-
-    def on(self, corpus: Corpus) -> None:
-        """Take its sentences from this corpus from now on."""
-        self._corpus = corpus
 
     def __call__(self, predictions: Tensor, targets: Tensor) -> float:
         """Return F1 of predictions (n, C) and classes (n,) of the corpus's labelled words; NaN without a span."""
@@ -40,13 +36,15 @@ class SpanF1:
         return span_score(self._tags, present, found, labelled, self._corpus.bounds).f1
 
 
+def is_by_spans(splits: Splits) -> bool:
+    """Return whether the main task's classes are tags of spans of words."""
+    column = splits.train.column(str(splits.main))
+    return column.kind == "classes" and splits.train.level == "token" and are_span_tags(column.class_names)
+
+
 def metrics_of(splits: Splits, task: Task) -> list[str]:
     """Return the names of the metrics that the main task may be judged by, the default first."""
-    column = splits.train.column(str(splits.main))
-    by_spans = (
-        column.kind == "classes" and splits.train.level == "token" and are_span_tags(column.class_names)
-    )
-    return [*(metric.name for metric in task.head.kind.metrics), *([SPAN_F1] if by_spans else [])]
+    return [*(metric.name for metric in task.head.kind.metrics), *([SPAN_F1] if is_by_spans(splits) else [])]
 
 
 def judged_by(metric: str | None, splits: Splits, task: Task) -> Task:
