@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mt2st_fast.data.corpus import Corpus, check_main
+from mt2st_fast.data.corpus import UNIT, Corpus, check_main
 from mt2st_fast.data.resident import DeviceTargets, DeviceWindows, ResidentStream, memory_budget
 from mt2st_fast.data.sampler import FixedSampler, RowsAhead, Sampler, check_active
 from mt2st_fast.errors import InputError
@@ -210,6 +210,14 @@ class TrainingBatches:
     def close(self) -> None:
         """Release the batches that are kept."""
         self._kept = {}
+
+    @property
+    def data_settings(self) -> dict[str, str]:
+        """What was done to the data, and must be the same when a run is resumed: the unit of numbers, if there are
+        any.
+        """
+        units = {column.unit for task in self.tasks if (column := self._corpus.column(task)).kind == "values"}
+        return {UNIT: " and ".join(sorted(units))} if units else {}
 
     @cached_property
     def _digest(self) -> str:
