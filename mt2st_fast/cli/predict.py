@@ -18,7 +18,7 @@ from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import check_not_read, is_packed, is_stream, reading, writing_atomically
+from mt2st_fast.files import check_not_read, is_packed, is_stream, reading, writing
 
 CHUNK_BYTES = 1 << 19
 
@@ -35,7 +35,9 @@ def predict(
     ] = "-",
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", metavar="PATH", help="output file; standard output by default"),
+        typer.Option(
+            "--out", "-o", metavar="PATH", help="output file, packed if named .gz; standard output by default"
+        ),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -246,4 +248,4 @@ def _sink(out: Path | None) -> AbstractContextManager[BinaryIO]:
     """Return what to write to: a device or a pipe cannot be replaced, and gets the answers as they come."""
     if out is None:
         return nullcontext(sys.stdout.buffer)
-    return out.open("wb") if is_stream(out) else writing_atomically(out)
+    return out.open("wb") if is_stream(out) else writing(out)

@@ -170,6 +170,7 @@ def test_what_the_file_gives_is_not_tuned(tmp_path: Path, asked) -> None:
         ("seed = 9223372036854775808", ["seed must be at most"]),
         ("dropout = 1", ["dropout must be", "0.99"]),
         ("label-fraction = 2", ["label-fraction must be", "2"]),
+        ("init = ''", ["init is empty; set a path, or leave it out"]),
         ("data = 3", ["data must be a string"]),
         ("data = 'parquet:x'", ["data 'parquet:x'", "conllu:PATH"]),
         ("aux = 'xpos'", ["aux must be a list of strings"]),
