@@ -31,6 +31,11 @@ _FIRST_NUMBER = time.time_ns()
 _numbers = count(_FIRST_NUMBER)
 
 
+def at_home(path: str | Path) -> Path:
+    """Return a path that may begin with ~, which no shell expands in csv:~/x, --out=~/x or a configuration file."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a file to write, which replaces `path` at the end of the block; of a link, what it points to.

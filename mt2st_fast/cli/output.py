@@ -10,6 +10,7 @@ from typing import Any
 
 from mt2st_fast.cli.options import COMMANDS
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import at_home
 from mt2st_fast.model_folder import RUN_CONFIG, RUN_MODEL, foreign_to_model, has_comparison
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.options import check_options, option, positive
@@ -49,7 +50,7 @@ class OutputOptions:
 
     def folder(self, command: str) -> Path:
         """Return the folder to write to."""
-        return Path("runs") / command if self.out is None else Path(self.out)
+        return Path("runs") / command if self.out is None else out_path(self.out)
 
     def going_on(self, stored: Mapping[str, Any], given: Collection[str]) -> OutputOptions:
         """Return the options of a resumed run: its stored interval of checkpoints, unless one is given now."""
@@ -63,10 +64,10 @@ class OutputOptions:
 
 
 def out_path(text: str) -> Path:
-    """Return the path of --out. Raises InputError if it is empty: the current folder is `.`."""
+    """Return the path of --out, as a shell takes it. Raises InputError if it is empty: the current folder is `.`."""
     if not text:
         raise InputError("--out is empty; set a path, or leave it out")
-    return Path(text)
+    return at_home(text)
 
 
 def make_writable(folder: Path, *, to_resume: bool = False) -> Path:

@@ -18,7 +18,7 @@ from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import check_not_read, is_packed, is_stream, reading, writing
+from mt2st_fast.files import at_home, check_not_read, is_packed, is_stream, reading, writing
 
 CHUNK_BYTES = 1 << 19
 
@@ -129,7 +129,7 @@ class _Source:
             raise InputError(
                 f"--input {kind!r} is unknown; available: auto, conllu, text; name other kinds as KIND:PATH"
             )
-        path = Path(file).expanduser()
+        path = at_home(file)
         before, colon, _ = file.partition(":")
         if colon and before in READERS and not path.exists():
             if kind != "auto":

@@ -28,6 +28,7 @@ from mt2st_fast.data.readers.same_data import located
 from mt2st_fast.data.record import never_seen
 from mt2st_fast.data.scaling import Scale, scaled, scales_of
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import at_home
 from mt2st_fast.kernels import Choice, choose_backend
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
@@ -359,7 +360,7 @@ def start_from_vectors(
     """
     if config.init is None:
         return None
-    vectors = WordVectors.read(config.init)
+    vectors = WordVectors.read(at_home(config.init))
     if vectors.dim != config.dim:
         raise InputError(
             f"--init {config.init} has vectors of {vectors.dim} numbers, but --dim is {config.dim}; "

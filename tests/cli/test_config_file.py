@@ -15,7 +15,7 @@ from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.options import KINDS, Option
 from mt2st_fast.training.schedules import strategies, strategy_options
-from tests.cli.running import fails, write
+from tests.cli.running import fails, run, write
 
 TEXTS = {
     "strategy": "stl",
@@ -310,3 +310,19 @@ def test_every_option_says_what_was_given_and_what_is_due(command: str, tmp_path
             assert str(refused.value).startswith(f"{path}: {option.key} must be {KINDS[option.kind]}")
             given = value.replace("'", '"').replace("{a = 1}", "a table of keys")
             assert f", not {given}" in str(refused.value)
+
+
+def test_a_path_may_begin_with_the_home_folder(
+    treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No shell expands ~ in a file, in --out=~/x or in csv:~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text("data = 'conllu:~/tiny.conllu'\ninit = '~/tiny.vec'\nout = '~/out'\n")
+    assert "--init ~/tiny.vec has vectors of 3 numbers" in fails(capsys, "train", "--config=~/run.toml")
+    run("train", "--config=~/run.toml", "--dim", "3", "--epochs", "0.1", "--buckets", "20")
+    assert (tmp_path / "out" / "report.md").exists()
+    run("predict", "out", "~/tiny.conllu", "--out=~/tagged")
+    assert (tmp_path / "tagged").exists()
+    assert not (tmp_path / "~").exists()
+    assert "no such file" in fails(capsys, "train", "--data", "csv:~nobody-of-this-name/x.csv")

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from mt2st_fast.data.corpus import Splits, check_main, hide_labels
-from mt2st_fast.data.readers.files import parts_by_name
+from mt2st_fast.data.readers.files import extension_of, parts_by_name
 from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, make_request
 from mt2st_fast.data.record import unseen_classes
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import at_home
 
 
 @contextmanager
@@ -153,11 +154,16 @@ def _without_labels(splits: Splits, main: str) -> tuple[str, ...]:
 def _one_class_only(splits: Splits, main: str) -> tuple[str, ...]:
     column = splits.train.column(main)
     seen = np.unique(column.values[column.labelled()])
-    if column.kind != "classes" or len(seen) != 1:
+    if column.kind == "labels" or len(seen) != 1:
         return ()
+    only, others = (
+        (f"{seen[0]}", "with other numbers")
+        if column.kind == "values"
+        else (repr(column.class_names[seen[0]]), "of other classes")
+    )
     return (
-        f"{main}: every training label is {column.class_names[seen[0]]!r}, so there is nothing to learn; add rows of "
-        "other classes or choose another main task",
+        f"{main}: every training label is {only}, so there is nothing to learn; add rows {others} or choose another "
+        "main task",
     )
 
 
@@ -168,12 +174,23 @@ def parse_spec(spec: str, shown: str = "data") -> tuple[str, Path]:
     """
     kind, separator, path = spec.partition(":")
     if kind not in READERS:
-        raise InputError(f"{shown} {spec!r}: unknown reader {kind!r}; available: {_specs(READERS)}")
+        raise InputError(
+            f"{shown} {spec!r}: unknown reader {kind!r}; available: {_specs(READERS)}{_kind_meant(spec)}"
+        )
     if READERS[kind].needs_path and not path:
         raise InputError(f"{shown} {spec!r}: the reader {kind} needs a path: {kind}:PATH")
     if not READERS[kind].needs_path and separator:
         raise InputError(f"{shown} {spec!r}: the reader {kind} takes no path; write {kind} alone")
-    return kind, Path(path).expanduser()
+    return kind, at_home(path)
+
+
+def _kind_meant(spec: str) -> str:
+    """Return a suggestion for a path without its kind, by its name, or ""."""
+    ending = extension_of(Path(spec))
+    kinds = [name for name, reader in READERS.items() if ending and ending in reader.extensions]
+    if spec.partition(":")[0].lower() in READERS:
+        return f" (did you mean {spec.partition(':')[0].lower()}:?)"
+    return f" (did you mean {' or '.join(f'{name}:{spec}' for name in kinds)}?)" if kinds else ""
 
 
 def takes(spec: str, option: str) -> bool:

@@ -15,6 +15,10 @@ from tests.data.readers.opened import message_of, sentences
     [
         ("xml:x", "available: stdlib, columns:PATH, conllu:PATH, csv:PATH, jsonl:PATH, text:PATH"),
         ("data.csv", "unknown reader 'data.csv'"),
+        ("data.csv", "text:PATH (did you mean csv:data.csv?)"),
+        (r"C:\data\r.csv.gz", r"text:PATH (did you mean csv:C:\data\r.csv.gz?)"),
+        ("x/a.txt", "text:PATH (did you mean columns:x/a.txt or conllu:x/a.txt or text:x/a.txt?)"),
+        ("CSV:a.csv", "text:PATH (did you mean csv:?)"),
         ("", "unknown reader ''"),
         ("csv:", "the reader csv needs a path"),
         ("csv", "the reader csv needs a path"),
