@@ -16,7 +16,7 @@ import numpy as np
 from mt2st_fast.data.corpus import Splits, check_main, hide_labels
 from mt2st_fast.data.readers.files import extension_of, parts_by_name
 from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, make_request
-from mt2st_fast.data.record import unseen_classes
+from mt2st_fast.data.record import alike_classes, unseen_classes
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import at_home
 
@@ -113,7 +113,7 @@ def open_data(
         notes += (f"{fraction:g} of the training {unit} keep their labels for {main_task!r}",)
     splits = replace(splits, train=train)
     told = (*_without_labels(splits, main_task), *_one_class_only(splits, main_task))
-    notes += (*told, *(unseen.line() for unseen in unseen_classes(splits)))
+    notes += (*told, *alike_classes(splits), *(unseen.line() for unseen in unseen_classes(splits)))
     return replace(splits, notes=notes)
 
 

@@ -140,11 +140,12 @@ def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[Task
             notes.append(f"column {task.name!r}: commas are read as decimal points (1,5 is 1.5)")
         nan = columns.read_as(task.name, "").nan
         if nan and (task.kind == "values" or columns.nan_is_none(task.name)):
-            notes.append(f"column {task.name!r}: nan in {nan:,} cells counts as unlabelled")
+            marks = columns.marks_of_nothing(task.name)
+            notes.append(f"column {task.name!r}: {marks} in {nan:,} cells counts as unlabelled")
         elif nan:
             notes.append(
-                f"column {task.name!r}: nan in {nan:,} cells is treated as a class; empty those cells if they have "
-                "no label"
+                f"column {task.name!r}: {columns.marks_of_nothing(task.name)} in {nan:,} cells is treated as a class; "
+                "empty those cells if they have no label"
             )
     return notes
 

@@ -16,8 +16,10 @@ from mt2st_fast.data.readers.table_rows import Rows
 from mt2st_fast.errors import InputError
 from mt2st_fast.spelling import in_any_case, listed, meant
 
+MOST_DIGITS = 40  # of a cell in a message
 TEXT_COLUMNS = ("text", "sentence", "review", "content")
-_NO_NUMBER = frozenset({"nan", "<na>"})  # what pandas writes for missing values if told to write something
+# What pandas (if told to write something), R, spreadsheets and databases write for missing values.
+_NO_NUMBER = frozenset({"nan", "<na>", "na", "n/a", "#n/a", "null"})
 _TRUTHS = frozenset({"true", "false"})
 _PANDAS_UNNAMED = re.compile(r"Unnamed: \d+")  # the name that pandas gives to a column without one
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d+)")
@@ -157,9 +159,7 @@ class Columns:
     def values(self, name: str) -> set[str]:
         """Return a column's different cells in the first (training) file, without empty ones, or nan for none."""
         seen = self._seen[name]
-        return (
-            {cell for cell in seen if cell.casefold() not in _NO_NUMBER} if self.nan_is_none(name) else seen
-        )
+        return {cell for cell in seen if not _is_no_number(cell)} if self.nan_is_none(name) else seen
 
     def nan_is_none(self, name: str) -> bool:
         """Whether nan means a missing value, and no class: if all other cells are numbers, or true and false."""
@@ -204,11 +204,16 @@ class Columns:
 
     def has_decimal_commas(self, name: str) -> bool:
         """Whether all cells are numbers, some with a comma, and one of these commas cannot separate thousands."""
-        seen = {cell for cell in self._seen[name] if cell.casefold() not in _NO_NUMBER}
+        seen = {cell for cell in self._seen[name] if not _is_no_number(cell)}
         commas = [found[1] for cell in seen if (found := _DECIMAL_COMMA.fullmatch(cell))]
         return any(len(decimals) != 3 for decimals in commas) and all(
             _INTEGER.fullmatch(cell) or _DECIMAL_COMMA.fullmatch(cell) for cell in seen
         )
+
+    def marks_of_nothing(self, name: str) -> str:
+        """Return how a column's cells say that they are missing, as in "nan and NA"; over all files."""
+        self.read_as(name, "")
+        return " and ".join(sorted(filter(_is_no_number, self._counts[name])))
 
     def read_as(self, name: str, taken_as: str) -> ColumnRead:
         """Return what a report says of a column, over all files."""
@@ -216,8 +221,12 @@ class Columns:
             tables = [table for table in self._tables.values() if name in table.header]
             self._counts[name] = Counter(cell for table in tables for cell in table.column(name))
         counts = self._counts[name]
-        nan = sum(n for cell, n in counts.items() if cell.casefold() in _NO_NUMBER)
+        nan = sum(n for cell, n in counts.items() if _is_no_number(cell))
         return ColumnRead(name, taken_as, len(counts) - ("" in counts), counts[""], nan)
+
+
+def _is_no_number(cell: str) -> bool:
+    return cell.casefold() in _NO_NUMBER
 
 
 def _cell(text: str, task: TaskRequest, path: Path, number: int) -> Cell:
@@ -227,13 +236,13 @@ def _cell(text: str, task: TaskRequest, path: Path, number: int) -> Cell:
         return text
     if not is_number(text):
         raise InputError(
-            f"{path}:{number}: {text!r} in column {task.name!r} is not a number; {_fix_of(text)}"
+            f"{path}:{number}: {_shown(text)} in column {task.name!r} is not a number; {_fix_of(text)}"
         )
     value = float(text)
     if not fits(value):
         raise InputError(
-            f"{path}:{number}: {text} in column {task.name!r} is beyond {LARGEST:.2g}, the largest number of float32, "
-            "in which models learn; write the column in another unit"
+            f"{path}:{number}: {text[:MOST_DIGITS]} in column {task.name!r} is beyond {LARGEST:.2g}, the largest number "
+            "of float32, in which models learn; write the column in another unit"
         )
     return value
 
@@ -247,7 +256,11 @@ def _fix_of(text: str) -> str:
         return f"write {found[1].replace(',', '')}{found[2]}"
     if _DECIMAL_COMMA.fullmatch(text):
         return f"write {text.replace(',', '.')}"
-    return "regression needs a number"
+    return "regression needs a number, or an empty cell where there is none"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= MOST_DIGITS else f"{text[:MOST_DIGITS]}...")
 
 
 def is_number(text: str) -> bool:

@@ -161,7 +161,19 @@ def test_nan_beside_numbers_and_truths_is_no_label(write, values):
         one(write, rows("text,label", lambda i: f"film,{'NaN' if i % 5 == 0 else values[i % 2]}"))
     )
     assert splits.train.column("label").class_names == tuple(sorted(values))
-    assert splits.notes == ("column 'label': nan in 8 cells counts as unlabelled",)
+    assert splits.notes == ("column 'label': NaN in 8 cells counts as unlabelled",)
+
+
+@pytest.mark.parametrize("mark", ["NA", "N/A", "NULL", "<NA>", "#N/A"])
+def test_what_others_write_for_nothing_is_no_number_and_no_class_beside_numbers(write, mark):
+    data = one(
+        write, rows("text,n", lambda i: f"film,{mark if i % 5 == 0 else 'nan' if i % 5 == 1 else i % 3}")
+    )
+    told = f"column 'n': {' and '.join(sorted((mark, 'nan')))} in 16 cells counts as unlabelled"
+    assert open_data(data).notes == (told,)
+    splits = open_data(data, main="n:regression")
+    assert splits.notes == (told,)
+    assert sum(int(part.column("n").labelled().sum()) for part in splits.parts.values()) == 24
 
 
 def test_nan_beside_words_is_a_class_and_said(write):
@@ -196,8 +208,8 @@ def test_a_comma_that_may_stand_between_thousands_is_refused(write, cells):
         ("-6,568,123", "write -6568123"),
         ("6,568.5", "write 6568.5"),
         ("0,568", "write 0.568"),
-        ("6.568,5", "regression needs a number"),
-        ("6 %", "regression needs a number"),
+        ("6.568,5", "regression needs a number, or an empty cell where there is none"),
+        ("6 %", "regression needs a number, or an empty cell where there is none"),
     ],
 )
 def test_the_fix_of_a_number_with_commas_is_no_other_number(write, cell, fix):
