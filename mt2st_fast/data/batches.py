@@ -98,6 +98,8 @@ class TrainingBatches:
 
     With `fixed_batches` the batches of a phase are composed once and kept: every epoch has the same tensors in another
     order, so that a training loop can cache what it derives from a batch.
+
+    data_settings: what was done to the data, by name, and must be the same when a run is resumed.
     """
 
     def __init__(
@@ -121,6 +123,8 @@ class TrainingBatches:
         self.fixed_batches = fixed_batches
         if self.tasks == (main,):
             share = 1.0  # no row is drawn for another task
+        units = {column.unit for task in self.tasks if (column := corpus.column(task)).kind == "values"}
+        self.data_settings = {UNIT: " and ".join(sorted(units))} if units else {}
         make = FixedSampler if fixed_batches else Sampler
         self.sampler = make(corpus.column(main).labelled(), batch_size, share, seed)
         self.ahead = RowsAhead(self.sampler)
@@ -210,14 +214,6 @@ class TrainingBatches:
     def close(self) -> None:
         """Release the batches that are kept."""
         self._kept = {}
-
-    @property
-    def data_settings(self) -> dict[str, str]:
-        """What was done to the data, and must be the same when a run is resumed: the unit of numbers, if there are
-        any.
-        """
-        units = {column.unit for task in self.tasks if (column := self._corpus.column(task)).kind == "values"}
-        return {UNIT: " and ".join(sorted(units))} if units else {}
 
     @cached_property
     def _digest(self) -> str:

@@ -16,6 +16,7 @@ from mt2st_fast.files import write_atomically
 from mt2st_fast.runs.arms import Arm, arms_of
 from mt2st_fast.runs.comparison_options import ComparisonOptions
 from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.resumed_data import WORDS
 from mt2st_fast.runs.tuning import chosen, trials_of
 from mt2st_fast.spelling import in_shell
 from mt2st_fast.training.resuming import first_difference
@@ -55,6 +56,8 @@ class Progress:
         """Raise InputError if something else was done to the data of the finished runs, as by an earlier version."""
         if self.settings is not None and (found := first_difference(self.settings, own)) is not None:
             name, then, now = found
+            if name == WORDS:
+                raise self._data_changed()
             raise InputError(
                 f"the comparison in {folder} was made with {name} {then}, this version has {now}: its runs cannot be "
                 f"compared with new ones; choose another --out, or remove {in_shell(folder / FILE)} and compare again"
@@ -66,11 +69,14 @@ class Progress:
         corpora = (splits.train, splits.dev, splits.test)
         digest = " ".join(corpus.digest(splits.tasks)[:16] for corpus in corpora)
         if self.data not in ("", digest):
-            raise InputError(
-                f"{self.config.data} has changed since the comparison began; restore the data, or compare again "
-                "without --resume"
-            )
+            raise self._data_changed()
         self.data = digest
+
+    def _data_changed(self) -> InputError:
+        return InputError(
+            f"{self.config.data} has changed since the comparison began; restore the data, or compare again without "
+            "--resume"
+        )
 
     @property
     def arms(self) -> list[Arm]:

@@ -40,6 +40,7 @@ from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.model.word_tasks import WordTask
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.judging import SPAN_F1, SpanF1, is_by_spans, judged_by
+from mt2st_fast.runs.resumed_data import WORDS, has_other_data
 from mt2st_fast.runs.word_context import CONTEXT, context_batches, context_task
 from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.training.callbacks import Callback
@@ -171,16 +172,25 @@ class Experiment:
         resume: bool = False,
         checkpoint_seconds: float | None = 600.0,
     ) -> History:
-        """Train to the end, or until a callback asks to stop."""
-        return self.trainer.fit(
-            self.loaders,
-            val=self._held_out(self.splits.dev),
-            epochs=self.config.epochs,  # type: ignore[arg-type]
-            evaluate_every=self._evaluate_every(),
-            checkpoint=checkpoint,
-            checkpoint_seconds=checkpoint_seconds,
-            resume=resume,
-        )
+        """Train to the end, or until a callback asks to stop. Raises InputError for a checkpoint of other data."""
+        held_out = self._held_out(self.splits.dev)
+        try:
+            return self.trainer.fit(
+                self.loaders,
+                val=held_out,
+                epochs=self.config.epochs,  # type: ignore[arg-type]
+                evaluate_every=self._evaluate_every(),
+                checkpoint=checkpoint,
+                checkpoint_seconds=checkpoint_seconds,
+                resume=resume,
+            )
+        except InputError as error:  # of many that changed data may cause: steps an epoch, words, batches
+            if resume and checkpoint and has_other_data(checkpoint, self.train, held_out):
+                raise InputError(
+                    f"{self.config.data} has changed since the run began; restore the data, or train again without "
+                    "--resume"
+                ) from error
+            raise
 
     def warm_up(self) -> None:
         """Take WARMING_STEPS steps, divided into phases by the schedule, and discard their result.
@@ -384,6 +394,11 @@ def make_batches(config: Config, splits: Splits) -> TokenBatches | BagBatches:
         "seed": config.seed,
         "tasks": splits.tasks,
     }
-    if splits.train.level == "token":
-        return TokenBatches(splits.train, config.batch_size, config.window, **options)
-    return BagBatches(splits.train, config.batch_size, **options)
+    of_tokens = splits.train.level == "token"
+    batches = (
+        TokenBatches(splits.train, config.batch_size, config.window, **options)
+        if of_tokens
+        else BagBatches(splits.train, config.batch_size, **options)
+    )
+    batches.data_settings[WORDS] = splits.vocabulary.digest  # batches have numbers in place of words
+    return batches

@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ import pytest
 from mt2st_fast import load
 from mt2st_fast.cli import main
 from mt2st_fast.data import TargetColumn
-from mt2st_fast.data.batches import TrainingBatches
 from mt2st_fast.data.scaling import Scale
 from mt2st_fast.runs import experiment
 from mt2st_fast.runs.comparison_progress import FILE as PROGRESS
@@ -82,8 +82,15 @@ def test_what_has_no_spread_is_measured_from_its_mean() -> None:
 
 def before_scales(patched: pytest.MonkeyPatch) -> None:
     """Commands train as a version did that learned numbers as they are."""
+    make = experiment.make_batches
+
+    def without_settings(*of: Any) -> Any:
+        batches = make(*of)
+        batches.data_settings.clear()
+        return batches
+
     patched.setattr(experiment, "scales_of", lambda train: {})
-    patched.setattr(TrainingBatches, "data_settings", {})
+    patched.setattr(experiment, "make_batches", without_settings)
 
 
 def test_a_run_from_before_scales_is_refused_by_what_differs(

@@ -241,8 +241,8 @@ def _cell(text: str, task: TaskRequest, path: Path, number: int) -> Cell:
     value = float(text)
     if not fits(value):
         raise InputError(
-            f"{path}:{number}: {text[:MOST_DIGITS]} in column {task.name!r} is beyond {LARGEST:.2g}, the largest number "
-            "of float32, in which models learn; write the column in another unit"
+            f"{path}:{number}: {text[:MOST_DIGITS]} in column {task.name!r} is beyond {LARGEST:.2g}, the largest "
+            "number of float32, in which models learn; write the column in another unit"
         )
     return value
 
