@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,6 +69,14 @@ def out_path(text: str) -> Path:
     if not text:
         raise InputError("--out is empty; set a path, or leave it out")
     return at_home(text)
+
+
+def out_file(text: str) -> Path:
+    """Return the path of --out for one file. Raises InputError where it is empty or a folder, even one to be made."""
+    path = out_path(text)
+    if path.is_dir() or text.endswith((os.sep, "/")):
+        raise InputError(f"--out {text} is a folder; use a file name in it")
+    return path
 
 
 def make_writable(folder: Path, *, to_resume: bool = False) -> Path:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, BinaryIO
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mt2st_fast.cli.output import out_path
+from mt2st_fast.cli.output import out_file
 from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console
@@ -93,10 +93,8 @@ def predict(
 
     names = tasks_named(tasks)
     source = _Source.of(file, kind, text_column, delimiter)
-    sink_path = None if out is None else out_path(out)
+    sink_path = None if out is None else out_file(out)
     if sink_path is not None:
-        if sink_path.is_dir():
-            raise InputError(f"--out {out} is a folder; use a file name")
         check_not_read(sink_path, [source.path or _standard_input(), *files_of_model(model)])
     asked = {"k": k, "threshold": threshold, "probabilities": probabilities}
     answers = _of_lines if kind_of(model) == SUPERVISED else _of_texts
