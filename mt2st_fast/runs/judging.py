@@ -12,7 +12,8 @@ from torch import Tensor
 from mt2st_fast.data.corpus import Corpus, Splits
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.tasks import Task
-from mt2st_fast.serving.spans import are_span_tags, span_score
+from mt2st_fast.serving.spans import OUTSIDE, are_span_tags, span_score
+from mt2st_fast.spelling import listed
 
 SPAN_F1 = "span_f1"
 
@@ -56,6 +57,17 @@ def judged_by(metric: str | None, splits: Splits, task: Task) -> Task:
         return task
     if metric not in (known := metrics_of(splits, task)):
         raise InputError(
-            f"metric {metric} is not available for the main task {splits.main}; available: {', '.join(known)}"
+            f"metric {metric} is not available for the main task {splits.main}{_no_spans(metric, splits)}; available: "
+            f"{', '.join(known)}"
         )
     return task if metric == SPAN_F1 else cast(Task, replace(cast(Any, task), metric=metric))
+
+
+def _no_spans(metric: str, splits: Splits) -> str:
+    """Name the classes that are no tags of spans, where others are; "" if there is no such reason."""
+    column = splits.train.column(str(splits.main))
+    if metric != SPAN_F1 or column.kind != "classes" or splits.train.level != "token":
+        return ""
+    others = [name for name in column.class_names if not are_span_tags((name, "B-X"))]
+    alone = len(others) == column.size - (OUTSIDE in column.class_names)
+    return "" if alone else f", as some of its classes are no tags of spans such as B-NP: {listed(others, 3)}"

@@ -78,3 +78,12 @@ def test_it_is_for_words_with_tags_of_spans():
             InputError, match=r"span_f1 is not available for the main task chunk; .*: accuracy, macro_f1$"
         ):
             judged_by(SPAN_F1, splits(other), task)
+
+
+def test_the_classes_that_are_no_tags_of_spans_are_named():
+    with pytest.raises(
+        InputError, match=r"chunk, as some of its classes are no tags of spans .*: _, x; available"
+    ):
+        judged_by(SPAN_F1, splits(corpus([1, 2], [0, 2], ("B-X", "O", "_", "x"))), Classification(4))
+    with pytest.raises(InputError, match=r"for the main task chunk; available"):
+        judged_by(SPAN_F1, splits(corpus([1, 2], [0, 2], ("O", "Y", "Z"))), Classification(3))
