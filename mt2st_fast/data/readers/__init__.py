@@ -105,6 +105,7 @@ def open_data(
     if main_task is None:
         return splits
     check_main(splits.train, main_task)
+    _check_has_classes(splits)
     fraction = reader.label_fraction if label_fraction is None else label_fraction
     train = hide_labels(splits.train, main_task, fraction, seed)
     notes = splits.notes
@@ -112,7 +113,7 @@ def open_data(
         unit = "units" if train.groups is None else "files"
         notes += (f"{fraction:g} of the training {unit} keep their labels for {main_task!r}",)
     splits = replace(splits, train=train)
-    told = (*_without_labels(splits, main_task), *_one_class_only(splits, main_task))
+    told = (*_without_labels(splits, main_task), *_nothing_to_learn(splits))
     notes += (*told, *alike_classes(splits), *(unseen.line() for unseen in unseen_classes(splits)))
     return replace(splits, notes=notes)
 
@@ -151,20 +152,32 @@ def _without_labels(splits: Splits, main: str) -> tuple[str, ...]:
     return (f"{main}: no test row has a label for the main task, so there is no test result",)
 
 
-def _one_class_only(splits: Splits, main: str) -> tuple[str, ...]:
-    column = splits.train.column(main)
-    seen = np.unique(column.values[column.labelled()])
-    if column.kind == "labels" or len(seen) != 1:
-        return ()
-    only, others = (
-        (f"{seen[0]}", "with other numbers")
-        if column.kind == "values"
-        else (repr(column.class_names[seen[0]]), "of other classes")
-    )
-    return (
-        f"{main}: every training label is {only}, so there is nothing to learn; add rows {others} or choose another "
-        "main task",
-    )
+def _nothing_to_learn(splits: Splits) -> Iterator[str]:
+    """Yield a note for each task whose training rows have no label, or all the same."""
+    for task in splits.tasks:
+        column = splits.train.column(task)
+        labelled = column.values[column.labelled()]
+        if not len(labelled):
+            yield f"{task}: no training row has a label, so no step trains it; label some rows or leave it out"
+        elif column.kind != "labels" and len(seen := np.unique(labelled)) == 1:
+            only, others = (
+                (f"{seen[0]}", "with other numbers")
+                if column.kind == "values"
+                else (repr(column.class_names[seen[0]]), "of other classes")
+            )
+            instead = "choose another main task" if task == splits.main else "leave it out"
+            yield (
+                f"{task}: every training label is {only}, so there is nothing to learn; add rows {others} or {instead}"
+            )
+
+
+def _check_has_classes(splits: Splits) -> None:
+    """Raise InputError for a task without a label in any part: there is nothing that it could predict."""
+    for task in splits.tasks:
+        if not splits.train.column(task).size:
+            raise InputError(
+                f"{splits.name}: no row has a label for the task {task!r}; label some or leave it out"
+            )
 
 
 def parse_spec(spec: str, shown: str = "data") -> tuple[str, Path]:

@@ -50,7 +50,7 @@ def test_labels_are_hidden_in_training_text_only(write):
     labelled = {part: int(corpus.column("col1").labelled().sum()) for part, corpus in splits.parts.items()}
     assert labelled == {"train": 10, "dev": 40, "test": 40}
     assert splits.train.column("col2").labelled().all()
-    assert splits.notes == ("0.25 of the training units keep their labels for 'col1'",)
+    assert splits.notes[0] == "0.25 of the training units keep their labels for 'col1'"
     assert "label fraction 2" in message_of(f"columns:{folder}", label_fraction=2)
 
 

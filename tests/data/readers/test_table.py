@@ -260,3 +260,19 @@ def test_a_test_set_without_labels_is_said(write):
     assert open_data(f"csv:{folder}").notes == (
         "label: no test row has a label for the main task, so there is no test result",
     )
+
+
+def test_auxiliary_tasks_without_anything_to_learn_are_told(write):
+    data = one(write, rows("text,label,aux", lambda i: f"film,{label(i)},7"))
+    assert open_data(data, auxiliary=["aux"]).notes == (
+        "aux: every training label is '7', so there is nothing to learn; add rows of other classes or leave it out",
+    )
+    assert "aux: every training label is 7.0" in open_data(data, auxiliary=["aux:regression"]).notes[0]
+    empty = one(write, rows("text,label,aux", lambda i: f"film,{label(i)},"))
+    assert open_data(empty, auxiliary=["aux:regression"]).notes == (
+        "aux: no training row has a label, so no step trains it; label some rows or leave it out",
+    )
+    for kind in ("", ":multilabel"):
+        assert "no row has a label for the task 'aux'; label some or leave it out" in message_of(
+            empty, auxiliary=[f"aux{kind}"]
+        )
