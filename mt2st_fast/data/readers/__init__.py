@@ -14,11 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from mt2st_fast.data.corpus import Splits, check_main, hide_labels
-from mt2st_fast.data.readers.files import extension_of, parts_by_name
+from mt2st_fast.data.readers.files import extension_of, parts_by_name, unread_in
 from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, make_request
 from mt2st_fast.data.record import alike_classes, unseen_classes
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import at_home
+from mt2st_fast.spelling import listed
+
+MOST_FILES_NAMED = 5
 
 
 @contextmanager
@@ -97,6 +100,8 @@ def open_data(
     _check_kinds(spec, reader, request)
     with _collector_paused():
         splits = reader.read(request)
+    if reader.needs_path:
+        splits = replace(splits, notes=(*splits.notes, *_unread(path, splits)))
     main_task = splits.main
     if measured is not None:
         _check_measured(spec, splits, measured)
@@ -116,6 +121,13 @@ def open_data(
     told = (*_without_labels(splits, main_task), *_nothing_to_learn(splits))
     notes += (*told, *alike_classes(splits), *(unseen.line() for unseen in unseen_classes(splits)))
     return replace(splits, notes=notes)
+
+
+def _unread(path: Path, splits: Splits) -> tuple[str, ...]:
+    """Return a note on files of a folder that are not read, though they are of the same kind as those that are."""
+    names = unread_in(path, {extension_of(Path(file.path)) for file in splits.record.files})
+    why = "not read, because train, dev or test is not in the name"
+    return (f"{why}: {listed(names, MOST_FILES_NAMED)}",) if names else ()
 
 
 def _check_measured(spec: str, splits: Splits, measured: Sequence[str]) -> None:
