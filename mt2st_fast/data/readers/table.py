@@ -23,6 +23,7 @@ _NO_NUMBER = frozenset({"nan", "<na>", "na", "n/a", "#n/a", "null"})
 _TRUTHS = frozenset({"true", "false"})
 _PANDAS_UNNAMED = re.compile(r"Unnamed: \d+")  # the name that pandas gives to a column without one
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d+)")
+_BETWEEN_LABELS = re.compile("[|;]")
 _INTEGER = re.compile(r"[+-]?\d+")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # or a decimal comma: the cell alone does not say
 _COMMAS_AND_POINT = re.compile(r"([+-]?[1-9]\d{0,2}(?:,\d{3})+)((?:\.\d+)?)")
@@ -98,7 +99,7 @@ def text_column(table: Table, wanted: str | None, needs_labels: bool = True) -> 
                 f"{where}: no column {wanted!r}; available: {listed(table.header)}"
                 + meant(wanted, table.header)
             )
-        return _beside_labels(found, table) if needs_labels else found
+        return _as_text(found, table, needs_labels)
     for name in TEXT_COLUMNS:
         alike = [column for column in table.header if column.casefold() == name]
         if len(alike) > 1:
@@ -106,15 +107,20 @@ def text_column(table: Table, wanted: str | None, needs_labels: bool = True) -> 
                 f"{where}: {' and '.join(alike)} are both columns; choose the text column with --text-column"
             )
         if alike:
-            return _beside_labels(alike[0], table) if needs_labels else alike[0]
+            return _as_text(alike[0], table, needs_labels)
     raise InputError(
         f"{where}: no column is named {', '.join(TEXT_COLUMNS)}; choose the text column from {listed(table.header)} "
         f"with --text-column{' (the first line must be the header)' if table.between_cells else ''}"
     )
 
 
-def _beside_labels(text: str, table: Table) -> str:
-    if len(table.header) == 1:
+def _as_text(text: str, table: Table, needs_labels: bool) -> str:
+    """Return the column, if its cells are texts, and there is another one where that is needed."""
+    if text in table.lists:
+        raise InputError(
+            f"{table.path}: {text!r} has lists, but is the text column; write a text as one string"
+        )
+    if needs_labels and len(table.header) == 1:
         between = table.between_cells
         fix = f"; is {between} the right delimiter? Set another with --delimiter" if between else ""
         raise InputError(f"{table.path}:1: has no label column besides {text!r}{fix}")
@@ -169,6 +175,13 @@ class Columns:
     def _is_fit(self, name: str) -> bool:
         """Whether the column looks like classes, and not like ids, numbers, text or lists."""
         return not self.holds_lists(name) and 2 <= len(self.values(name)) <= len(self._first.rows) / 2
+
+    def holds_single_labels(self, name: str) -> bool:
+        """Whether no cell of a column has several labels, in any file."""
+        self.read_as(name, "")
+        return not self.holds_lists(name) and not any(
+            _BETWEEN_LABELS.search(cell) for cell in self._counts[name]
+        )
 
     def holds_lists(self, name: str) -> bool:
         """Whether cells of the column are lists, in the first file."""
@@ -231,7 +244,7 @@ def _is_no_number(cell: str) -> bool:
 
 def _cell(text: str, task: TaskRequest, path: Path, number: int) -> Cell:
     if task.kind == "labels":
-        return tuple(label.strip() for label in re.split(r"[|;]", text) if label.strip())
+        return tuple(label.strip() for label in _BETWEEN_LABELS.split(text) if label.strip())
     if task.kind == "classes":
         return text
     if not is_number(text):

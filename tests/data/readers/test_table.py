@@ -276,3 +276,12 @@ def test_auxiliary_tasks_without_anything_to_learn_are_told(write):
         assert "no row has a label for the task 'aux'; label some or leave it out" in message_of(
             empty, auxiliary=[f"aux{kind}"]
         )
+
+
+def test_labels_that_nothing_separates_are_told(write):
+    data = one(write, rows("text,tags", lambda i: f'film,"a, {label(i)}"'))
+    assert open_data(data, main="tags:multilabel").notes == (
+        "column 'tags': no cell has | or ;, which separate labels, so each cell is one label",
+    )
+    data = one(write, rows("text,tags", lambda i: f"film,{'a;b' if i % 2 else 'a'}"))
+    assert open_data(data, main="tags:multilabel").notes == ()
