@@ -39,7 +39,7 @@ def read_against(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def summary_of(experiment: Experiment) -> Run:
+def summary_of(experiment: Experiment) -> dict[str, Any]:
     """Summarize a finished run as comparisons do. Raises InputError where no evaluation has a value to compare."""
     history = experiment.trainer.history
     test = experiment.test()[history.main]
