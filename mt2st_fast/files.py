@@ -24,10 +24,16 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import plain
 
 _GZIP = b"\x1f\x8b"
+PACKING = 6  # as gzip's command; Python's default of 9 takes several times as long
 # Numbers of what this process begins to write. The first is the time, so that an earlier process with the same id, as
 # in containers, had lower ones.
 _FIRST_NUMBER = time.time_ns()
 _numbers = count(_FIRST_NUMBER)
+
+
+def at_home(path: str | Path) -> Path:
+    """Return a path that may begin with ~, which no shell expands in csv:~/x, --out=~/x or a configuration file."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
 
 
 @contextmanager
@@ -81,6 +87,18 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
     """Yield an open file that replaces `path` at the end of the block, as `replacing` does."""
     with replacing(path) as partial, partial.open("wb") as file:
         yield file
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file as `writing_atomically` does, packed with gzip if its name ends in .gz: as `reading` unpacks it."""
+    with writing_atomically(path) as file:
+        if path.suffix.lower() != ".gz":
+            yield file
+            return
+        # Without a name and a time, so that the same content gives the same file.
+        with gzip.GzipFile("", "wb", PACKING, file, mtime=0) as packed:
+            yield cast(BinaryIO, packed)
 
 
 def delete(path: Path) -> None:

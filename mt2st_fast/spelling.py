@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -75,11 +76,36 @@ def one_number_each(names: Iterable[str]) -> dict[str, str]:
 
 
 def other_spelling(name: str, known: Sequence[str]) -> str | None:
-    """Return a known name that is the same number, or differs just in case and surrounding blanks."""
-    found = _WHOLE_AS_FLOAT.fullmatch(name)
-    key = (found[1] if found else name).casefold().strip()
-    for other in known:
-        as_whole = _WHOLE_AS_FLOAT.fullmatch(other)
-        if other != name and key == (as_whole[1] if as_whole else other).casefold().strip():
-            return other
-    return None
+    """Return a known name that is the same number, or that a reader would take for the same (see `alike`)."""
+    key = _folded(_without_point(name))
+    return next((other for other in known if other != name and _folded(_without_point(other)) == key), None)
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of names that differ just in case, blanks, and what cannot be seen: é has two spellings, and
+    some characters have no width.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_folded(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Return names in quotation marks, with codes for their characters where they would look the same."""
+    seen = {"".join(_visible(name).split()) for name in names}
+    return [repr(name) if len(seen) == len(names) else ascii(name) for name in names]
+
+
+def _visible(name: str) -> str:
+    composed = unicodedata.normalize("NFKC", name)
+    return "".join(sign for sign in composed if unicodedata.category(sign) not in ("Cf", "Cc"))
+
+
+def _folded(name: str) -> str:
+    return " ".join(_visible(name).casefold().split())
+
+
+def _without_point(name: str) -> str:
+    whole = _WHOLE_AS_FLOAT.fullmatch(name)
+    return whole[1] if whole else name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mt2st_fast.spelling import in_any_case, listed, meant, one_number_each, other_spelling
+from mt2st_fast.spelling import alike, in_any_case, listed, meant, one_number_each, other_spelling, told_apart
 
 
 def test_lists_end_somewhere():
@@ -46,3 +46,19 @@ def test_whole_numbers_are_one_class_each(names, alike):
 )
 def test_another_spelling_of_a_known_name_is_found(name, known):
     assert other_spelling(name, ["1", "True", "a"] if known != "1.0" else ["1.0"]) == known
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("pos", "neg", "Pos"), "'pos' and 'Pos'"),
+        (("not ok", "not  ok"), r"'not ok' and 'not  ok'"),
+        (("n\u00e9", "ne\u0301"), r"'n\xe9' and 'ne\u0301'"),  # both are shown as é
+        (("pos", "pos\u200b"), r"'pos' and 'pos\u200b'"),
+        (("a", "b", "1", "1.0", "", "é", "e"), None),
+    ],
+)
+def test_names_that_look_the_same_are_told_apart(names, told):
+    assert [" and ".join(told_apart(group)) for group in alike(names)] == ([] if told is None else [told])
+    if told is not None:
+        assert other_spelling(names[0], names[1:]) == names[-1]

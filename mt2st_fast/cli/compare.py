@@ -36,7 +36,7 @@ from mt2st_fast.runs.comparison_options import ComparisonOptions
 from mt2st_fast.runs.comparison_progress import CHECKPOINT, Progress
 from mt2st_fast.runs.comparison_progress import FILE as PROGRESS
 from mt2st_fast.runs.comparison_report import COMPARISON, REPORT_FILES, write_comparison_report
-from mt2st_fast.runs.comparison_tables import table_rows
+from mt2st_fast.runs.comparison_tables import table_of
 from mt2st_fast.runs.conclusions import sentence
 from mt2st_fast.runs.config import MOST_SEED, Config
 from mt2st_fast.runs.config_file import read_config_file
@@ -48,6 +48,19 @@ from mt2st_fast.runs.tuning import TUNED, tuning_record
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.spelling import in_shell
 from mt2st_fast.training.energy import energy_counter
+
+# Columns of the summary that fit into 80 columns of a terminal, and their names there.
+IN_TERMINAL = {
+    "strategy": "strategy",
+    "best development:": "dev",
+    "test:": "test",
+    "test, span F1:": "test\nspan F1",
+    "seconds:": "s",
+    "steps to target:": "steps to\ntarget",
+    "seconds to target:": "s to\ntarget",
+    "time to target vs stl:": "vs stl",
+    "vs mtl:": "vs mtl",
+}
 
 
 @takes_options(without=("strategy", "engine", "against"))
@@ -139,6 +152,7 @@ def _compare(progress: Progress, folder: Path, output: OutputOptions, stopping: 
     progress.check_data(first)
     comparing = Comparing(progress, folder, first, console, stopping, output.checkpoint_seconds)
     experiment = comparing.check()
+    progress.check_settings(experiment.train.data_settings, folder)
     if not progress.n_done and not progress.current:
         for file in (COMPARISON, *REPORT_FILES):  # from an earlier comparison
             (folder / file).unlink(missing_ok=True)
@@ -199,11 +213,12 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
         title=f"{comparison['main']}: target {comparison['metric']} {comparison['target']:.4f} on development rows, "
         f"medians of {counted(comparison['n_seeds'], 'seed')}",
     )
-    table.add_column("strategy", no_wrap=True)
-    for name in ("dev", "test", "s", "steps to\ntarget", "s to\ntarget", "vs stl", "vs mtl"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, dev, test, _, *others in table_rows(comparison):  # shortened, to fit into 80 columns
-        table.add_row(name, dev, test, *(cell.removesuffix(" reached it") for cell in others))
+    columns, rows = table_of(comparison)
+    kept = [number for number, name in enumerate(columns) if name in IN_TERMINAL]
+    for number in kept:
+        table.add_column(IN_TERMINAL[columns[number]], justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[number].removesuffix(" reached it") for number in kept))
     say_table(console, table)
     for line in comparison["conclusions"]:
         say(console, line)

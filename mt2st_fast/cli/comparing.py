@@ -15,7 +15,7 @@ from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.cli.terminal import say
 from mt2st_fast.data import Splits
 from mt2st_fast.runs.arms import Arm
-from mt2st_fast.runs.comparison import summarise_seed
+from mt2st_fast.runs.beside import summary_of
 from mt2st_fast.runs.comparison_progress import CHECKPOINT, DIVERGED, Progress
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
@@ -119,7 +119,7 @@ class Comparing:
         experiment.trainer.callbacks += [bar, self.stopping, *meters]
         try:
             with bar:
-                history = experiment.run(self.folder / CHECKPOINT, resumes, self.checkpoint_seconds)
+                experiment.run(self.folder / CHECKPOINT, resumes, self.checkpoint_seconds)
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"{label}: {error}") from error
         if not experiment.is_over:
@@ -130,4 +130,4 @@ class Comparing:
                 f"Continue with: mt2st-fast compare --resume --out {in_shell(self.folder)}",
             )
             raise typer.Exit(self.stopping.exit_code)
-        return summarise_seed(history, experiment.test()[history.main], experiment.rows_read)
+        return summary_of(experiment)

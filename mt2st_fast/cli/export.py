@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mt2st_fast.cli.output import out_path
+from mt2st_fast.cli.output import out_file
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import check_not_read
@@ -46,7 +46,7 @@ def export(
     from mt2st_fast.exporting.writing import SUFFIXES, format_of
     from mt2st_fast.model_folder import files_of_model, model_in
 
-    asked = None if out is None else out_path(out)
+    asked = None if out is None else out_file(out)
     folder = model_in(model)
     names = list(tasks_named(tasks)) or None
     file = asked or folder.with_name(f"{folder.name}{SUFFIXES.get(form or 'onnx', '')}")

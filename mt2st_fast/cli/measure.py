@@ -115,6 +115,8 @@ def _measure_corpus(
     for score in measured:
         table.add_row(score.task, score.metric, shown(score.value), f"{score.rows:,}", f"{score.unseen:,}")
     say(console, summary(what_was_read(splits), parts=chosen != "all"))
+    for note in () if as_then else splits.notes:  # of a run's own data, its report has them
+        say(console, note)
     if learnt := _learnt_from(found.source, spec, chosen):
         say(console, learnt)
     for score in measured:

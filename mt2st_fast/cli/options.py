@@ -19,6 +19,7 @@ import typer
 from mt2st_fast.cli.tasks import names_between_commas
 from mt2st_fast.data.readers import READERS, takes
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import at_home
 from mt2st_fast.runs.config import OF_TOKENS, Config
 from mt2st_fast.runs.config_file import config_file, read_config_file
 from mt2st_fast.runs.options import Option, options_of, options_of_strategies
@@ -67,6 +68,7 @@ def takes_options(*, without: tuple[str, ...] = ()) -> Callable[[Command], Comma
             values = _from_flags(context, known, flags)
             given: dict[str, Path | None] = dict.fromkeys(values)
             if config_path is not None:
+                config_path = at_home(config_path)
                 from_file = read_config_file(config_path, command.__name__, known)
                 given |= dict.fromkeys(from_file.keys() - given.keys(), config_path)
                 values = _merged(values, from_file)

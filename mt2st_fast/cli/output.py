@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from mt2st_fast.cli.options import COMMANDS
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import at_home
 from mt2st_fast.model_folder import RUN_CONFIG, RUN_MODEL, foreign_to_model, has_comparison
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.options import check_options, option, positive
@@ -49,7 +51,7 @@ class OutputOptions:
 
     def folder(self, command: str) -> Path:
         """Return the folder to write to."""
-        return Path("runs") / command if self.out is None else Path(self.out)
+        return Path("runs") / command if self.out is None else out_path(self.out)
 
     def going_on(self, stored: Mapping[str, Any], given: Collection[str]) -> OutputOptions:
         """Return the options of a resumed run: its stored interval of checkpoints, unless one is given now."""
@@ -63,10 +65,18 @@ class OutputOptions:
 
 
 def out_path(text: str) -> Path:
-    """Return the path of --out. Raises InputError if it is empty: the current folder is `.`."""
+    """Return the path of --out, as a shell takes it. Raises InputError if it is empty: the current folder is `.`."""
     if not text:
         raise InputError("--out is empty; set a path, or leave it out")
-    return Path(text)
+    return at_home(text)
+
+
+def out_file(text: str) -> Path:
+    """Return the path of --out for one file. Raises InputError where it is empty or a folder, even one to be made."""
+    path = out_path(text)
+    if path.is_dir() or text.endswith((os.sep, "/")):
+        raise InputError(f"--out {text} is a folder; use a file name in it")
+    return path
 
 
 def make_writable(folder: Path, *, to_resume: bool = False) -> Path:

@@ -13,12 +13,12 @@ from typing import Annotated, Any, BinaryIO
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mt2st_fast.cli.output import out_path
+from mt2st_fast.cli.output import out_file
 from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import check_not_read, is_packed, is_stream, reading, writing_atomically
+from mt2st_fast.files import at_home, check_not_read, is_packed, is_stream, reading, writing
 
 CHUNK_BYTES = 1 << 19
 
@@ -35,7 +35,9 @@ def predict(
     ] = "-",
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", metavar="PATH", help="output file; standard output by default"),
+        typer.Option(
+            "--out", "-o", metavar="PATH", help="output file, packed if named .gz; standard output by default"
+        ),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -91,10 +93,8 @@ def predict(
 
     names = tasks_named(tasks)
     source = _Source.of(file, kind, text_column, delimiter)
-    sink_path = None if out is None else out_path(out)
+    sink_path = None if out is None else out_file(out)
     if sink_path is not None:
-        if sink_path.is_dir():
-            raise InputError(f"--out {out} is a folder; use a file name")
         check_not_read(sink_path, [source.path or _standard_input(), *files_of_model(model)])
     asked = {"k": k, "threshold": threshold, "probabilities": probabilities}
     answers = _of_lines if kind_of(model) == SUPERVISED else _of_texts
@@ -127,7 +127,7 @@ class _Source:
             raise InputError(
                 f"--input {kind!r} is unknown; available: auto, conllu, text; name other kinds as KIND:PATH"
             )
-        path = Path(file).expanduser()
+        path = at_home(file)
         before, colon, _ = file.partition(":")
         if colon and before in READERS and not path.exists():
             if kind != "auto":
@@ -246,4 +246,4 @@ def _sink(out: Path | None) -> AbstractContextManager[BinaryIO]:
     """Return what to write to: a device or a pipe cannot be replaced, and gets the answers as they come."""
     if out is None:
         return nullcontext(sys.stdout.buffer)
-    return out.open("wb") if is_stream(out) else writing_atomically(out)
+    return out.open("wb") if is_stream(out) else writing(out)

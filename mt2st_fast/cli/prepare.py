@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt2st_fast.cli.output import make_writable, out_path
+from mt2st_fast.cli.output import make_writable, out_file
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.data.preparation import prepare as prepare_corpus
 
@@ -31,7 +31,7 @@ def prepare(
 
     The corpus may be larger than memory. Ctrl-C or an error leaves nothing half-written.
     """
-    file = out_path(out)
+    file = out_file(out)
     make_writable(file.parent)
     console = plain_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())

@@ -36,7 +36,7 @@ from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.cli.terminal import plain_console, say, say_notes, say_table
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import check_not_read, write_atomically
+from mt2st_fast.files import at_home, check_not_read, write_atomically
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_CONFIG, RUN_MODEL
 from mt2st_fast.runs import beside
@@ -187,7 +187,7 @@ def _clear(folder: Path, *, of_the_run: bool) -> None:
 
 def _check_out(config: Config, folder: Path) -> None:
     """Raise InputError if the run would overwrite its inputs, or files that were not written by a run."""
-    inputs = [Path(config.data.partition(":")[2]).expanduser(), *([Path(config.init)] if config.init else [])]
+    inputs = [at_home(path) for path in (config.data.partition(":")[2], config.init) if path]
     for name in OF_A_RUN:
         check_not_read(folder / name, inputs)
     check_not_lost(folder, OF_A_RUN, has_run(folder))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mt2st_fast.data.corpus import Corpus, check_main
+from mt2st_fast.data.corpus import UNIT, Corpus, check_main
 from mt2st_fast.data.resident import DeviceTargets, DeviceWindows, ResidentStream, memory_budget
 from mt2st_fast.data.sampler import FixedSampler, RowsAhead, Sampler, check_active
 from mt2st_fast.errors import InputError
@@ -98,6 +98,8 @@ class TrainingBatches:
 
     With `fixed_batches` the batches of a phase are composed once and kept: every epoch has the same tensors in another
     order, so that a training loop can cache what it derives from a batch.
+
+    data_settings: what was done to the data, by name, and must be the same when a run is resumed.
     """
 
     def __init__(
@@ -121,6 +123,8 @@ class TrainingBatches:
         self.fixed_batches = fixed_batches
         if self.tasks == (main,):
             share = 1.0  # no row is drawn for another task
+        units = {column.unit for task in self.tasks if (column := corpus.column(task)).kind == "values"}
+        self.data_settings = {UNIT: " and ".join(sorted(units))} if units else {}
         make = FixedSampler if fixed_batches else Sampler
         self.sampler = make(corpus.column(main).labelled(), batch_size, share, seed)
         self.ahead = RowsAhead(self.sampler)

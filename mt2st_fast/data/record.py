@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mt2st_fast.data.corpus import Splits, TargetColumn
-from mt2st_fast.spelling import listed, other_spelling
+from mt2st_fast.spelling import alike, listed, other_spelling, told_apart
 
 MOST_CLASSES_NAMED = 5
 
@@ -37,7 +37,8 @@ def unseen_line(task: str, rows: Mapping[str, int], names: Sequence[str], known:
     for name in names:
         other = other_spelling(name, known)
         if other is not None:
-            return f"{line}; training has {other!r}, not {name!r}: spell them alike in every file"
+            theirs, own = told_apart([other, name])
+            return f"{line}; training has {theirs}, not {own}: spell them alike in every file"
     return line
 
 
@@ -60,6 +61,22 @@ def unseen_classes(splits: Splits) -> list[Unseen]:
             known = tuple(column.class_names[c] for c in np.flatnonzero(seen))
             found.append(Unseen(task, {part: n for part, n in rows.items() if n}, names, known))
     return found
+
+
+def alike_classes(splits: Splits) -> list[str]:
+    """Return a line for each task with training classes that a reader would take for one, as Pos and pos."""
+    lines = []
+    for task in splits.tasks:
+        column = splits.train.column(task)
+        unseen = set(never_seen(column))
+        names = () if column.kind == "values" else column.class_names
+        if groups := alike(name for name in names if name not in unseen):
+            told = listed((" and ".join(told_apart(group)) for group in groups), MOST_CLASSES_NAMED)
+            lines.append(
+                f"{task}: different classes, though they differ just in case, blanks or signs that look alike: {told}; "
+                "spell them alike if they are the same"
+            )
+    return lines
 
 
 def never_seen(column: TargetColumn) -> tuple[str, ...]:

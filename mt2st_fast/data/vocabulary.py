@@ -1,5 +1,6 @@
 """The vocabulary: word types, their int32 ids and their counts in the training text."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -118,6 +119,11 @@ class Vocabulary:
             raise InputError(
                 f"the word {missing.args[0]!r} is not in the vocabulary of {len(self)} types"
             ) from None
+
+    @cached_property
+    def digest(self) -> str:
+        """A checksum of the words and their counts."""
+        return hashlib.sha256(self.to_json().encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def to_json(self) -> str:
         """Return the JSON that `from_json` reads."""

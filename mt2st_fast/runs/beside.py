@@ -9,21 +9,14 @@ from typing import Any
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import json_text, write_atomically
-from mt2st_fast.runs.comparison import summarise_seed
+from mt2st_fast.runs.comparison import has_spans, summarise_seed
 from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.judging import SPAN_F1
 from mt2st_fast.runs.shown import shown
 from mt2st_fast.runs.targets import Run, first_reaching
 
 AGAINST, PICTURE = "against.json", "against.png"
 ALT = "quality of the main task over seconds of training, by strategy"
-COLUMNS = (
-    "strategy",
-    "development, best:",
-    "test, at the end:",
-    "seconds of training:",
-    "seconds to the target:",
-    "steps to the target:",
-)
 
 
 def leave_against(against: Mapping[str, Any], folder: Path) -> None:
@@ -46,10 +39,12 @@ def read_against(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def summary_of(experiment: Experiment) -> Run:
+def summary_of(experiment: Experiment) -> dict[str, Any]:
     """Summarize a finished run as comparisons do. Raises InputError where no evaluation has a value to compare."""
     history = experiment.trainer.history
-    return summarise_seed(history, experiment.test()[history.main], experiment.rows_read)
+    test = experiment.test()[history.main]
+    by_spans = None if experiment.metric == SPAN_F1 else experiment.test_span_f1()
+    return summarise_seed(history, test, experiment.rows_read, by_spans)
 
 
 def both_runs(own: str, runs: Mapping[str, Run]) -> dict[str, Any]:
@@ -82,19 +77,22 @@ def sentence(against: Mapping[str, Any], metric: str) -> str:
     return f"{time}. On test rows at the end: {ends}. One run each is only a hint; mt2st-fast compare shows more."
 
 
-def table_of(against: Mapping[str, Any]) -> list[tuple[object, ...]]:
-    """Return rows under COLUMNS."""
-    return [
+def table_of(against: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """Return (columns, rows)."""
+    by_spans = ["test_span_f1"] * has_spans(against["runs"].values())
+    at_end = ["test, at the end:", *("test, span F1:" for _ in by_spans)]
+    taken = ["seconds of training:", "seconds to the target:", "steps to the target:"]
+    rows = [
         (
             name,
-            shown(run["best"]),
-            shown(run["test"]),
+            *(shown(run[which]) for which in ("best", "test", *by_spans)),
             f"{run['seconds']:.1f}",
             shown(run["at_target"] and run["at_target"]["seconds"], 2),
             shown(run["at_target"] and run["at_target"]["step"], 0),
         )
         for name, run in against["runs"].items()
     ]
+    return ("strategy", "development, best:", *at_end, *taken), rows
 
 
 def curves_of(against: Mapping[str, Any]) -> dict[str, list[list[tuple[float, float]]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mt2st_fast.errors import InputError
@@ -19,14 +19,17 @@ from mt2st_fast.runs.targets import PLATEAU, Run, Runs, Target, first_reaching, 
 from mt2st_fast.training.history import History
 
 MEASURES = ("seconds", "steps", "examples", "joules")
-OF_RUNS = ("best", "test", *MEASURES)
+# The span F1 of test rows is missing in runs of an earlier version.
+OF_RUNS = ("best", "test", "test_span_f1", *MEASURES)
 
 
-def summarise_seed(history: History, test: float, rows_read: Callable[[int], int]) -> dict[str, Any]:
+def summarise_seed(
+    history: History, test: float, rows_read: Callable[[int], int], test_span_f1: float | None = None
+) -> dict[str, Any]:
     """Return one run as JSON-able values; its evaluations are kept, so that a target can be set afterwards.
 
-    rows_read: gives the rows of all steps up to a step. Raises InputError where no evaluation has a value to compare
-    by.
+    rows_read: gives the rows of all steps up to a step. test_span_f1: beside `test`, if classes are tags of spans.
+    Raises InputError where no evaluation has a value to compare by.
     """
     best = history.best
     if best is None:
@@ -39,6 +42,7 @@ def summarise_seed(history: History, test: float, rows_read: Callable[[int], int
     return {
         "best": best.metrics[history.main],
         "test": None if test != test else test,
+        "test_span_f1": None if test_span_f1 != test_span_f1 else test_span_f1,
         "steps": steps,
         "seconds": history.train_seconds,
         "examples": rows_read(steps),
@@ -121,6 +125,11 @@ def compare_runs(
     return comparison | {"conclusions": conclusions(comparison)}
 
 
+def has_spans(runs: Iterable[Run]) -> bool:
+    """Return whether any of these runs was tested by spans."""
+    return any(run.get("test_span_f1") is not None for run in runs)  # runs of an earlier version have none
+
+
 def _arrivals(runs: Sequence[Run], targets: Sequence[Target], margin: float) -> dict[str, list[Any]]:
     """Return the points at which an arm's runs reach each target and their plateau; None for a run that does not."""
     to_targets = {
@@ -139,7 +148,7 @@ def _strategy(
     arm: Arm, runs: Sequence[Run], arrivals: Mapping[str, Sequence[Any]], first: Target
 ) -> dict[str, Any]:
     """Return an arm's medians and quartiles, and its runs."""
-    spreads: dict[str, Any] = {name: spread([run[name] for run in runs]) for name in OF_RUNS}
+    spreads: dict[str, Any] = {name: spread([run.get(name) for run in runs]) for name in OF_RUNS}
     reached = arrivals[first.key]
     to: dict[str, Any] = {
         key: {
@@ -152,7 +161,7 @@ def _strategy(
     return {
         "strategy": arm.strategy,
         "engine": arm.engine,
-        **{f"{name}_median": median([run[name] for run in runs]) for name in OF_RUNS},
+        **{f"{name}_median": median([run.get(name) for run in runs]) for name in OF_RUNS},
         "spread": spreads,
         "steps_to_target_median": to[first.key]["steps"]["median"],
         "seconds_to_target_median": to[first.key]["seconds"]["median"],

@@ -7,24 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mt2st_fast.runs.comparison import MEASURES
+from mt2st_fast.runs.comparison import MEASURES, has_spans
 from mt2st_fast.runs.intervals import LEAST_SEEDS
 from mt2st_fast.runs.markdown import markdown_table, one_line
 from mt2st_fast.runs.shown import change, counted, in_percent, in_points, option, short, shown
 from mt2st_fast.runs.targets import PLATEAU, POINT
 from mt2st_fast.runs.what_was_read import section_on_data
 
-COLUMNS = (
-    "strategy",
-    "best development:",
-    "test:",
-    "steps:",
-    "seconds:",
-    "steps to target:",
-    "seconds to target:",
-    "time to target vs stl:",
-    "vs mtl:",
-)
+TAKEN = ("steps:", "seconds:", "steps to target:", "seconds to target:", "time to target vs stl:", "vs mtl:")
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,11 @@ def parts_of(comparison: Mapping[str, Any]) -> list[Part]:
     """Return all parts of the report, in their order."""
     return [
         _verdicts(comparison),
-        Part("Quality", [_stopped(comparison), _taken_by(comparison)], *_quality(comparison)),
+        Part(
+            "Quality",
+            [ON_SPANS * bool(_by_spans(comparison)), _stopped(comparison), _taken_by(comparison)],
+            *_quality(comparison),
+        ),
         Part("The whole run", [ON_WHOLE_RUNS], *_whole_runs(comparison)),
         *(
             Part(f"To the target: {target['label']}", [_of_seeds(target)], *_to(comparison, key))
@@ -82,8 +76,10 @@ def render(comparison: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *section_on_data(comparison["read"])])
 
 
-def table_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
-    """Return the cells of the terminal's table with `COLUMNS`, one row per arm."""
+def table_of(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
+    """Return (columns, rows) of the summary, one row per arm."""
+    by_spans = _by_spans(comparison)
+    columns = ["strategy", "best development:", "test:", *("test, span F1:" for _ in by_spans), *TAKEN]
     rows = []
     for name, strategy in comparison["strategies"].items():
         steps, seconds = strategy["steps_to_target_median"], strategy["seconds_to_target_median"]
@@ -93,8 +89,7 @@ def table_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             [
                 name,
-                shown(strategy["best_median"]),
-                shown(strategy["test_median"]),
+                *(shown(strategy[f"{which}_median"]) for which in ("best", "test", *by_spans)),
                 f"{strategy['steps_median']:,.0f}",
                 short(strategy["seconds_median"]),
                 missing if steps is None else f"{steps:,.0f}",
@@ -102,7 +97,13 @@ def table_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
                 *(_reduced(reduction[f"vs_{base}"]) for base in ("stl", "mtl")),
             ]
         )
-    return rows
+    return columns, rows
+
+
+def _by_spans(comparison: Mapping[str, Any]) -> list[str]:
+    """Return the name of what runs were tested by beside their metric: spans, if classes are tags of them."""
+    runs = (run for strategy in comparison["strategies"].values() for run in strategy["seeds"])
+    return ["test_span_f1"] * has_spans(runs)
 
 
 def _reduced(reduction: float | None) -> str:
@@ -157,8 +158,8 @@ def _verdicts(comparison: Mapping[str, Any]) -> Part:
 
 
 def _quality(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
-    bases = _bases(comparison)
-    columns = ["strategy", "best on development:", "test, at the end:"]
+    bases, by_spans = _bases(comparison), _by_spans(comparison)
+    columns = ["strategy", "best on development:", "test, at the end:", *("test, span F1:" for _ in by_spans)]
     columns += [f"{where} vs {base}, points:" for where in ("development", "test") for base in bases]
     rows = []
     for name, strategy in comparison["strategies"].items():
@@ -166,7 +167,7 @@ def _quality(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[st
         rows.append(
             [
                 name,
-                *(_spread(strategy["spread"][where], shown) for where in ("best", "test")),
+                *(_spread(strategy["spread"][where], shown) for where in ("best", "test", *by_spans)),
                 *(in_points(found[base] and found[base][w]) for w in ("best", "test") for base in bases),
             ]
         )  # fmt: skip
@@ -201,6 +202,10 @@ def _whole_runs(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list
     return columns, rows
 
 
+ON_SPANS = (
+    "Span F1 counts entities or chunks on test rows, as conlleval does, at the end of each run; runs are judged by it "
+    "only with --metric span_f1."
+)
 ON_WHOLE_RUNS = (
     "Training only, from the first step to the last. Examples are the rows that steps have read. Where main labels "
     "are rare, a step on several tasks reads rows with a main label and rows without; a step on the main task alone "

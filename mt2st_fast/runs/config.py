@@ -37,6 +37,11 @@ def _names_data(shown: str, value: str) -> None:
     parse_spec(value, shown)
 
 
+def _names_file(shown: str, value: str) -> None:
+    if not value:
+        raise InputError(f"{shown} is empty; set a path, or leave it out")
+
+
 def _names_device(shown: str, value: str) -> None:
     """Refuse what is not the name of a device; the trainer checks whether the device is available."""
     try:
@@ -147,6 +152,7 @@ class Config:
         None,
         "Model",
         "file of word vectors to start from: .txt, .vec, .bin, .safetensors or GloVe text; .gz too",
+        test=_names_file,
     )
     buckets: int = option(
         20_000, "Model", "rows for hashed prefixes, suffixes and shapes; 0 for none", min=0, max=MOST_BUCKETS

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import json_text, reading
+from mt2st_fast.numbers import is_whole
 from mt2st_fast.runs.options import Option
 from mt2st_fast.spelling import meant
 
+MOST_SHOWN = 80  # characters of a value in a message
 LARGEST = 2**63 - 1  # the largest integer in TOML and in most JSON readers
 PATHS = ("data", "init", "out")
 
@@ -72,14 +75,38 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _as_taken(option: Option, value: Any) -> Any:
-    """Convert a value of the file to the type of the option; other types are left for its check to refuse."""
-    if isinstance(value, int) and abs(value) > LARGEST:
+    """Convert a value of the file to the type of the option. Raises InputError for another type, as the file has it."""
+    taken = tuple(value) if option.kind is tuple and isinstance(value, list) else value
+    if not option.takes(taken):
+        raise InputError(f"{option.key} must be {option.due}, not {_as_written(value)}{_hint(option, value)}")
+    if option.kind in (int, float) and abs(value) > LARGEST and is_whole(value):
         raise InputError(f"{option.key} must be at most {LARGEST}, not {value}")
     if option.name not in PATHS and any(map(_is_broken, value if isinstance(value, list) else [value])):
         raise InputError(f"{option.key} is not UTF-8; save the file as UTF-8")
-    if option.kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return tuple(value) if option.kind is tuple and isinstance(value, list) else value
+    return float(value) if option.kind is float else taken
+
+
+def _as_written(value: Any) -> str:
+    """Write a value as a file has it, shortened."""
+    if isinstance(value, dict):
+        return "a table of keys"
+    if isinstance(value, list):
+        text = f"[{', '.join(map(_as_written, value))}]"
+    else:
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def _hint(option: Option, value: Any) -> str:
+    """Say how to write the value that was probably meant; "" if it is unclear."""
+    if option.kind in (int, float, bool) and isinstance(value, str):
+        with suppress(ValueError):  # JSON has numbers and true as TOML does
+            return f"; write {value} without quotes" if option.takes(json.loads(value)) else ""
+    if option.kind is str and isinstance(value, bool | int | float):
+        return f'; write "{_as_written(value)}"'
+    if option.kind is tuple and isinstance(value, str):
+        return f"; write {_as_written([name.strip() for name in value.split(',')])}" if value.strip() else ""
+    return ""
 
 
 def _is_broken(value: Any) -> bool:

@@ -28,6 +28,7 @@ from mt2st_fast.data.readers.same_data import located
 from mt2st_fast.data.record import never_seen
 from mt2st_fast.data.scaling import Scale, scaled, scales_of
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import at_home
 from mt2st_fast.kernels import Choice, choose_backend
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
@@ -38,7 +39,8 @@ from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
 from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.model.word_tasks import WordTask
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.judging import SPAN_F1, SpanF1, judged_by
+from mt2st_fast.runs.judging import SPAN_F1, SpanF1, is_by_spans, judged_by
+from mt2st_fast.runs.resumed_data import WORDS, has_other_data
 from mt2st_fast.runs.word_context import CONTEXT, context_batches, context_task
 from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.training.callbacks import Callback
@@ -133,7 +135,7 @@ class Experiment:
                 precision=config.precision,  # type: ignore[arg-type]
                 device=config.device,
                 callbacks=[*callbacks, *stopping],
-                metrics=_own_metrics(config, splits),
+                metrics=_own_metrics(config.metric, splits, splits.dev),
                 **engine,
             )
             dtype = torch.float32 if config.precision == "float32" else getattr(torch, config.precision)
@@ -170,16 +172,25 @@ class Experiment:
         resume: bool = False,
         checkpoint_seconds: float | None = 600.0,
     ) -> History:
-        """Train to the end, or until a callback asks to stop."""
-        return self.trainer.fit(
-            self.loaders,
-            val=self._held_out(self.splits.dev),
-            epochs=self.config.epochs,  # type: ignore[arg-type]
-            evaluate_every=self._evaluate_every(),
-            checkpoint=checkpoint,
-            checkpoint_seconds=checkpoint_seconds,
-            resume=resume,
-        )
+        """Train to the end, or until a callback asks to stop. Raises InputError for a checkpoint of other data."""
+        held_out = self._held_out(self.splits.dev)
+        try:
+            return self.trainer.fit(
+                self.loaders,
+                val=held_out,
+                epochs=self.config.epochs,  # type: ignore[arg-type]
+                evaluate_every=self._evaluate_every(),
+                checkpoint=checkpoint,
+                checkpoint_seconds=checkpoint_seconds,
+                resume=resume,
+            )
+        except InputError as error:  # of many that changed data may cause: steps an epoch, words, batches
+            if resume and checkpoint and has_other_data(checkpoint, self.train, held_out):
+                raise InputError(
+                    f"{self.config.data} has changed since the run began; restore the data, or train again without "
+                    "--resume"
+                ) from error
+            raise
 
     def warm_up(self) -> None:
         """Take WARMING_STEPS steps, divided into phases by the schedule, and discard their result.
@@ -227,8 +238,23 @@ class Experiment:
 
     def test(self) -> dict[str, float]:
         """Return the test metric of every task with the current weights."""
-        with self._judging(self.splits.test):
-            return self.trainer.evaluate(self._held_out(self.splits.test), self.splits.tasks)
+        return self._tested(self.config.metric, self.splits.tasks)
+
+    def test_span_f1(self) -> float | None:
+        """Return F1 by spans of the main task on test rows, with the current weights; None if its classes are no tags
+        of spans.
+        """
+        main = str(self.splits.main)
+        return self._tested(SPAN_F1, (main,))[main] if is_by_spans(self.splits) else None
+
+    def _tested(self, metric: str | None, tasks: Sequence[str]) -> dict[str, float]:
+        """Return the metrics of tasks on test rows; metric: what the main task is judged by."""
+        test, judges = self.splits.test, self.trainer.metrics
+        self.trainer.metrics = _own_metrics(metric, self.splits, test)
+        try:
+            return self.trainer.evaluate(self._held_out(test), tasks)
+        finally:
+            self.trainer.metrics = judges
 
     @property
     def metric(self) -> str:
@@ -237,18 +263,6 @@ class Experiment:
         own = self.trainer.metrics.get(heads.main)
         return heads.tasks[heads.main].metric if own is None else metric_name(own)
 
-    @contextmanager
-    def _judging(self, corpus: Corpus) -> Iterator[None]:
-        """Within the block, evaluate on this corpus instead of the development rows."""
-        by_spans = [metric for metric in self.trainer.metrics.values() if isinstance(metric, SpanF1)]
-        for metric in by_spans:
-            metric.on(corpus)
-        try:
-            yield
-        finally:
-            for metric in by_spans:
-                metric.on(self.splits.dev)
-
     def _held_out(self, corpus: Any) -> Any:
         window = self.config.window if corpus.level == "token" else None
         return evaluation_batches(
@@ -256,12 +270,10 @@ class Experiment:
         )
 
 
-def _own_metrics(config: Config, splits: Splits) -> dict[str, Metric]:
-    """Return what judges the main task, if that is no metric of its kind."""
-    if config.metric != SPAN_F1:
-        return {}
+def _own_metrics(metric: str | None, splits: Splits, corpus: Corpus) -> dict[str, Metric]:
+    """Return what judges the main task on a corpus, if that is no metric of its kind."""
     main = str(splits.main)
-    return {main: SpanF1(splits.dev.column(main).class_names, main, splits.dev)}
+    return {main: SpanF1(corpus.column(main).class_names, main, corpus)} if metric == SPAN_F1 else {}
 
 
 def evaluation_rows(corpus: Corpus, tasks: Sequence[str]) -> int:
@@ -358,7 +370,7 @@ def start_from_vectors(
     """
     if config.init is None:
         return None
-    vectors = WordVectors.read(config.init)
+    vectors = WordVectors.read(at_home(config.init))
     if vectors.dim != config.dim:
         raise InputError(
             f"--init {config.init} has vectors of {vectors.dim} numbers, but --dim is {config.dim}; "
@@ -382,6 +394,11 @@ def make_batches(config: Config, splits: Splits) -> TokenBatches | BagBatches:
         "seed": config.seed,
         "tasks": splits.tasks,
     }
-    if splits.train.level == "token":
-        return TokenBatches(splits.train, config.batch_size, config.window, **options)
-    return BagBatches(splits.train, config.batch_size, **options)
+    of_tokens = splits.train.level == "token"
+    batches = (
+        TokenBatches(splits.train, config.batch_size, config.window, **options)
+        if of_tokens
+        else BagBatches(splits.train, config.batch_size, **options)
+    )
+    batches.data_settings[WORDS] = splits.vocabulary.digest  # batches have numbers in place of words
+    return batches

@@ -13,15 +13,19 @@ from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from mt2st_fast.errors import InputError
-from mt2st_fast.numbers import check_count, check_positive, check_within
+from mt2st_fast.numbers import check_count, check_positive, check_within, is_whole
 from mt2st_fast.spelling import meant
 from mt2st_fast.training.schedules import StrategyOption, strategy_options
 
 # A further condition: a function of the option's name, for the message, and its value that raises InputError.
 Test = Callable[[str, Any], None]
 
-KINDS = {bool: "true or false", str: "a string", tuple: "a list of strings"}
+KINDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a string", tuple: "a list of strings",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,31 +57,38 @@ class Option:
         """The name on the command line."""
         return f"--{self.key}"
 
+    @property
+    def due(self) -> str:
+        """What a value must be, for messages."""
+        least = self.limits.get("min")
+        return f"{KINDS[self.kind]} of at least {least}" if self.kind is int and least else KINDS[self.kind]
+
+    def takes(self, value: Any) -> bool:
+        """Return whether a value is of the option's kind, whatever its limits."""
+        if value is None:
+            return self.may_be_none
+        if self.kind is tuple:
+            return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+        if self.kind in (int, float):
+            return is_whole(value) or (self.kind is float and isinstance(value, float | np.floating))
+        return isinstance(value, self.kind)
+
     def check(self, value: Any, shown: str | None = None) -> None:
         """Raise InputError for a value of another kind, out of its limits or failing the test; shown: the name to use
         in the message.
         """
         shown = self.name if shown is None else shown
-        if value is None and self.may_be_none:
+        if not self.takes(value):
+            raise InputError(f"{shown} must be {self.due}, not {value!r}")
+        if value is None:
             return
-        is_number = self.kind in (int, float)
-        if not is_number and not _is(self.kind, value):
-            raise InputError(f"{shown} must be {KINDS[self.kind]}, not {value!r}")
-        if is_number and value is None:
-            raise InputError(f"{shown} must be a number, not None")
         low, high = (self.limits.get(name, limit) for name, limit in (("min", -math.inf), ("max", math.inf)))
         if self.kind is int:
             check_count(int(max(low, 0)), **{shown: value})
         if self.test is not None:
             self.test(shown, value)
-        if is_number:
+        if self.kind in (int, float):
             check_within(low, high, **{shown: value})
-
-
-def _is(kind: type, value: Any) -> bool:
-    if kind is tuple:
-        return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
-    return isinstance(value, kind)
 
 
 def option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mt2st_fast.runs import beside, chosen_parts
 from mt2st_fast.runs.comparison_plots import plot_comparison
-from mt2st_fast.runs.comparison_tables import COLUMNS, lead, parts_of, table_rows
+from mt2st_fast.runs.comparison_tables import lead, parts_of, table_of
 from mt2st_fast.runs.page import Picture, Section, Table, page
 from mt2st_fast.runs.plots import plot_curves, plot_importance, plot_seconds
 from mt2st_fast.runs.shown import (
@@ -101,7 +101,7 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
         first,
         Section(
             "The target at a glance",
-            tables=[Table(COLUMNS, table_rows(comparison))],
+            tables=[Table(*table_of(comparison))],
             pictures=[Picture(plot_comparison(comparison), "seconds and steps to every target by strategy")],
         ),
         Section(
@@ -132,7 +132,7 @@ def _against(report: Mapping[str, Any]) -> list[Section]:
         Section(
             f"Against {against['other']}",
             [beside.sentence(against, report["main"]["metric"])],
-            [Table(beside.COLUMNS, beside.table_of(against))],
+            [Table(*beside.table_of(against))],
             [Picture(plot_against(report), beside.ALT)],
         )
     ]

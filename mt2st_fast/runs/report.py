@@ -156,7 +156,7 @@ def _against_lines(report: Mapping[str, Any]) -> list[str]:
         "",
         f"![{beside.ALT}]({beside.PICTURE})",
         "",
-        *markdown_table(beside.COLUMNS, beside.table_of(against)),
+        *markdown_table(*beside.table_of(against)),
         "",
     ]
 

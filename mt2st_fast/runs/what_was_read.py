@@ -52,7 +52,7 @@ def tables_of(data: Mapping[str, Any]) -> list[Tabled]:
     found: list[Tabled] = [
         (("file", "used as", unit, "rows:", "left out"), files),
         (("part", "rows:", "tokens:"), parts),
-        (("column", "used as", "distinct values:", "empty cells:", "nan:"), columns),
+        (("column", "used as", "distinct values:", "empty cells:", "nan or NA:"), columns),
         (
             (
                 "task",

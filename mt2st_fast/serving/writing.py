@@ -36,7 +36,7 @@ def write_units(model: TextModel, blocks: Iterable[Sequence[Unit]], wanted: Want
         outputs = model.outputs([unit.words for unit in units], wanted.tasks)
         logits = {task: found.numpy() for task, found in outputs.items()}
         if wanted.format == "conllu":
-            yield sentences(units, {task: model.shown(values, task) for task, values in logits.items()})
+            yield sentences(units, {task: _shown(model, task, values) for task, values in logits.items()})
         else:
             yield _rows(model, units, logits, wanted)
 
@@ -46,11 +46,18 @@ def _rows(model: TextModel, units: Sequence[Unit], logits: Mapping[str, np.ndarr
     return _jsonl(units, rows, model.level) if wanted.format == "jsonl" else _lines(rows, wanted)
 
 
+def _shown(model: TextModel, task: str, logits: np.ndarray) -> list[Any]:
+    """Return what the model predicts for every row; numbers in as few digits as give the same number of their dtype."""
+    if model.labels[task].kind == "values":
+        return [tuple(map(float, row)) for row in logits.astype(str)]
+    return model.shown(logits, task)
+
+
 def _answers(model: TextModel, task: str, logits: np.ndarray, wanted: Wanted) -> list[Any]:
     """Return all rows' answers: a label each, or if more is wanted [[label, probability], ...] in falling order."""
     labels = model.labels[task]
     if labels.kind == "values" or wanted.one_class:
-        return [each if isinstance(each, str) else list(each) for each in model.shown(logits, task)]
+        return [each if isinstance(each, str) else list(each) for each in _shown(model, task, logits)]
     probabilities = probabilities_of(logits, labels.kind)
     C = probabilities.shape[1]
     k = wanted.k if wanted.k is not None else (1 if labels.kind == "classes" else C)

@@ -106,7 +106,7 @@ class Run:
         self._trained_at_start = trained(self._named())
         # As given: a callback may change anything later.
         steps = None if source.is_stream else self.steps_per_epoch
-        self._settings = fixed_settings(options, encoder, heads, steps)
+        self._settings = {**source.settings, **fixed_settings(options, encoder, heads, steps)}
         if resume is not None:
             set_active(self._stored_active(resume), encoder, heads)
         self._parts = make_parts(encoder, heads, options, self._learnt, fixed_batches=source.fixed_batches)

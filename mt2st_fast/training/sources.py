@@ -273,6 +273,12 @@ class Source:
         return -(-batches // self.accumulate)
 
     @property
+    def settings(self) -> dict[str, str]:
+        """What loaders declare (`data_settings`) that must not change between a checkpoint and its resumption."""
+        declared = (getattr(loader.loader, "data_settings", {}) for loader in self.loaders.values())
+        return {name: value for settings in declared for name, value in settings.items()}
+
+    @property
     def is_stream(self) -> bool:
         """Whether the length of a pass over the main task's loader is unknown."""
         return self.loaders[self.main].length is None

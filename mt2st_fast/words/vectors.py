@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import writing_atomically
+from mt2st_fast.files import writing
 from mt2st_fast.words import vector_formats
 
 
@@ -72,17 +72,14 @@ class WordVectors:
     def write(self, path: str | Path) -> int:
         """Write a file, whole or not at all, in the format of its suffix, and return how many words it holds.
 
-        `.txt` and `.vec` are word2vec text, `.bin` is word2vec binary, `.safetensors` also holds counts. The word2vec
-        formats cannot hold a word that is empty or contains white space, so these are left out. Raises InputError for
-        another suffix.
+        `.txt` and `.vec` are word2vec text, `.bin` is word2vec binary, each also as `.gz`; `.safetensors` also holds
+        counts. The word2vec formats cannot hold a word that is empty or contains white space, so these are left out.
+        Raises InputError for another suffix.
         """
         path = Path(path)
-        if path.suffix not in vector_formats.WRITERS:
-            raise InputError(
-                f"{path}: vectors can be written as {', '.join(vector_formats.WRITERS)}; use one of these suffixes"
-            )
-        with writing_atomically(path) as file:
-            return vector_formats.WRITERS[path.suffix](file, self.words, self.vectors, self.counts)
+        write = vector_formats.WRITERS[_suffix_of(path, "written as")]
+        with writing(path) as file:
+            return write(file, self.words, self.vectors, self.counts)
 
     @classmethod
     def read(cls, path: str | Path) -> WordVectors:
@@ -91,14 +88,7 @@ class WordVectors:
         Raises InputError, which names the place, for a file that is missing, damaged or in no known format.
         """
         path = Path(path)
-        packed = path.suffix.lower() == ".gz"
-        suffix = (path.with_suffix("") if packed else path).suffix.lower()
-        if suffix not in vector_formats.READERS or (packed and suffix == ".safetensors"):
-            raise InputError(
-                f"{path}: vectors can be read from .txt, .vec and .bin (also with .gz) and .safetensors; rename the "
-                "file"
-            )
-        words, vectors_td, counts = vector_formats.READERS[suffix](path)
+        words, vectors_td, counts = vector_formats.READERS[_suffix_of(path, "read from")](path)
         if not words:
             raise InputError(f"{path}: contains no words")
         finite = np.isfinite(vectors_td.max(axis=1)) & np.isfinite(vectors_td.min(axis=1))
@@ -127,6 +117,19 @@ class WordVectors:
             first = np.argsort(-cosines, kind="stable")[: min(neighbours, len(self) - 1)]
             nearest[query] = [(self.words[t], float(cosines[t])) for t in first]
         return nearest
+
+
+def _suffix_of(path: Path, done: str) -> str:
+    """Return the suffix that names a file's format, without .gz. Raises InputError for another one; done: "read from"
+    or "written as".
+    """
+    packed = path.suffix.lower() == ".gz"
+    suffix = (path.with_suffix("") if packed else path).suffix.lower()
+    if suffix not in vector_formats.READERS or (packed and suffix == ".safetensors"):
+        raise InputError(
+            f"{path}: vectors can be {done} .txt, .vec and .bin (also with .gz) and .safetensors; rename the file"
+        )
+    return suffix
 
 
 def gensims_class() -> Any:

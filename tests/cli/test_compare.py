@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,31 @@ def test_energy_stands_beside_seconds_where_it_is_measured(
     text = (tmp_path / "compare.md").read_text()
     assert "energy is counted" in text
     assert "| examples | joules |" in text
+
+
+def test_tags_of_spans_are_also_counted_as_spans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As train and test count them; only where the classes are such tags, and runs are not judged by it anyway."""
+    chance = random.Random(0)
+    words = {"the": ("D", "B-NP"), "dog": ("N", "I-NP"), "sees": ("V", "B-VP"), "up": ("R", "O")}
+    sentences = [[chance.choice(list(words)) for _ in range(6)] for _ in range(150)]
+    lines = ["\n".join(" ".join((word, *words[word])) for word in sentence) for sentence in sentences]
+    (tmp_path / "tagged.txt").write_text("\n\n".join(lines) + "\n")
+    asked = ["--data", f"columns:{tmp_path / 'tagged.txt'}", *QUICK, "--epochs", "1"]
+    chunks, parts_of_speech = (
+        ["--main", main, "--aux", aux] for main, aux in (("col2", "col1"), ("col1", "col2"))
+    )
+    run("train", *asked, *chunks, "--strategy", "mtl", "--against", "stl", "--out", str(tmp_path / "train"))
+    score = json.loads((tmp_path / "train" / "report.json").read_text())["score"]
+    assert "| test, span F1 |" in (tmp_path / "train" / "report.md").read_text()
+    seeds = ["--strategies", "stl,mtl", "--seeds", "1"]
+    run("compare", *asked, *chunks, *seeds, "--out", str(tmp_path / "chunks"))
+    found = json.loads((tmp_path / "chunks" / "compare.json").read_text())["strategies"]["mtl"]
+    assert found["test_span_f1_median"] == found["seeds"][0]["test_span_f1"] == score["spans"]["f1"]
+    assert found["test_median"] == pytest.approx(score["value"]) != score["spans"]["f1"]
+    assert "span F1" in capsys.readouterr().out
+    told = (tmp_path / "chunks" / "compare.md").read_text()
+    assert f"| {found['test_median']:.4f}" in told
+    assert "| test, span F1 |" in told
+    for name, options in (("other", parts_of_speech), ("judged", [*chunks, "--metric", "span_f1"])):
+        run("compare", *asked, *options, *seeds, "--out", str(tmp_path / name))
+        assert "span F1" not in (tmp_path / name / "compare.md").read_text()

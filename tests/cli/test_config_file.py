@@ -12,9 +12,10 @@ from mt2st_fast.cli import app
 from mt2st_fast.cli.options import COMMANDS
 from mt2st_fast.errors import InputError
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.options import Option
+from mt2st_fast.runs.config_file import read_config_file
+from mt2st_fast.runs.options import KINDS, Option
 from mt2st_fast.training.schedules import strategies, strategy_options
-from tests.cli.running import fails, write
+from tests.cli.running import fails, run, write
 
 TEXTS = {
     "strategy": "stl",
@@ -147,17 +148,29 @@ def test_what_the_file_gives_is_not_tuned(tmp_path: Path, asked) -> None:
         ("zzz = 3", ["'zzz'", "--help"]),
         ("config = 'x'", ["'config'"]),
         ("[training]\nlr = 0.1", ["'training'", "not in a table"]),
-        ("lr = 'fast'", ["lr must be", "'fast'"]),
+        ("lr = 'fast'", ['lr must be a number, not "fast"']),
         ("lr = -1", ["lr must be positive", "-1"]),
         ("lr = nan", ["lr must be", "nan"]),
-        ("lr = true", ["lr must be", "True"]),
-        ("lr = [0.1]", ["lr must be", "[0.1]"]),
-        ("lr = 2020-01-01", ["lr must be", "2020"]),
-        ("dim = 8.0", ["dim must be a whole number", "8.0"]),
+        ("lr = true", ["lr must be a number, not true"]),
+        ("lr = [0.1]", ["lr must be a number, not [0.1]"]),
+        ("lr = 2020-01-01", ["lr must be a number, not 2020-01-01"]),
+        ("lr = {at = 1}", ["lr must be a number, not a table of keys"]),
+        ("[lr]\nat = 1", ["lr must be a number, not a table of keys"]),
+        ("epochs = '2'", ['epochs must be a number, not "2"; write 2 without quotes']),
+        ("dim = 8.0", ["dim must be a whole number of at least 1, not 8.0"]),
+        ("dim = '8'", ['dim must be a whole number of at least 1, not "8"; write 8 without quotes']),
+        ("dim = true", ["dim must be a whole number of at least 1, not true"]),
+        ("graph = 'true'", ['graph must be true or false, not "true"; write true without quotes']),
+        ("main = true", ['main must be a string, not true; write "true"']),
+        ("main = 9223372036854775808", ['main must be a string, not 9223372036854775808; write "9']),
+        ("main = ['upos']", ['main must be a string, not ["upos"]']),
+        ("aux = 'xpos, deprel'", ['not "xpos, deprel"; write ["xpos", "deprel"]']),
+        ("aux = ['xpos', [1, true]]", ['aux must be a list of strings, not ["xpos", [1, true]]']),
         ("batch-size = 0", ["batch-size must be a whole number of at least 1"]),
         ("seed = 9223372036854775808", ["seed must be at most"]),
         ("dropout = 1", ["dropout must be", "0.99"]),
         ("label-fraction = 2", ["label-fraction must be", "2"]),
+        ("init = ''", ["init is empty; set a path, or leave it out"]),
         ("data = 3", ["data must be a string"]),
         ("data = 'parquet:x'", ["data 'parquet:x'", "conllu:PATH"]),
         ("aux = 'xpos'", ["aux must be a list of strings"]),
@@ -277,3 +290,39 @@ def test_seeds_that_count_up_stay_below_the_largest(asked) -> None:
         assert f"--seed {seed + 1} is too large for --seeds {n}, as seeds count up from --seed" in error
     assert "--seed" in asked("train", "--seed", str(largest + 1))
     assert asked("train", "--seed", str(largest))[0].seed == largest
+
+
+# A value of each type of TOML, and what takes it.
+OF_EACH_TYPE = {"'x'": (str,), "true": (bool,), "7": (int, float), "0.5": (float,), "['x']": (tuple,), "[1]": (),
+                "[['x']]": (), "{a = 1}": (), "[{a = 1}]": (), "2020-01-01": (), "07:32:00": ()}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_every_option_says_what_was_given_and_what_is_due(command: str, tmp_path: Path) -> None:
+    path, known = tmp_path / "run.toml", COMMANDS[command]
+    for option in known.values():
+        for value, takers in OF_EACH_TYPE.items():
+            if option.kind in takers:
+                continue
+            path.write_text(f"{option.key} = {value}\n")
+            with pytest.raises(InputError) as refused:
+                read_config_file(path, command, known)
+            assert str(refused.value).startswith(f"{path}: {option.key} must be {KINDS[option.kind]}")
+            given = value.replace("'", '"').replace("{a = 1}", "a table of keys")
+            assert f", not {given}" in str(refused.value)
+
+
+def test_a_path_may_begin_with_the_home_folder(
+    treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No shell expands ~ in a file, in --out=~/x or in csv:~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text("data = 'conllu:~/tiny.conllu'\ninit = '~/tiny.vec'\nout = '~/out'\n")
+    assert "--init ~/tiny.vec has vectors of 3 numbers" in fails(capsys, "train", "--config=~/run.toml")
+    run("train", "--config=~/run.toml", "--dim", "3", "--epochs", "0.1", "--buckets", "20")
+    assert (tmp_path / "out" / "report.md").exists()
+    run("predict", "out", "~/tiny.conllu", "--out=~/tagged")
+    assert (tmp_path / "tagged").exists()
+    assert not (tmp_path / "~").exists()
+    assert "no such file" in fails(capsys, "train", "--data", "csv:~nobody-of-this-name/x.csv")

@@ -160,8 +160,10 @@ def test_a_comparison_goes_on_with_its_own_options(
         assert flag in error
         assert f"has {then}; leave it out" in error
     path = Path(treebank.partition(":")[2])
-    path.write_text(path.read_text().replace("XNOUN", "XVERB"))
-    assert "has changed since the comparison began" in fails(capsys, "compare", "--resume", "--out", out)
+    before = path.read_text()
+    for old, new in (("XNOUN", "XVERB"), ("\tdog\t", "\tdogs\t")):
+        path.write_text(before.replace(old, new))
+        assert "has changed since the comparison began" in fails(capsys, "compare", "--resume", "--out", out)
     (tmp_path / "out/compare.progress.json").write_text("{}")
     assert "is damaged" in fails(capsys, "compare", "--resume", "--out", out)
 
@@ -237,6 +239,27 @@ def test_a_run_goes_on_with_its_own_options_and_more_epochs(
     # The decay is the one that was found for two epochs: tasks retire where they did.
     assert [phase["first_step"] for phase in report["phases"]] == [phase["first_step"] for phase in schedule]
     assert json.loads((tmp_path / "out/config.json").read_text())["epochs"] == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("XNOUN", "XVERB"),
+        ("\tdog\t", "\tdogs\t"),
+        ("\n\n", "\n\n1\tdog\tdog\tNOUN\tXNOUN\t_\t0\troot\t_\t_\n\n"),
+    ],
+)  # a label, a word, a sentence
+def test_changed_data_is_said_to_have_changed(
+    old: str, new: str, treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["train", "--data", treebank, *QUICK, "--epochs", "1", "--out", str(tmp_path / "out")]
+    run(*asked)
+    path = Path(treebank.partition(":")[2])
+    path.write_text(path.read_text().replace(old, new))
+    error = fails(capsys, "train", "--resume", "--epochs", "2", "--out", str(tmp_path / "out"))
+    assert error.endswith(
+        f"{treebank} has changed since the run began; restore the data, or train again without --resume\n"
+    )
 
 
 def test_a_run_that_ended_early_is_not_trained_again_where_its_result_was_lost(

@@ -144,3 +144,12 @@ def test_a_number_that_is_undefined_is_a_dash(
     run("test", model, f"csv:{file}", "--tasks", "length")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "r2" in line]
     assert [cell.strip() for cell in line.split("│")[1:4]] == ["length", "r2", "–"]
+
+
+def test_what_was_noted_in_the_data_is_said(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f"die Katze {i},{'nan' if i == 4 else i}\n" for i in range(9))
+    (tmp_path / "other.csv").write_text(f"text,length\n{rows}")
+    run("test", model, f"csv:{tmp_path / 'other.csv'}", "--tasks", "length")
+    assert "column 'length': nan in 1 cells counts as unlabelled" in capsys.readouterr().out

@@ -131,3 +131,17 @@ def test_a_family_of_labels_does_not_hide_the_text(
     train_supervised(lines, dim=4, epoch=1, families=True).save(tmp_path / "m")
     error = fails(capsys, "predict", str(tmp_path / "m"), str(lines), "--format", "jsonl", "--tasks", "text")
     assert "the input under the key 'text', and a task has this name, too; use --format labels" in error
+
+
+@pytest.mark.parametrize("out", [".", "./", "..", "/", "to be made/"])
+@pytest.mark.parametrize("command", ["predict", "export", "prepare"])
+def test_a_folder_is_no_file_to_write(
+    command: str, out: str, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").write_text("die Katze\n")
+    of = {"predict": [str(models["token"]), "in"], "export": [str(models["token"])], "prepare": ["in"]}
+    error = fails(capsys, command, *of[command], "--out", out)
+    assert f"--out {out} is a folder; use a file name in it" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]

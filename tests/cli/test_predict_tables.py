@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import subprocess
@@ -132,3 +133,10 @@ def test_a_graph_that_cannot_be_written_leaves_no_description(
         error = fails(capsys, "export", str(reviews), "--out", str(graph))
     assert error == f"mt2st-fast: {graph}: File too large; choose another --out or free some space there\n"
     assert not list(tmp_path.glob("*graph*"))
+
+
+def test_an_output_named_gz_is_packed(reviews: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("good film\nbad film\n")
+    run("predict", str(reviews), str(tmp_path / "lines.txt"), "--out", str(tmp_path / "answers.txt.gz"))
+    assert gzip.decompress((tmp_path / "answers.txt.gz").read_bytes()) == b"pos\nneg\n"
+    run("predict", str(reviews), str(tmp_path / "answers.txt.gz"), "--out", str(tmp_path / "again"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mt2st_fast.data import MISSING, Corpus, Splits, TargetColumn, Vocabulary
-from mt2st_fast.data.record import labels_read, never_seen, unseen_classes
+from mt2st_fast.data.record import alike_classes, labels_read, never_seen, unseen_classes
 
 
 def splits_of(kind, names, **columns):
@@ -50,6 +50,18 @@ def test_a_class_in_another_spelling_is_told():
     assert unseen.line().endswith(
         ": TRUE, x, y; training has 'True', not 'TRUE': spell them alike in every file"
     )
+
+
+def test_training_classes_that_look_alike_are_told():
+    names = ("Pos", "pos", "n\u00e9", "ne\u0301", "x", "X")
+    splits = splits_of("classes", names, train=[0, 1, 2, 3, 4], dev=[5], test=[1])
+    assert alike_classes(splits) == [
+        "t: different classes, though they differ just in case, blanks or signs that look alike: 'Pos' and 'pos', "
+        "'n\\xe9' and 'ne\\u0301'; spell them alike if they are the same"
+    ]
+    assert "training has 'x', not 'X'" in unseen_classes(splits)[0].line()
+    assert alike_classes(splits_of("classes", ("a", "b"), train=[0, 1], dev=[0], test=[0])) == []
+    assert alike_classes(splits_of("values", ("t",), train=[[1]], dev=[[2]], test=[[3]])) == []
 
 
 def test_nothing_is_said_where_training_saw_all_or_there_are_numbers():

@@ -8,7 +8,7 @@ from mt2st_fast.runs.comparison import compare_runs
 FACTS = {"metric": "accuracy", "n_seeds": 3, "engines": ["fused"], "environment": {"cores": 4}, "load": 0.1}
 
 
-def run_of(seed, *qualities, seconds=1.0, test=0.5, joules=None, retired=None):
+def run_of(seed, *qualities, seconds=1.0, test=0.5, span_f1=None, joules=None, retired=None):
     """A run that is evaluated after every step."""
     curve = [
         {
@@ -26,6 +26,7 @@ def run_of(seed, *qualities, seconds=1.0, test=0.5, joules=None, retired=None):
         "seed": seed,
         "best": best,
         "test": test,
+        "test_span_f1": span_f1,
         "steps": len(curve),
         "stopped": None,
         "taken_by": ["eager"],

@@ -9,7 +9,7 @@ import pytest
 
 from mt2st_fast.files import json_text
 from mt2st_fast.runs.comparison_plots import plot_comparison
-from mt2st_fast.runs.comparison_tables import parts_of, render
+from mt2st_fast.runs.comparison_tables import parts_of, render, table_of
 from mt2st_fast.runs.pages import comparison_page
 from mt2st_fast.runs.plots import svg
 from mt2st_fast.runs.shown import in_percent, in_points
@@ -220,3 +220,23 @@ def test_a_target_of_each_seed_is_said_to_be_of_its_run():
     text = render(COMPARISONS["three seeds"])
     assert "Each seed has its own target, from its own run: " in text
     assert "its data" not in text
+
+
+def test_span_f1_is_a_column_where_a_run_has_it():
+    runs = {
+        "stl": [run_of(1, 0.5, test=0.9, span_f1=0.625), run_of(2, 0.5, test=0.9)],
+        "mtl": [run_of(1, 0.5, test=0.9, span_f1=0.75), run_of(2, 0.5, test=0.9, span_f1=0.75)],
+    }
+    comparison = compared(runs, **FACTS)
+    columns, rows = table_of(comparison)
+    assert columns[:4] == ["strategy", "best development:", "test:", "test, span F1:"]
+    assert [row[3] for row in rows] == ["–", "0.7500"]  # half of the runs have none
+    [quality] = [part for part in parts_of(comparison) if part.title == "Quality"]
+    assert "conlleval" in quality.lines[0]
+    assert [row[3] for row in quality.rows] == ["–", "0.7500 (0.7500–0.7500)"]
+    for strategy in comparison["strategies"].values():  # of an earlier version
+        for each in (strategy["spread"], *strategy["seeds"]):
+            del each["test_span_f1"]
+        del strategy["test_span_f1_median"]
+    assert "span F1" not in " ".join(table_of(comparison)[0])
+    assert all("span F1" not in " ".join(part.columns) for part in parts_of(comparison))

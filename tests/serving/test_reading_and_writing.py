@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from mt2st_fast.data.text.tokenizers import TOKENIZERS
 from mt2st_fast.errors import InputError
@@ -153,8 +154,12 @@ def test_json_lines_hold_what_was_asked():
         json.loads(line) for line in written(model, text, ("pos", "marks", "length"), "jsonl").splitlines()
     ]
     assert [row["words"] for row in rows] == units
-    for task in ("pos", "marks", "length"):
+    for task in ("pos", "marks"):
         assert [row[task] for row in rows] == json.loads(json.dumps(model.predict(units, task)))
+    np.testing.assert_array_equal(
+        np.array([value for row in rows for value in row["length"]], np.float32),
+        model.logits(units, "length").numpy(),
+    )
     rows = [json.loads(line) for line in written(model, text, form="jsonl", k=-1).splitlines()]
     probabilities = model.probabilities(units)
     answers = [answer for row in rows for answer in row["pos"]]
@@ -163,6 +168,24 @@ def test_json_lines_hold_what_was_asked():
         assert [p for _, p in answer] == pytest.approx(sorted(expected, reverse=True), rel=1e-4)
     one = [json.loads(line) for line in written(model, text, form="jsonl", threshold=0.34, k=-1).splitlines()]
     assert [len(a) for row in one for a in row["pos"]] == (probabilities >= 0.34).sum(1).tolist()
+
+
+@pytest.mark.parametrize(
+    "value", ["0.1", "3.0293787", "16777216.0", "-1e-45", "3.4028235e+38", "0.0", "1e+20", "123456.79"]
+)
+def test_a_number_is_written_in_the_fewest_digits_that_give_it_again(monkeypatch, value):
+    found = torch.full((1, 1), float(np.float32(value)))
+    for level in ("document", "token"):
+        model = made(level)
+        monkeypatch.setattr(model, "outputs", lambda units, tasks: dict.fromkeys(tasks, found))
+        [line] = written(model, b"word1\n", ("length",), "jsonl").splitlines()
+        written_out = line.rpartition("[")[2].rstrip("]}")
+        assert written_out == repr(float(value))
+        assert np.float32(written_out) == found.item()
+    assert f"length={value}" in written(model, b"word1\n", ("length",))
+    model = made("document")
+    monkeypatch.setattr(model, "outputs", lambda units, tasks: dict.fromkeys(tasks, found))
+    assert written(model, b"word1\n", ("length",)) == f"{value}\n"
 
 
 def test_documents_get_a_line_each():

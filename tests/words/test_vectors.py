@@ -132,12 +132,17 @@ def test_glove_larger_than_a_block(tmp_path: Path) -> None:
     assert np.array_equal(bits(read.vectors), bits(vectors.vectors))
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".vec", ".bin"])
-def test_gzip_is_read(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".txt", ".vec", ".bin", ".TXT"])
+def test_gzip_is_read_and_written(suffix: str, tmp_path: Path) -> None:
     vectors = some_vectors(2000, 10)
-    vectors.write(tmp_path / f"v{suffix}")
+    assert vectors.write(tmp_path / f"v{suffix}") == 2000
     packed = tmp_path / f"v{suffix}.gz"
-    packed.write_bytes(gzip.compress((tmp_path / f"v{suffix}").read_bytes()))
+    assert vectors.write(packed) == 2000
+    content = packed.read_bytes()
+    assert gzip.decompress(content) == (tmp_path / f"v{suffix}").read_bytes()
+    other = tmp_path / "other" / f"name{suffix}.gz"
+    vectors.write(other)
+    assert other.read_bytes() == content  # without the name and the time
     assert np.array_equal(bits(WordVectors.read(packed).vectors), bits(vectors.vectors))
     packed.write_bytes(packed.read_bytes()[:-100])
     assert "gzip" in message_of(packed)
@@ -218,12 +223,13 @@ def test_missing_and_foreign_files(name: str, tmp_path: Path) -> None:
 
 
 def test_another_suffix_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"\.bin"):
-        some_vectors(2, 2).write(tmp_path / "v.npy")
+    for name in ("v.npy", "v.safetensors.gz", "v.gz", "v"):
+        with pytest.raises(InputError, match=r"written as \.txt, \.vec and \.bin \(also with \.gz\)"):
+            some_vectors(2, 2).write(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", [*FORMATS, ".txt.gz"])
 def test_an_interrupted_write_leaves_the_old_file(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,10 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from mt2st_fast.data.corpus import Splits, check_main, hide_labels
-from mt2st_fast.data.readers.files import parts_by_name
+from mt2st_fast.data.readers.files import extension_of, parts_by_name, unread_in
 from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, make_request
-from mt2st_fast.data.record import unseen_classes
+from mt2st_fast.data.record import alike_classes, unseen_classes
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import at_home
+from mt2st_fast.spelling import listed
+
+MOST_FILES_NAMED = 5
 
 
 @contextmanager
@@ -96,6 +100,8 @@ def open_data(
     _check_kinds(spec, reader, request)
     with _collector_paused():
         splits = reader.read(request)
+    if reader.needs_path:
+        splits = replace(splits, notes=(*splits.notes, *_unread(path, splits)))
     main_task = splits.main
     if measured is not None:
         _check_measured(spec, splits, measured)
@@ -104,6 +110,7 @@ def open_data(
     if main_task is None:
         return splits
     check_main(splits.train, main_task)
+    _check_has_classes(splits)
     fraction = reader.label_fraction if label_fraction is None else label_fraction
     train = hide_labels(splits.train, main_task, fraction, seed)
     notes = splits.notes
@@ -111,9 +118,16 @@ def open_data(
         unit = "units" if train.groups is None else "files"
         notes += (f"{fraction:g} of the training {unit} keep their labels for {main_task!r}",)
     splits = replace(splits, train=train)
-    told = (*_without_labels(splits, main_task), *_one_class_only(splits, main_task))
-    notes += (*told, *(unseen.line() for unseen in unseen_classes(splits)))
+    told = (*_without_labels(splits, main_task), *_nothing_to_learn(splits))
+    notes += (*told, *alike_classes(splits), *(unseen.line() for unseen in unseen_classes(splits)))
     return replace(splits, notes=notes)
+
+
+def _unread(path: Path, splits: Splits) -> tuple[str, ...]:
+    """Return a note on files of a folder that are not read, though they are of the same kind as those that are."""
+    names = unread_in(path, {extension_of(Path(file.path)) for file in splits.record.files})
+    why = "not read, because train, dev or test is not in the name"
+    return (f"{why}: {listed(names, MOST_FILES_NAMED)}",) if names else ()
 
 
 def _check_measured(spec: str, splits: Splits, measured: Sequence[str]) -> None:
@@ -150,15 +164,32 @@ def _without_labels(splits: Splits, main: str) -> tuple[str, ...]:
     return (f"{main}: no test row has a label for the main task, so there is no test result",)
 
 
-def _one_class_only(splits: Splits, main: str) -> tuple[str, ...]:
-    column = splits.train.column(main)
-    seen = np.unique(column.values[column.labelled()])
-    if column.kind != "classes" or len(seen) != 1:
-        return ()
-    return (
-        f"{main}: every training label is {column.class_names[seen[0]]!r}, so there is nothing to learn; add rows of "
-        "other classes or choose another main task",
-    )
+def _nothing_to_learn(splits: Splits) -> Iterator[str]:
+    """Yield a note for each task whose training rows have no label, or all the same."""
+    for task in splits.tasks:
+        column = splits.train.column(task)
+        labelled = column.values[column.labelled()]
+        if not len(labelled):
+            yield f"{task}: no training row has a label, so no step trains it; label some rows or leave it out"
+        elif column.kind != "labels" and len(seen := np.unique(labelled)) == 1:
+            only, others = (
+                (f"{seen[0]}", "with other numbers")
+                if column.kind == "values"
+                else (repr(column.class_names[seen[0]]), "of other classes")
+            )
+            instead = "choose another main task" if task == splits.main else "leave it out"
+            yield (
+                f"{task}: every training label is {only}, so there is nothing to learn; add rows {others} or {instead}"
+            )
+
+
+def _check_has_classes(splits: Splits) -> None:
+    """Raise InputError for a task without a label in any part: there is nothing that it could predict."""
+    for task in splits.tasks:
+        if not splits.train.column(task).size:
+            raise InputError(
+                f"{splits.name}: no row has a label for the task {task!r}; label some or leave it out"
+            )
 
 
 def parse_spec(spec: str, shown: str = "data") -> tuple[str, Path]:
@@ -168,12 +199,23 @@ def parse_spec(spec: str, shown: str = "data") -> tuple[str, Path]:
     """
     kind, separator, path = spec.partition(":")
     if kind not in READERS:
-        raise InputError(f"{shown} {spec!r}: unknown reader {kind!r}; available: {_specs(READERS)}")
+        raise InputError(
+            f"{shown} {spec!r}: unknown reader {kind!r}; available: {_specs(READERS)}{_kind_meant(spec)}"
+        )
     if READERS[kind].needs_path and not path:
         raise InputError(f"{shown} {spec!r}: the reader {kind} needs a path: {kind}:PATH")
     if not READERS[kind].needs_path and separator:
         raise InputError(f"{shown} {spec!r}: the reader {kind} takes no path; write {kind} alone")
-    return kind, Path(path).expanduser()
+    return kind, at_home(path)
+
+
+def _kind_meant(spec: str) -> str:
+    """Return a suggestion for a path without its kind, by its name, or ""."""
+    ending = extension_of(Path(spec))
+    kinds = [name for name, reader in READERS.items() if ending and ending in reader.extensions]
+    if spec.partition(":")[0].lower() in READERS:
+        return f" (did you mean {spec.partition(':')[0].lower()}:?)"
+    return f" (did you mean {' or '.join(f'{name}:{spec}' for name in kinds)}?)" if kinds else ""
 
 
 def takes(spec: str, option: str) -> bool:

@@ -1,6 +1,7 @@
 """The reader `columns:PATH`: CoNLL columns, one line per word with its labels, and a blank line after each sentence."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ _DOCUMENT = "-DOCSTART-"  # CoNLL-2003's mark between documents
 _SAYS = re.compile(r"#\s+[\w.:-]+\s*=(?!=)|#\s+(id|sent_id|newdoc|newpar|text|source|global\.columns)\b.*=")
 _COMMENT = re.compile(r"#(\s|$)|#[\w.:-]+\s*=")
 _BLANKS = re.compile("[ \t]+")
+_MARKS = ("_", "-", "nan", "NA")  # in place of a label
 _EXTENSIONS = (".txt", ".conll", ".tsv", ".iob", ".iob2", ".bio", ".col", ".columns", ".data")
 
 
@@ -25,7 +27,7 @@ def read(request: ReadRequest) -> Splits:
 
     A row is a token, a unit is a sentence. If the first word is followed by a tab, only tabs separate columns, and an
     empty cell is a missing label; otherwise both blanks and tabs do. By default the last column is the main task, and
-    all others are auxiliary.
+    all others are auxiliary. Commas may separate the names, too.
     """
     where = str(request.path)
     files = find_splits(request.path, _EXTENSIONS, request.measured)
@@ -78,6 +80,7 @@ class _Table:
         self._comments: list[int] = []  # line numbers
         self._n_empty = self._n_marks = 0  # cells; lines
         self._blank_within: list[int] = []  # line numbers of labels that contain a blank
+        self._marks: Counter[tuple[int, str]] = Counter()  # (column, label that may stand for none)
         text = open_lines(path, tell=False)
         lines = list(text)
         self._tabs = "\t" in _first_word_line(lines)
@@ -116,6 +119,13 @@ class _Table:
             yield f"{n:,} comment lines (such as # id) were left out; the first is line {self._comments[0]}"
         if self._n_empty:
             yield f"{self._n_empty:,} cells are empty and count as unlabelled"
+        n_words = sum(map(len, self._sentences))
+        for (column, mark), n in sorted(self._marks.items()):
+            if n < n_words:  # else it fills a column that says nothing
+                yield (
+                    f"column {self.tasks[column - 1]!r}: {mark} in {n:,} cells is treated as a class; if it stands for "
+                    "no label, separate columns by tabs, and leave these cells empty"
+                )
         if n := len(self._blank_within):
             yield (
                 f"labels containing a space, because columns are separated by tabs here: on {n:,} lines, the first "
@@ -129,7 +139,7 @@ class _Table:
 
     def _add(self, number: int, line: str) -> None:
         if number == 1 and line.startswith(_HEADER):
-            self._set_columns(line.removeprefix(_HEADER).split()[1:], number)
+            self._set_columns(line.removeprefix(_HEADER).replace(",", " ").split()[1:], number)
             return
         row = self._cells(line)
         if line.startswith("#") and self._is_comment(line, len(row)):
@@ -159,6 +169,7 @@ class _Table:
         if not row[0]:
             raise InputError(f"{self.path}:{number}: no word before the first tab; add it")
         self._n_empty += row.count("")
+        self._marks.update((column, label) for column, label in enumerate(row[1:], 1) if label in _MARKS)
         if self._tabs and any(" " in label for label in row[1:]):
             self._blank_within.append(number)
         self._sentences[-1].append(row)

@@ -66,7 +66,13 @@ def read_documents(
 def texts_of(request: ReadRequest, rows: Rows, between_cells: str = "") -> Unlabelled:
     """Return the texts of all rows, also of those without any cell: an answer finds its row by its place."""
     table = Table(
-        request.path, rows.header, rows.rows, rows.line_numbers, rows.left_out, between_cells=between_cells
+        request.path,
+        rows.header,
+        rows.rows,
+        rows.line_numbers,
+        rows.left_out,
+        between_cells=between_cells,
+        lists=frozenset(rows.lists),
     )
     name = text_column(table, request.text_column, needs_labels=False)
     return Unlabelled([text.strip() for text in table.column(name)], rows.notes)
@@ -136,15 +142,20 @@ def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[Task
                 f"column {task.name!r} has {len(values)} classes, all of them numbers; to predict the number itself, "
                 f"use {task.name}:regression"
             )
+        if task.kind == "labels" and columns.holds_single_labels(task.name):
+            notes.append(
+                f"column {task.name!r}: no cell has | or ;, which separate labels, so each cell is one label"
+            )
         if task.kind == "values" and columns.has_decimal_commas(task.name):
             notes.append(f"column {task.name!r}: commas are read as decimal points (1,5 is 1.5)")
         nan = columns.read_as(task.name, "").nan
         if nan and (task.kind == "values" or columns.nan_is_none(task.name)):
-            notes.append(f"column {task.name!r}: nan in {nan:,} cells counts as unlabelled")
+            marks = columns.marks_of_nothing(task.name)
+            notes.append(f"column {task.name!r}: {marks} in {nan:,} cells counts as unlabelled")
         elif nan:
             notes.append(
-                f"column {task.name!r}: nan in {nan:,} cells is treated as a class; empty those cells if they have "
-                "no label"
+                f"column {task.name!r}: {columns.marks_of_nothing(task.name)} in {nan:,} cells is treated as a class; "
+                "empty those cells if they have no label"
             )
     return notes
 

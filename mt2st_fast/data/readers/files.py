@@ -79,6 +79,14 @@ def parts_by_name(name: str) -> list[str]:
     return [part for part, pattern in _SPLIT_PATTERNS.items() if pattern.search(name)]
 
 
+def unread_in(folder: Path, extensions: Collection[str]) -> list[str]:
+    """Return the names of a folder's files that belong to no split, of several with these extensions."""
+    files = (
+        [file for file in _files_in(folder) if extension_of(file) in extensions] if folder.is_dir() else []
+    )
+    return [file.name for file in files if len(files) > 1 and not parts_by_name(file.name)]
+
+
 def files_like(file: Path, folder: Path) -> list[Path]:
     """Return the files of a folder that have the same ending as a file, packed or not, in order."""
     return [other for other in _files_in(folder) if extension_of(other) == extension_of(file)]

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from mt2st_fast.data.readers.files import files_like, parts_by_name
+from mt2st_fast.files import at_home
 
 
 def located(spec: str) -> str:
     """Return `KIND:PATH` with the whole path, which is the same from any folder; a spec without a path as it is."""
     kind, separator, path = spec.partition(":")
-    return f"{kind}:{Path(path).expanduser().resolve()}" if separator and path else spec
+    return f"{kind}:{at_home(path).resolve()}" if separator and path else spec
 
 
 def same_data(spec: str, other: str) -> bool:
@@ -18,7 +19,7 @@ def same_data(spec: str, other: str) -> bool:
     (kind, _, path), (other_kind, _, other_path) = spec.partition(":"), other.partition(":")
     if kind != other_kind or not path or not other_path:
         return spec == other
-    one, two = Path(path).expanduser(), Path(other_path).expanduser()
+    one, two = at_home(path), at_home(other_path)
     return _same(one, two) or _same(_alone(one, two), two) or _same(one, _alone(two, one))
 
 
@@ -27,9 +28,7 @@ def is_training_file_of(spec: str, folder_spec: str) -> bool:
     (kind, _, path), (folder_kind, _, folder) = spec.partition(":"), folder_spec.partition(":")
     if kind != folder_kind or not path or not folder or "train" not in parts_by_name(Path(path).name):
         return False
-    return Path(path).expanduser().is_file() and _same(
-        Path(path).expanduser().parent, Path(folder).expanduser()
-    )
+    return at_home(path).is_file() and _same(at_home(path).parent, at_home(folder))
 
 
 def _same(one: Path, two: Path) -> bool:

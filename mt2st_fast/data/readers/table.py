@@ -16,11 +16,14 @@ from mt2st_fast.data.readers.table_rows import Rows
 from mt2st_fast.errors import InputError
 from mt2st_fast.spelling import in_any_case, listed, meant
 
+MOST_DIGITS = 40  # of a cell in a message
 TEXT_COLUMNS = ("text", "sentence", "review", "content")
-_NO_NUMBER = frozenset({"nan", "<na>"})  # what pandas writes for missing values if told to write something
+# What pandas (if told to write something), R, spreadsheets and databases write for missing values.
+_NO_NUMBER = frozenset({"nan", "<na>", "na", "n/a", "#n/a", "null"})
 _TRUTHS = frozenset({"true", "false"})
 _PANDAS_UNNAMED = re.compile(r"Unnamed: \d+")  # the name that pandas gives to a column without one
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d+)")
+_BETWEEN_LABELS = re.compile("[|;]")
 _INTEGER = re.compile(r"[+-]?\d+")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # or a decimal comma: the cell alone does not say
 _COMMAS_AND_POINT = re.compile(r"([+-]?[1-9]\d{0,2}(?:,\d{3})+)((?:\.\d+)?)")
@@ -96,7 +99,7 @@ def text_column(table: Table, wanted: str | None, needs_labels: bool = True) -> 
                 f"{where}: no column {wanted!r}; available: {listed(table.header)}"
                 + meant(wanted, table.header)
             )
-        return _beside_labels(found, table) if needs_labels else found
+        return _as_text(found, table, needs_labels)
     for name in TEXT_COLUMNS:
         alike = [column for column in table.header if column.casefold() == name]
         if len(alike) > 1:
@@ -104,15 +107,20 @@ def text_column(table: Table, wanted: str | None, needs_labels: bool = True) -> 
                 f"{where}: {' and '.join(alike)} are both columns; choose the text column with --text-column"
             )
         if alike:
-            return _beside_labels(alike[0], table) if needs_labels else alike[0]
+            return _as_text(alike[0], table, needs_labels)
     raise InputError(
         f"{where}: no column is named {', '.join(TEXT_COLUMNS)}; choose the text column from {listed(table.header)} "
         f"with --text-column{' (the first line must be the header)' if table.between_cells else ''}"
     )
 
 
-def _beside_labels(text: str, table: Table) -> str:
-    if len(table.header) == 1:
+def _as_text(text: str, table: Table, needs_labels: bool) -> str:
+    """Return the column, if its cells are texts, and there is another one where that is needed."""
+    if text in table.lists:
+        raise InputError(
+            f"{table.path}: {text!r} has lists, but is the text column; write a text as one string"
+        )
+    if needs_labels and len(table.header) == 1:
         between = table.between_cells
         fix = f"; is {between} the right delimiter? Set another with --delimiter" if between else ""
         raise InputError(f"{table.path}:1: has no label column besides {text!r}{fix}")
@@ -157,9 +165,7 @@ class Columns:
     def values(self, name: str) -> set[str]:
         """Return a column's different cells in the first (training) file, without empty ones, or nan for none."""
         seen = self._seen[name]
-        return (
-            {cell for cell in seen if cell.casefold() not in _NO_NUMBER} if self.nan_is_none(name) else seen
-        )
+        return {cell for cell in seen if not _is_no_number(cell)} if self.nan_is_none(name) else seen
 
     def nan_is_none(self, name: str) -> bool:
         """Whether nan means a missing value, and no class: if all other cells are numbers, or true and false."""
@@ -169,6 +175,13 @@ class Columns:
     def _is_fit(self, name: str) -> bool:
         """Whether the column looks like classes, and not like ids, numbers, text or lists."""
         return not self.holds_lists(name) and 2 <= len(self.values(name)) <= len(self._first.rows) / 2
+
+    def holds_single_labels(self, name: str) -> bool:
+        """Whether no cell of a column has several labels, in any file."""
+        self.read_as(name, "")
+        return not self.holds_lists(name) and not any(
+            _BETWEEN_LABELS.search(cell) for cell in self._counts[name]
+        )
 
     def holds_lists(self, name: str) -> bool:
         """Whether cells of the column are lists, in the first file."""
@@ -204,11 +217,16 @@ class Columns:
 
     def has_decimal_commas(self, name: str) -> bool:
         """Whether all cells are numbers, some with a comma, and one of these commas cannot separate thousands."""
-        seen = {cell for cell in self._seen[name] if cell.casefold() not in _NO_NUMBER}
+        seen = {cell for cell in self._seen[name] if not _is_no_number(cell)}
         commas = [found[1] for cell in seen if (found := _DECIMAL_COMMA.fullmatch(cell))]
         return any(len(decimals) != 3 for decimals in commas) and all(
             _INTEGER.fullmatch(cell) or _DECIMAL_COMMA.fullmatch(cell) for cell in seen
         )
+
+    def marks_of_nothing(self, name: str) -> str:
+        """Return how a column's cells say that they are missing, as in "nan and NA"; over all files."""
+        self.read_as(name, "")
+        return " and ".join(sorted(filter(_is_no_number, self._counts[name])))
 
     def read_as(self, name: str, taken_as: str) -> ColumnRead:
         """Return what a report says of a column, over all files."""
@@ -216,24 +234,28 @@ class Columns:
             tables = [table for table in self._tables.values() if name in table.header]
             self._counts[name] = Counter(cell for table in tables for cell in table.column(name))
         counts = self._counts[name]
-        nan = sum(n for cell, n in counts.items() if cell.casefold() in _NO_NUMBER)
+        nan = sum(n for cell, n in counts.items() if _is_no_number(cell))
         return ColumnRead(name, taken_as, len(counts) - ("" in counts), counts[""], nan)
+
+
+def _is_no_number(cell: str) -> bool:
+    return cell.casefold() in _NO_NUMBER
 
 
 def _cell(text: str, task: TaskRequest, path: Path, number: int) -> Cell:
     if task.kind == "labels":
-        return tuple(label.strip() for label in re.split(r"[|;]", text) if label.strip())
+        return tuple(label.strip() for label in _BETWEEN_LABELS.split(text) if label.strip())
     if task.kind == "classes":
         return text
     if not is_number(text):
         raise InputError(
-            f"{path}:{number}: {text!r} in column {task.name!r} is not a number; {_fix_of(text)}"
+            f"{path}:{number}: {_shown(text)} in column {task.name!r} is not a number; {_fix_of(text)}"
         )
     value = float(text)
     if not fits(value):
         raise InputError(
-            f"{path}:{number}: {text} in column {task.name!r} is beyond {LARGEST:.2g}, the largest number of float32, "
-            "in which models learn; write the column in another unit"
+            f"{path}:{number}: {text[:MOST_DIGITS]} in column {task.name!r} is beyond {LARGEST:.2g}, the largest "
+            "number of float32, in which models learn; write the column in another unit"
         )
     return value
 
@@ -247,7 +269,11 @@ def _fix_of(text: str) -> str:
         return f"write {found[1].replace(',', '')}{found[2]}"
     if _DECIMAL_COMMA.fullmatch(text):
         return f"write {text.replace(',', '.')}"
-    return "regression needs a number"
+    return "regression needs a number, or an empty cell where there is none"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= MOST_DIGITS else f"{text[:MOST_DIGITS]}...")
 
 
 def is_number(text: str) -> bool:

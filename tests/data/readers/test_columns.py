@@ -71,3 +71,18 @@ def test_conll2000_has_its_published_size():
     assert splits.train.n_rows + splits.dev.n_rows == 211_727
     assert splits.test.n_rows == 47_377
     assert splits.tasks == ("col2", "col1")
+
+
+def test_names_of_columns_may_have_commas_between_them(write):
+    text = "# columns: word, pos,chunk\n" + "a N B\n\n" * 9
+    assert open_data(f"columns:{write(**{'a.txt': text}) / 'a.txt'}").tasks == ("chunk", "pos")
+
+
+def test_signs_in_place_of_a_label_are_told(write):
+    text = "".join(f"a {'_' if i % 3 else 'N'} {'-' if i % 2 else 'B'}\n\n" for i in range(12))
+    notes = open_data(f"columns:{write(**{'a.txt': text}) / 'a.txt'}").notes
+    assert [note.partition("; ")[0] for note in notes[:2]] == [
+        "a.txt: column 'col1': _ in 8 cells is treated as a class",
+        "a.txt: column 'col2': - in 6 cells is treated as a class",
+    ]
+    assert notes[0].endswith("separate columns by tabs, and leave these cells empty")

@@ -103,3 +103,11 @@ def test_a_folder_of_folders_names_them(write, tmp_path):
     assert message_of(f"conllu:{tmp_path}").endswith(
         "; subfolders contain such files: use one of UD_English-EWT"
     )
+
+
+def test_files_that_are_no_part_are_told(write):
+    table = "text,label\n" + "".join(f"film {i},{'ab'[i % 2]}\n" for i in range(20))
+    folder = write(**{"train.csv": table, "latest.csv": table, "notes.txt": "none", "more.csv.gz": ""})
+    assert open_data(f"csv:{folder}").notes == (
+        "not read, because train, dev or test is not in the name: latest.csv, more.csv.gz",
+    )

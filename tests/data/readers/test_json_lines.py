@@ -7,7 +7,9 @@ import pytest
 
 from mt2st_fast.cli import main
 from mt2st_fast.data import open_data
+from mt2st_fast.data.readers import READERS
 from mt2st_fast.data.readers.json_lines import read_objects
+from mt2st_fast.data.readers.request import ReadRequest
 from mt2st_fast.errors import InputError
 from tests.data.readers.opened import labels, message_of, words
 
@@ -224,3 +226,13 @@ def test_a_number_of_thousands_of_digits_is_named_by_its_line(write):
     folder = write(**{"t.jsonl": text})
     assert "t.jsonl:2: " in (message := message_of(f"jsonl:{folder / 't.jsonl'}"))
     assert message.endswith("has a number of thousands of digits; write it as a text, or shorter")
+
+
+def test_lists_are_no_texts(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": ["a", "b"], "label": "x"}\n' * 9)
+    assert "'text' has lists, but is the text column; write a text as one string" in message_of(
+        f"jsonl:{path}"
+    )
+    with pytest.raises(InputError, match="'text' has lists"):
+        READERS["jsonl"].unlabelled(ReadRequest(path, None, None))

@@ -40,7 +40,8 @@ def test_targets_of_which_some_become_one_are_told(write):
 
 @pytest.mark.parametrize("targets", [(0.1 + 0.2, 0.3, 1.0), (3, 3, 3), (1, 2, 3), (-16777216, 16777216)])
 def test_what_rounding_does_no_harm_to_is_not_told(write, targets):
-    assert open_data(table(write, *targets), main="y:regression").notes == ()
+    notes = open_data(table(write, *targets), main="y:regression").notes
+    assert [note for note in notes if "nothing to learn" not in note] == []
 
 
 def test_many_numbers_of_many_digits_are_not_told():

@@ -15,6 +15,10 @@ from tests.data.readers.opened import message_of, sentences
     [
         ("xml:x", "available: stdlib, columns:PATH, conllu:PATH, csv:PATH, jsonl:PATH, text:PATH"),
         ("data.csv", "unknown reader 'data.csv'"),
+        ("data.csv", "text:PATH (did you mean csv:data.csv?)"),
+        (r"C:\data\r.csv.gz", r"text:PATH (did you mean csv:C:\data\r.csv.gz?)"),
+        ("x/a.txt", "text:PATH (did you mean columns:x/a.txt or conllu:x/a.txt or text:x/a.txt?)"),
+        ("CSV:a.csv", "text:PATH (did you mean csv:?)"),
         ("", "unknown reader ''"),
         ("csv:", "the reader csv needs a path"),
         ("csv", "the reader csv needs a path"),
@@ -46,7 +50,7 @@ def test_labels_are_hidden_in_training_text_only(write):
     labelled = {part: int(corpus.column("col1").labelled().sum()) for part, corpus in splits.parts.items()}
     assert labelled == {"train": 10, "dev": 40, "test": 40}
     assert splits.train.column("col2").labelled().all()
-    assert splits.notes == ("0.25 of the training units keep their labels for 'col1'",)
+    assert splits.notes[0] == "0.25 of the training units keep their labels for 'col1'"
     assert "label fraction 2" in message_of(f"columns:{folder}", label_fraction=2)
 
 

@@ -161,7 +161,19 @@ def test_nan_beside_numbers_and_truths_is_no_label(write, values):
         one(write, rows("text,label", lambda i: f"film,{'NaN' if i % 5 == 0 else values[i % 2]}"))
     )
     assert splits.train.column("label").class_names == tuple(sorted(values))
-    assert splits.notes == ("column 'label': nan in 8 cells counts as unlabelled",)
+    assert splits.notes == ("column 'label': NaN in 8 cells counts as unlabelled",)
+
+
+@pytest.mark.parametrize("mark", ["NA", "N/A", "NULL", "<NA>", "#N/A"])
+def test_what_others_write_for_nothing_is_no_number_and_no_class_beside_numbers(write, mark):
+    data = one(
+        write, rows("text,n", lambda i: f"film,{mark if i % 5 == 0 else 'nan' if i % 5 == 1 else i % 3}")
+    )
+    told = f"column 'n': {' and '.join(sorted((mark, 'nan')))} in 16 cells counts as unlabelled"
+    assert open_data(data).notes == (told,)
+    splits = open_data(data, main="n:regression")
+    assert splits.notes == (told,)
+    assert sum(int(part.column("n").labelled().sum()) for part in splits.parts.values()) == 24
 
 
 def test_nan_beside_words_is_a_class_and_said(write):
@@ -196,8 +208,8 @@ def test_a_comma_that_may_stand_between_thousands_is_refused(write, cells):
         ("-6,568,123", "write -6568123"),
         ("6,568.5", "write 6568.5"),
         ("0,568", "write 0.568"),
-        ("6.568,5", "regression needs a number"),
-        ("6 %", "regression needs a number"),
+        ("6.568,5", "regression needs a number, or an empty cell where there is none"),
+        ("6 %", "regression needs a number, or an empty cell where there is none"),
     ],
 )
 def test_the_fix_of_a_number_with_commas_is_no_other_number(write, cell, fix):
@@ -209,6 +221,11 @@ def test_one_value_only_is_said(write):
     splits = open_data(one(write, rows("text,label", lambda i: "film,pos")))
     assert splits.notes == (
         "label: every training label is 'pos', so there is nothing to learn; add rows of other classes or choose "
+        "another main task",
+    )
+    splits = open_data(one(write, rows("text,stars", lambda i: "film,5")), main="stars:regression")
+    assert splits.notes == (
+        "stars: every training label is 5.0, so there is nothing to learn; add rows with other numbers or choose "
         "another main task",
     )
 
@@ -243,3 +260,28 @@ def test_a_test_set_without_labels_is_said(write):
     assert open_data(f"csv:{folder}").notes == (
         "label: no test row has a label for the main task, so there is no test result",
     )
+
+
+def test_auxiliary_tasks_without_anything_to_learn_are_told(write):
+    data = one(write, rows("text,label,aux", lambda i: f"film,{label(i)},7"))
+    assert open_data(data, auxiliary=["aux"]).notes == (
+        "aux: every training label is '7', so there is nothing to learn; add rows of other classes or leave it out",
+    )
+    assert "aux: every training label is 7.0" in open_data(data, auxiliary=["aux:regression"]).notes[0]
+    empty = one(write, rows("text,label,aux", lambda i: f"film,{label(i)},"))
+    assert open_data(empty, auxiliary=["aux:regression"]).notes == (
+        "aux: no training row has a label, so no step trains it; label some rows or leave it out",
+    )
+    for kind in ("", ":multilabel"):
+        assert "no row has a label for the task 'aux'; label some or leave it out" in message_of(
+            empty, auxiliary=[f"aux{kind}"]
+        )
+
+
+def test_labels_that_nothing_separates_are_told(write):
+    data = one(write, rows("text,tags", lambda i: f'film,"a, {label(i)}"'))
+    assert open_data(data, main="tags:multilabel").notes == (
+        "column 'tags': no cell has | or ;, which separate labels, so each cell is one label",
+    )
+    data = one(write, rows("text,tags", lambda i: f"film,{'a;b' if i % 2 else 'a'}"))
+    assert open_data(data, main="tags:multilabel").notes == ()
