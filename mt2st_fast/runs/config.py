@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -13,6 +13,7 @@ from mt2st_fast.data.batches import batch_size_for
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import ROOMS
 from mt2st_fast.runs.options import check_options, one_of, option, positive
+from mt2st_fast.training.engines import Backward
 from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, strategies, strategy_options
 
 MOST_STEPS_BY_DEFAULT = 2500
@@ -182,11 +183,12 @@ class Config:
         "replay each phase's step as a CUDA graph (the default on CUDA devices); the report says what could not be "
         "captured",
     )
-    fuse_backward: bool | None = option(
-        None,
+    backward: str = option(
+        "auto",
         "Machine",
-        "do not store gradients of word vectors: a step is one kernel call where possible (the default on a CPU), "
-        "otherwise the backward pass updates their rows",
+        "how gradients are made: by the fastest engine (auto), all by autograd, or fused (those of word vectors are "
+        "never stored)",
+        test=one_of(get_args(Backward)),
     )
 
     def __post_init__(self) -> None:
@@ -242,7 +244,7 @@ class Config:
         fused = {
             "--backend": self.backend != "auto",
             "--graph": self.graph,
-            "--fuse-backward": self.fuse_backward,
+            "--backward": self.backward == "fused",
             "--predict-context": self.predict_context,
         }
         given = [flag for flag, is_given in fused.items() if is_given]

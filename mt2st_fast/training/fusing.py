@@ -16,20 +16,20 @@ def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> list[nn.Param
     By default, it does so on CUDA if nothing needs their gradient. loaders: the number of batches in a step.
     wants_gradients: whether the schedule uses gradients. Raises ValueError if it is requested and not possible.
     """
-    if parts.fuse_backward is None:
+    if parts.backward == "auto":
         fits = (
             not parts.by_task
             and parts.device.type == "cuda"
             and _nothing_needs_gradients(parts, loaders, wants_gradients)
         )
     else:
-        fits = parts.fuse_backward
+        fits = parts.backward == "fused"
     if not fits:
         return []
     tables = [table for table in row_sparse_tables(parts.encoder) if table.requires_grad]
     if not isinstance(parts.optimizer, RowSparseOptimizer):
         raise ValueError(
-            "fuse_backward needs LazyAdam, RowwiseAdagrad or SGD of mt2st_fast, not "
+            'backward="fused" needs LazyAdam, RowwiseAdagrad or SGD of mt2st_fast, not '
             f"{type(parts.optimizer).__name__}"
         )
     parts.optimizer.fuse(tables)

@@ -159,7 +159,6 @@ def train_bags(
 def _trainer(encoder: BagEncoder, heads: MultiTaskHeads, options: BagOptions, batch_size: int) -> Trainer:
     others: dict[str, Any] = {
         "lr_decay": "none" if options.trainer.get("lr_scheduler") else "linear",
-        "fuse_backward": True,
         "device": options.device,
     } | dict(options.trainer)
     if "optimizer" not in others:

@@ -72,7 +72,7 @@ def tagger(active: tuple[str, ...], part: Part = "all") -> tuple[EagerSteps, Res
     parts = StepParts(
         encoder=encoder, heads=heads, learnt=None, optimizer=adam,
         scaler=torch.amp.GradScaler("cpu", enabled=False), weights_k=torch.ones(len(active)), device=CPU,
-        precision="float32", clip_norm=None, accumulate=1, lr_changes=False, graph=False, fuse_backward=True,
+        precision="float32", clip_norm=None, accumulate=1, lr_changes=False, graph=False, backward="fused",
         fixed_batches=False, part=part,
     )  # fmt: skip
     parts.fused_tables = fuse(parts, 1, False)

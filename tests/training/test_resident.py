@@ -163,7 +163,7 @@ def lazy_adam(parameters, lr):
 
 @pytest.mark.parametrize("optimizer", [lazy_adam, RowwiseAdagrad, SGD])
 def test_a_row_sparse_encoder_is_captured_where_its_update_is_fused(optimizer):
-    options = {"optimizer": lambda p: optimizer(p, lr=RATE), "fuse_backward": True, "sparse": True}
+    options = {"optimizer": lambda p: optimizer(p, lr=RATE), "backward": "fused", "sparse": True}
     expected, _ = fitted(Trainer, False, **options)
     found, trainer = fitted(GraphedOnCpu, True, **options)
     assert {phase.graph for phase in found[0].phases} == {"captured"}
@@ -188,7 +188,7 @@ def parts(*, optimizer=LazyAdam, encoder=None, **changed):
         "encoder": encoder, "heads": heads, "learnt": None, "optimizer": optimizer(whole, lr=RATE),
         "scaler": torch.amp.GradScaler("cpu", enabled=False), "weights_k": torch.ones(3),
         "device": torch.device("cuda"), "precision": "float32", "clip_norm": None, "accumulate": 1,
-        "lr_changes": True, "graph": True, "fuse_backward": None, "fixed_batches": False,
+        "lr_changes": True, "graph": True, "backward": "auto", "fixed_batches": False,
     }  # fmt: skip
     return StepParts(**{**values, **changed})
 
@@ -218,7 +218,7 @@ class Twice(nn.Module):
     ("made", "loaders", "wants_gradients"),
     [
         (lambda: parts(device=CPU), 1, False),
-        (lambda: parts(fuse_backward=False), 1, False),
+        (lambda: parts(backward="autograd"), 1, False),
         (lambda: parts(clip_norm=1.0), 1, False),
         (lambda: parts(accumulate=2), 1, False),
         (lambda: parts(scaler=torch.amp.GradScaler("cpu")), 1, False),
@@ -239,7 +239,7 @@ def test_not_where_somebody_needs_the_gradient(made, loaders, wants_gradients):
 
 
 def test_a_run_lets_go_of_the_tables_that_it_fused():
-    _, trainer = fitted(Trainer, False, sparse=True, fuse_backward=True, schedule=MultiTask())
+    _, trainer = fitted(Trainer, False, sparse=True, backward="fused", schedule=MultiTask())
     loss = trainer.heads(
         trainer.encoder(torch.zeros(4, 3, dtype=torch.int32)), {"main": torch.zeros(4, dtype=torch.int64)}
     )

@@ -282,14 +282,14 @@ def test_the_trainer_takes_it_by_default_and_retires_tasks():
 @pytest.mark.parametrize("schedule", [MultiTask(), Switch(at=0.5)])
 def test_it_trains_as_the_eager_engine_does(schedule):
     found = {}
-    for fuse in (None, False):
-        training = trainer(dropout=0.0, schedule=copy.deepcopy(schedule), fuse_backward=fuse)
+    for backward in ("auto", "autograd"):
+        training = trainer(dropout=0.0, schedule=copy.deepcopy(schedule), backward=backward)
         history = training.fit(BATCHES, epochs=2)
-        assert (history.phases[0].engine == "one kernel call") == (fuse is None)
-        found[fuse] = [
+        assert (history.phases[0].engine == "one kernel call") == (backward == "auto")
+        found[backward] = [
             *parameters(training.encoder, training.heads), torch.tensor(list(training.evaluate(BATCHES).values())),
         ]  # fmt: skip
-    for ours, eager in zip(found[None], found[False], strict=True):
+    for ours, eager in zip(found["auto"], found["autograd"], strict=True):
         torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-4)
 
 
@@ -385,7 +385,7 @@ def test_options_that_need_gradients_are_an_obstacle():
     of_gradients = "gradients in one kernel call"
     for options, reason, engine in (
         ({"clip_norm": 1.0}, "clip_norm", of_gradients),
-        ({"fuse_backward": False}, "not asked for", "eager"),
+        ({"backward": "autograd"}, "not asked for", "eager"),
     ):
         training = trainer(**options)
         training.fit(BATCHES[:2], epochs=1)

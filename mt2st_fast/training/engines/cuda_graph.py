@@ -57,7 +57,7 @@ class CudaGraphSteps:
         fused = {id(table) for table in parts.fused_tables}
         if any(table.requires_grad and id(table) not in fused for table in tables):
             self._obstacle = (
-                "the length of a row-sparse gradient varies by batch: keep the default of fuse_backward and avoid "
+                "the length of a row-sparse gradient varies by batch: keep the default of backward= and avoid "
                 "what needs gradients (clip_norm, accumulate, float16), or set sparse=False in the encoder"
             )
         if parts.processes.are_several:

@@ -68,8 +68,8 @@ class EagerSteps:
         parts = self._parts
         if parts.fused_tables and len(micro_steps[0]) > 1:
             raise InputError(
-                f"fuse_backward=True steps a table that is read once a step, but a step has the batches of "
-                f"{len(micro_steps[0])} loaders; leave fuse_backward out, or combine the rows in one loader"
+                'backward="fused" steps a table that is read once a step, but a step has the batches of '
+                f"{len(micro_steps[0])} loaders; leave backward= out, or combine the rows in one loader"
             )
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         self._moves = False

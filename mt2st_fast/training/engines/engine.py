@@ -20,6 +20,7 @@ from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.schedules.base import Part
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Backward = Literal["auto", "autograd", "fused"]  # how gradients are made, see Trainer
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,7 +44,7 @@ class StepParts:
     accumulate: int  # batches per step
     lr_changes: bool  # whether the learning rate changes with every step
     graph: bool
-    fuse_backward: bool | None  # None: wherever that is safe
+    backward: Backward
     fixed_batches: bool  # whether the same tensors are the same batch throughout a phase
     # Tables that the backward pass steps, without a gradient.
     fused_tables: list[nn.Parameter] = field(default_factory=list)

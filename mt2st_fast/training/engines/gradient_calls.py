@@ -43,8 +43,8 @@ class GradientCalls:
         parts = self._parts
         if parts.device.type != "cpu":
             return f"its kernels compute on a CPU, the run is on {parts.device.type}"
-        if parts.fuse_backward is False:
-            return "not asked for (fuse_backward=False)"
+        if parts.backward == "autograd":
+            return 'not asked for (backward="autograd")'
         if parts.fused_tables:
             return "the backward pass steps the table"
         if parts.precision != "float32":

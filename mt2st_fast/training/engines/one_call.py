@@ -57,8 +57,8 @@ class OneCallSteps:
             return f"its kernels compute on a CPU, the run is on {parts.device.type}"
         if parts.processes.are_several:
             return "several processes exchange gradients, which it never stores"
-        if parts.fuse_backward is False:
-            return "not asked for (fuse_backward=False)"
+        if parts.backward == "autograd":
+            return 'not asked for (backward="autograd")'
         if parts.clip_norm is not None:
             return "clip_norm needs the gradients, which it never stores"
         if parts.precision != "float32":
