@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultitaskLoss
 from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.training.encoding import encode
-from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.shares import Shares, label_shares, labelled_in
 from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.optim import RowSparseOptimizer
@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
     mask: Tensor | None
 
 
-class EagerSteps:
+class EagerSteps(Engine):
     """Steps by torch's operators and autograd; this is what a CUDA graph captures."""
 
     name = "eager"
@@ -40,28 +40,6 @@ class EagerSteps:
         self._one: Tensor | None = None
         self._moves = True  # whether the current step has a gradient
         self._weigher = parts.learnt if isinstance(parts.learnt, WeighsByLosses) else None
-
-    def enter_phase(self) -> None:
-        """Do nothing: no state is kept from phase to phase."""
-
-    def obstacle(self) -> str | None:
-        """Return None, always."""
-        return None
-
-    def declines(self, micro_steps: Any) -> str | None:
-        """Return None, always."""
-        del micro_steps
-        return None
-
-    def features(self, inputs: Any) -> Tensor | None:
-        """Return None: the encoder itself is called."""
-        del inputs
-        return None
-
-    def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Return None: correct targets are counted from logits."""
-        del inputs, targets
-        return None
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """Take one step; returns the losses (K,)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.training.engines.bag_training import BagTraining
-from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.held_parameters import LOSSES_ALONE, MOVES
 from mt2st_fast.training.engines.shares import labelled_in
 from mt2st_fast.training.engines.text_training import TextTraining
@@ -26,7 +26,7 @@ from mt2st_fast.training.sources import Batch, materialised
 SEVERAL_BATCHES = "a step consists of several batches"
 
 
-class OneCallSteps:
+class OneCallSteps(Engine):
     """One kernel call per step, if `BagTraining` or `TextTraining` can take the phase."""
 
     name = "one kernel call"
