@@ -20,6 +20,7 @@ from mt2st_fast import (
 from mt2st_fast.kernels import ROW_RULES
 from mt2st_fast.training.optim import RowSparseOptimizer, optimizer_by_rule
 from mt2st_fast.training.optimizer_upkeep import clip_gradients, row_sparse_tables
+from tests.training.small_runs import Stop
 
 T = 50
 
@@ -276,7 +277,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
         encoder, heads = model(sparse=True)
         trainer = Trainer(encoder, heads, schedule=Switch(at=0.5), lr=0.05, backward="fused", device="cpu")
         if stop_at is not None:
-            trainer.callbacks.append(StopAt(stop_at))
+            trainer.callbacks.append(Stop(stop_at))
         trainer.fit(bags(), epochs=epochs, checkpoint=path, resume=resume)
         return encoder.table.detach().clone()
 
@@ -284,15 +285,6 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     path.unlink()
     train(4, stop_at=9)
     assert torch.equal(train(4, resume=True), whole)
-
-
-class StopAt(mt2st_fast.Callback):
-    def __init__(self, step):
-        self.at = step
-
-    def on_step(self, trainer):
-        if trainer.step == self.at:
-            trainer.stop_requested = True
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from mt2st_fast import (
-    Callback,
     Classification,
     MultiTask,
     MultiTaskHeads,
@@ -26,6 +25,7 @@ from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.sources import Source
 from tests.data.test_batches import classes
 from tests.training.graphs_on_cpu import RATE, GraphedOnCpu, Recorder, assert_same
+from tests.training.small_runs import Stop
 
 CPU = torch.device("cpu")
 TASKS = {"main": Classification(5), "aux": Classification(3), "score": Regression(2)}
@@ -103,13 +103,9 @@ def test_history_and_weights_are_those_of_batches_that_cross(kind, options):
 @pytest.mark.parametrize("stop", [5, 13, 26, 40])
 @pytest.mark.parametrize("kind", [Trainer, GraphedOnCpu])
 def test_a_run_resumes_within_an_epoch(tmp_path, kind, stop):
-    class Stop(Callback):
-        def on_step(self, trainer):
-            trainer.stop_requested = trainer.step == stop
-
     whole, _ = fitted(kind, True)
     path = tmp_path / "checkpoint"
-    fitted(kind, True, callbacks=[Stop()], fit={"checkpoint": path})
+    fitted(kind, True, callbacks=[Stop(stop)], fit={"checkpoint": path})
     resumed, _ = fitted(kind, True, fit={"checkpoint": path, "resume": True})
     assert_same(whole, resumed)
 
