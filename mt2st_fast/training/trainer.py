@@ -14,6 +14,7 @@ from torch import nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
+from mt2st_fast.training.batch import Batch
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.checkpoint import Checkpoint, check_replaceable
@@ -44,7 +45,7 @@ from mt2st_fast.training.schedules.abilities import (
     check_resumable,
 )
 from mt2st_fast.training.selection import no_held_out
-from mt2st_fast.training.sources import Batch, Source
+from mt2st_fast.training.sources import Source
 
 __all__ = ["NonFiniteLossError", "Trainer"]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultitaskLoss
 from mt2st_fast.model.task_features import TaskFeatures
+from mt2st_fast.training.batch import Batch, PlainBatch, materialised, to_device
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.shares import Shares, label_shares, labelled_in
@@ -18,7 +19,6 @@ from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import clip_gradients
 from mt2st_fast.training.schedules.abilities import WeighsByLosses
-from mt2st_fast.training.sources import Batch, PlainBatch, materialised, to_device
 
 
 class Encoded(NamedTuple):

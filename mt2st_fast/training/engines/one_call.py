@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+from mt2st_fast.training.batch import Batch, materialised
 from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.held_parameters import LOSSES_ALONE, MOVES
@@ -21,7 +22,6 @@ from mt2st_fast.training.engines.word_gradients import (
 )
 from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.schedules.abilities import WeighsByLosses
-from mt2st_fast.training.sources import Batch, materialised
 
 SEVERAL_BATCHES = "a step consists of several batches"
 
