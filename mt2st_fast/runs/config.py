@@ -13,7 +13,8 @@ from mt2st_fast.data.batches import batch_size_for
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import ROOMS
 from mt2st_fast.runs.options import check_options, one_of, option, positive
-from mt2st_fast.training.engines import Backward
+from mt2st_fast.training.engines import Backward, Precision
+from mt2st_fast.training.learning_rate import Decay
 from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, strategies, strategy_options
 
 MOST_STEPS_BY_DEFAULT = 2500
@@ -21,8 +22,6 @@ LEAST_BATCH = 16
 ENGINES = ("fused", "torch")
 NONE = "none"  # no second strategy
 OF_DEFAULT_CORPUS = "stl"  # the second strategy there
-LR_DECAYS = ("linear", "none")
-PRECISIONS = ("float32", "bfloat16", "float16")
 # Limits of what machines and the numbers in files can hold; larger values would overflow.
 MOST_SEED = (
     2**53 - 1
@@ -116,14 +115,14 @@ class Config:
         max=1.0,
     )
     lr: float = option(1e-2, "Training", "learning rate for Adam", test=positive)
-    lr_decay: str = option("linear", "Training", "linear (to 0 at the end) or none", test=one_of(LR_DECAYS))
+    lr_decay: str = option("linear", "Training", "linear (to 0 at the end) or none", test=one_of(get_args(Decay)))
     weight_decay: float = option(
         0.0, "Training", "decoupled weight decay for dense layers; not applied to word vectors", min=0.0
     )
     clip_norm: float | None = option(None, "Training", "maximum total norm of all gradients", test=positive)
     accumulate: int = option(1, "Training", "batches per step", min=1)
     precision: str = option(
-        "float32", "Training", "float32, bfloat16 or float16 (autocast)", test=one_of(PRECISIONS)
+        "float32", "Training", "float32, bfloat16 or float16 (autocast)", test=one_of(get_args(Precision))
     )
     dim: int = option(64, "Model", "length of a word vector", min=1, max=MOST_WIDE)
     window: int = option(

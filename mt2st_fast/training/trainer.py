@@ -129,8 +129,8 @@ class Trainer:
         check_positive(lr=lr, **given(clip_norm=clip_norm))
         check_not_negative(weight_decay=weight_decay)
         check_count(accumulate=accumulate, log_every=log_every)
-        if precision not in ("float32", *AUTOCAST):
-            raise ValueError(f"precision {precision} is unknown; available: float32, {', '.join(AUTOCAST)}")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision {precision} is unknown; available: {', '.join(get_args(Precision))}")
         check_rates(lr_decay, lr_scheduler)
         if distributed not in ("auto", "none"):
             raise ValueError(f"distributed must be 'auto' or 'none', not {distributed!r}")
