@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,32 @@ class ContextOptions:
         )  # fmt: skip
 
 
-class ContextTraining:
+class TrainingInPlace:
+    """What trainings on a CPU have in common: rounds over shards of a text, which move the caller's own arrays."""
+
+    inputs: np.ndarray
+    options: ContextOptions
+
+    def rounds(self, n_words: int) -> int:
+        """Return the number of rounds in an epoch over n_words."""
+        of_a_shard = -(-n_words // self.options.shards)
+        return -(-of_a_shard // self.options.shard_words)
+
+    def finite(self) -> bool:
+        """Whether all input vectors are finite."""
+        return bool(np.isfinite(self.inputs).all())
+
+    def store(self) -> None:
+        """Do nothing: the tables are trained in place."""
+
+    def _calls(self, rounds: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """Divide rounds [first, last) among kernel calls of about WORDS_A_CALL words."""
+        at_once = max(1, WORDS_A_CALL // (self.options.shards * self.options.shard_words))
+        for first in range(*rounds, at_once):
+            yield first, min(first + at_once, rounds[1])
+
+
+class ContextTraining(TrainingInPlace):
     """Train two tables in place over a stream of tokens. Each call depends only on its arguments and the tables.
 
     inputs, outputs: (V, D); with subwords inputs are (R, D), the rows whose means are the words' vectors.
@@ -92,11 +118,6 @@ class ContextTraining:
                 len(inputs), subwords, D, o.shards, o.shard_words, o.window
             )
 
-    def rounds(self, n_words: int) -> int:
-        """Return the number of rounds in an epoch over n_words."""
-        of_a_shard = -(-n_words // self.options.shards)
-        return -(-of_a_shard // self.options.shard_words)
-
     def run(
         self,
         tokens: np.ndarray,
@@ -119,17 +140,8 @@ class ContextTraining:
         if self.subwords is not None:
             parts = SubwordParts(self.subwords, self._subword_workspace)
         found, rates = np.zeros((o.shards, 2)), np.array([rate, rate_fall, least_rate])
-        at_once = max(1, WORDS_A_CALL // (o.shards * o.shard_words))
-        for first in range(rounds[0], rounds[1], at_once):
-            some = first, min(first + at_once, rounds[1])
+        for some in self._calls(rounds):
             self._kernels.train_rounds(
                 stream, self.sampler, steps, rates, some, tables, parts, self._workspace, found
             )
         return float(found[:, 0].sum()), int(found[:, 1].sum())
-
-    def finite(self) -> bool:
-        """Whether all input vectors are finite."""
-        return bool(np.isfinite(self.inputs).all())
-
-    def store(self) -> None:
-        """Do nothing: the tables are trained in place."""
