@@ -115,7 +115,9 @@ class Config:
         max=1.0,
     )
     lr: float = option(1e-2, "Training", "learning rate for Adam", test=positive)
-    lr_decay: str = option("linear", "Training", "linear (to 0 at the end) or none", test=one_of(get_args(Decay)))
+    lr_decay: str = option(
+        "linear", "Training", "linear (to 0 at the end) or none", test=one_of(get_args(Decay))
+    )
     weight_decay: float = option(
         0.0, "Training", "decoupled weight decay for dense layers; not applied to word vectors", min=0.0
     )

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from mt2st_fast.data import BagBatches, TargetColumn
+from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.batches import MOST_ROWS, batch_size_for
 from mt2st_fast.data.corpus import Corpus
-from mt2st_fast.data.labelled_text import BagFeatures
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
