@@ -83,10 +83,9 @@ class HierarchyTraining(TrainingInPlace):
         paths: TreePaths,
         options: ContextOptions,
         locks: np.ndarray = NO_LOCKS,
-        backend: str = "auto",
     ):
         check_options(options.mode, options.window, options.negatives, options.shared)
-        self._kernels: Any = load_numba("hierarchy", "HierarchyTraining", backend)
+        self._kernels: Any = load_numba("hierarchy", "HierarchyTraining")
         self.inputs, self.outputs, self.sampler, self.options = inputs, outputs, sampler, options
         self.paths, self.locks = paths, locks
         V, D = inputs.shape

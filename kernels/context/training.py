@@ -90,8 +90,8 @@ class ContextTraining(TrainingInPlace):
     locks: see Tables; not supported with subwords.
     measured: the share of the pairs whose loss `run` returns.
 
-    Raises ValueError for options that the kernel does not support, RuntimeError if a backend other than Numba is
-    requested.
+    Raises ValueError for options that the kernel does not support, RuntimeError if the environment requests another
+    backend than Numba.
     """
 
     measured = 1 / 8
@@ -104,10 +104,9 @@ class ContextTraining(TrainingInPlace):
         options: ContextOptions,
         subwords: WordRows | None = None,
         locks: np.ndarray = NO_LOCKS,
-        backend: str = "auto",
     ):
         check_options(options.mode, options.window, options.negatives, options.shared)
-        self._kernels: Any = load_numba("training", "ContextTraining", backend)
+        self._kernels: Any = load_numba("training", "ContextTraining")
         self.inputs, self.outputs, self.sampler, self.options = inputs, outputs, sampler, options
         self.subwords, self.locks = subwords, locks
         V, D = outputs.shape
