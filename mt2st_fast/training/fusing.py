@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 
 
-def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> list[nn.Parameter]:
-    """Have the backward pass step the encoder's row-sparse tables if requested; returns the tables that it steps.
+def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> None:
+    """Have the backward pass step the encoder's row-sparse tables if requested, and name them in `fused_tables`.
 
     By default, it does so on CUDA if nothing needs their gradient. loaders: the number of batches in a step.
     wants_gradients: whether the schedule uses gradients. Raises ValueError if it is requested and not possible.
@@ -25,7 +23,7 @@ def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> list[nn.Param
     else:
         fits = parts.backward == "fused"
     if not fits:
-        return []
+        return
     tables = [table for table in row_sparse_tables(parts.encoder) if table.requires_grad]
     if not isinstance(parts.optimizer, RowSparseOptimizer):
         raise ValueError(
@@ -33,7 +31,7 @@ def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> list[nn.Param
             f"{type(parts.optimizer).__name__}"
         )
     parts.optimizer.fuse(tables)
-    return tables
+    parts.fused_tables = tables
 
 
 def _nothing_needs_gradients(parts: StepParts, loaders: int, wants_gradients: bool) -> bool:

@@ -128,7 +128,7 @@ class Run:
         if options.graph and (options.own_optimizer or isinstance(self.optimizer, RowSparseOptimizer)):
             put_on_device(self._parts.optimizer, options.device)
         # After restoring, which puts other tensors into the optimizer's state.
-        self._parts.fused_tables = fuse(self._parts, len(source.loaders), self._wants_gradients)
+        fuse(self._parts, len(source.loaders), self._wants_gradients)
         if self._phase_active:
             self.engine.choose(self.history.phases)
 

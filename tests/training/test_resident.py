@@ -192,7 +192,8 @@ def parts(*, optimizer=LazyAdam, encoder=None, **changed):
 @pytest.mark.parametrize("optimizer", [LazyAdam, RowwiseAdagrad, SGD])
 def test_on_cuda_the_backward_pass_steps_the_table_by_default(optimizer):
     made = parts(optimizer=optimizer)
-    (table,) = fuse(made, 1, False)
+    fuse(made, 1, False)
+    (table,) = made.fused_tables
     assert table is made.encoder.table
 
 
@@ -231,7 +232,9 @@ class Twice(nn.Module):
     ],
 )  # fmt: skip
 def test_not_where_somebody_needs_the_gradient(made, loaders, wants_gradients):
-    assert fuse(made(), loaders, wants_gradients) == []
+    kept = made()
+    fuse(kept, loaders, wants_gradients)
+    assert kept.fused_tables == []
 
 
 def test_a_run_lets_go_of_the_tables_that_it_fused():
