@@ -156,7 +156,7 @@ def _our_parts(V: int, dim: int, words: np.ndarray, labels: np.ndarray) -> tuple
 
 
 def our_kernel_step(V: int, dim: int, words: np.ndarray, labels: np.ndarray, *, fixed: bool = False) -> Step:
-    """The same step as one kernel call, as the Trainer does it with fuse_backward; fixed: with repeated batches."""
+    """The same step as one kernel call, as the Trainer does it by default; fixed: with repeated batches."""
     encoder, heads, optimizer, inputs, targets, weights = _our_parts(V, dim, words, labels)
     training = BagTraining(encoder, heads, optimizer, fixed_batches=fixed)
     return lambda: training(inputs, targets, weights)

@@ -14,8 +14,8 @@ from mt2st_fast import Classification, MultiTaskHeads, WindowEncoder
 from mt2st_fast.data import evaluation_batches, open_data
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment, evaluation_rows
+from mt2st_fast.training.batch import Batch
 from mt2st_fast.training.optim import LazyAdam
-from mt2st_fast.training.sources import Batch
 
 EWT = ROOT.parent / "shared" / "data" / "ud_english_ewt"
 EWT_AUXILIARY = (

@@ -25,6 +25,15 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def spells_number(text: str) -> bool:
+    """Whether Python reads a text as a number; nan and inf count."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def plain(value: Any) -> Any:
     """Return a NumPy number as Python's, for `json.dumps(default=plain)`. Raises TypeError for anything else."""
     if isinstance(value, np.generic):

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from .hierarchy import HierarchyTraining
-from .training import ContextTraining
+from .training import ContextTraining, TrainingInPlace
 
 
-class BothTraining:
+class BothTraining(TrainingInPlace):
     """In every round, take steps of `tree`, then of `negatives`, over its words; both train the same input vectors.
 
     Raises ValueError if the two trainings have different rounds.
@@ -23,10 +23,7 @@ class BothTraining:
         if len(of_rounds) > 1 or tree.inputs is not negatives.inputs:
             raise ValueError("both trainings need the same input vectors, shards and shard_words")
         self.tree, self.negatives = tree, negatives
-
-    def rounds(self, n_words: int) -> int:
-        """Return the number of rounds in an epoch over n_words."""
-        return self.tree.rounds(n_words)
+        self.inputs, self.options = tree.inputs, tree.options
 
     def run(
         self,
@@ -46,10 +43,3 @@ class BothTraining:
                 loss += part / training.measured
                 pairs += n if training is self.tree else 0
         return loss, pairs
-
-    def finite(self) -> bool:
-        """Whether all input vectors are finite."""
-        return self.tree.finite()
-
-    def store(self) -> None:
-        """Do nothing: the tables are trained in place."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from .batch import WordSampler, check_options
 from .room import load_numba
-from .training import NO_LOCKS, WORDS_A_CALL, ContextOptions
+from .training import NO_LOCKS, ContextOptions, TrainingInPlace
 from .workspace import Stream, Tables
 
 
@@ -67,7 +67,7 @@ def tree_paths(counts: np.ndarray) -> TreePaths:
     return TreePaths(bounds, nodes, signs)
 
 
-class HierarchyTraining:
+class HierarchyTraining(TrainingInPlace):
     """Train input vectors (V, D) and node vectors (V, D) in place, as ContextTraining does with negatives.
 
     The options `negatives` and `shared` are not used. Raises what ContextTraining raises.
@@ -83,21 +83,15 @@ class HierarchyTraining:
         paths: TreePaths,
         options: ContextOptions,
         locks: np.ndarray = NO_LOCKS,
-        backend: str = "auto",
     ):
         check_options(options.mode, options.window, options.negatives, options.shared)
-        self._kernels: Any = load_numba("hierarchy", "HierarchyTraining", backend)
+        self._kernels: Any = load_numba("hierarchy", "HierarchyTraining")
         self.inputs, self.outputs, self.sampler, self.options = inputs, outputs, sampler, options
         self.paths, self.locks = paths, locks
         V, D = inputs.shape
         self._workspace = _make_workspace(
             V, D, options.shards, options.shard_words, int(np.diff(paths.bounds).max())
         )
-
-    def rounds(self, n_words: int) -> int:
-        """Return the number of rounds in an epoch over n_words."""
-        of_a_shard = -(-n_words // self.options.shards)
-        return -(-of_a_shard // self.options.shard_words)
 
     def run(
         self,
@@ -114,20 +108,11 @@ class HierarchyTraining:
         stream = Stream(tokens, bounds, key)
         steps, tables = o.steps(0.0), Tables(self.inputs, self.outputs, self.locks)
         found, rates = np.zeros((o.shards, 2)), np.array([rate, rate_fall, least_rate])
-        at_once = max(1, WORDS_A_CALL // (o.shards * o.shard_words))
-        for first in range(rounds[0], rounds[1], at_once):
-            some = first, min(first + at_once, rounds[1])
+        for some in self._calls(rounds):
             self._kernels.train_hierarchy(
                 stream, self.sampler.keep, self.paths, steps, rates, some, tables, self._workspace, found
             )
         return float(found[:, 0].sum()), int(found[:, 1].sum())
-
-    def finite(self) -> bool:
-        """Whether all input vectors are finite."""
-        return bool(np.isfinite(self.inputs).all())
-
-    def store(self) -> None:
-        """Do nothing: the tables are trained in place."""
 
 
 def _make_workspace(V: int, D: int, P: int, N: int, longest: int) -> HierarchyWorkspace:

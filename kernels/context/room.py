@@ -11,7 +11,7 @@ from ..machine.registry import Room
 ROOM = Room("context", __package__)
 
 
-def load_numba(part: str, what: str, backend: str, device_type: str = "cpu") -> Any:
+def load_numba(part: str, what: str, backend: str = "auto", device_type: str = "cpu") -> Any:
     """Load a module of the Numba backend, for `what` no other backend supports.
 
     Raises RuntimeError if another backend is requested, by `backend` or the environment, and what `Room.choose` raises.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,15 +58,40 @@ class ContextOptions:
         )  # fmt: skip
 
 
-class ContextTraining:
+class TrainingInPlace:
+    """What trainings on a CPU have in common: rounds over shards of a text, which move the caller's own arrays."""
+
+    inputs: np.ndarray
+    options: ContextOptions
+
+    def rounds(self, n_words: int) -> int:
+        """Return the number of rounds in an epoch over n_words."""
+        of_a_shard = -(-n_words // self.options.shards)
+        return -(-of_a_shard // self.options.shard_words)
+
+    def finite(self) -> bool:
+        """Whether all input vectors are finite."""
+        return bool(np.isfinite(self.inputs).all())
+
+    def store(self) -> None:
+        """Do nothing: the tables are trained in place."""
+
+    def _calls(self, rounds: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """Divide rounds [first, last) among kernel calls of about WORDS_A_CALL words."""
+        at_once = max(1, WORDS_A_CALL // (self.options.shards * self.options.shard_words))
+        for first in range(*rounds, at_once):
+            yield first, min(first + at_once, rounds[1])
+
+
+class ContextTraining(TrainingInPlace):
     """Train two tables in place over a stream of tokens. Each call depends only on its arguments and the tables.
 
     inputs, outputs: (V, D); with subwords inputs are (R, D), the rows whose means are the words' vectors.
     locks: see Tables; not supported with subwords.
     measured: the share of the pairs whose loss `run` returns.
 
-    Raises ValueError for options that the kernel does not support, RuntimeError if a backend other than Numba is
-    requested.
+    Raises ValueError for options that the kernel does not support, RuntimeError if the environment requests another
+    backend than Numba.
     """
 
     measured = 1 / 8
@@ -78,10 +104,9 @@ class ContextTraining:
         options: ContextOptions,
         subwords: WordRows | None = None,
         locks: np.ndarray = NO_LOCKS,
-        backend: str = "auto",
     ):
         check_options(options.mode, options.window, options.negatives, options.shared)
-        self._kernels: Any = load_numba("training", "ContextTraining", backend)
+        self._kernels: Any = load_numba("training", "ContextTraining")
         self.inputs, self.outputs, self.sampler, self.options = inputs, outputs, sampler, options
         self.subwords, self.locks = subwords, locks
         V, D = outputs.shape
@@ -91,11 +116,6 @@ class ContextTraining:
             self._subword_workspace = make_subword_workspace(
                 len(inputs), subwords, D, o.shards, o.shard_words, o.window
             )
-
-    def rounds(self, n_words: int) -> int:
-        """Return the number of rounds in an epoch over n_words."""
-        of_a_shard = -(-n_words // self.options.shards)
-        return -(-of_a_shard // self.options.shard_words)
 
     def run(
         self,
@@ -119,17 +139,8 @@ class ContextTraining:
         if self.subwords is not None:
             parts = SubwordParts(self.subwords, self._subword_workspace)
         found, rates = np.zeros((o.shards, 2)), np.array([rate, rate_fall, least_rate])
-        at_once = max(1, WORDS_A_CALL // (o.shards * o.shard_words))
-        for first in range(rounds[0], rounds[1], at_once):
-            some = first, min(first + at_once, rounds[1])
+        for some in self._calls(rounds):
             self._kernels.train_rounds(
                 stream, self.sampler, steps, rates, some, tables, parts, self._workspace, found
             )
         return float(found[:, 0].sum()), int(found[:, 1].sum())
-
-    def finite(self) -> bool:
-        """Whether all input vectors are finite."""
-        return bool(np.isfinite(self.inputs).all())
-
-    def store(self) -> None:
-        """Do nothing: the tables are trained in place."""

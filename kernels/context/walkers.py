@@ -77,13 +77,12 @@ class WalkTraining:
         sampler: WordSampler,
         options: WalkOptions,
         device: torch.device,
-        backend: str = "triton",
     ):
         if options.mode not in MODES or options.negatives <= 0 or options.window < 1 or options.walkers < 1:
             raise ValueError(
                 f"window, negatives and walkers must be positive, and the mode one of {MODES}: {options}"
             )
-        ROOM.choose(device.type, torch.float32, backend)
+        ROOM.choose(device.type, torch.float32, "triton")
         self._kernels: Any = ROOM.load("triton", "training")
         self.inputs, self.outputs, self.options, self._device = inputs, outputs, options, device
         cbow = options.mode == "cbow"

@@ -164,12 +164,12 @@ def _cached_plan(
     return choose_plan(backend, shape, requested_plan, device)
 
 
-def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> None:
+def warm_up(device: torch.device, dtype: torch.dtype) -> None:
     """Compile everything that `multitask_loss` may use on this device and dtype, so that a first call does not have to.
 
     Triton specializes on the sizes of a layout, so it compiles at the first call with that layout.
     """
-    by = ROOM.choose(device.type, dtype, backend)
+    by = ROOM.choose(device.type, dtype)
     if by.name != "reference":
         for plan in dict.fromkeys(rule.plan for rule in RULES[by.name]):
             ROOM.load(by.name, plan).warm_up()

@@ -46,15 +46,13 @@ from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.rehearsal import rehearsed
 from mt2st_fast.runs.report import REPORT_FILES, pictures_of, write_report
 from mt2st_fast.runs.run_facts import LEFT, leave_run
+from mt2st_fast.runs.run_tables import NEIGHBOURS, neighbour_rows, phase_rows, task_rows
 from mt2st_fast.runs.shown import (
     early_end_of,
     left_out_of_model,
     left_out_of_vectors,
     quality_of,
-    shown,
     spans_line,
-    step_ms_of,
-    trained_in,
 )
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.spelling import in_shell
@@ -229,26 +227,14 @@ def _announce(console: Console, experiment: Experiment) -> None:
 def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     main = report["main"]
     tasks = Table("task", "outputs", "metric", "dev, last active", "test, at the end", "retired at step")
-    for name, task in report["tasks"].items():
-        tasks.add_row(
-            Text(name, style="bold" if name == main["task"] else ""),
-            shown(task["outputs"], 0),
-            task["metric"],
-            shown(task["last_dev"]),
-            shown(task["test"]),
-            shown(task["retired_at_step"], 0),
-        )
+    for name, _kind, *cells in task_rows(report):
+        tasks.add_row(Text(name, style="bold" if name == main["task"] else ""), *cells)
     phases = Table("phase from step", "active tasks", "step, ms (median)", "steps taken by")
-    for phase in report["phases"]:
-        phases.add_row(
-            f"{phase['first_step']:,}",
-            trained_in(phase),
-            step_ms_of(phase),
-            phase["engine"],
-        )
-    words = Table("word", "nearest neighbours")
-    for word, near in report["neighbours"].items():
-        words.add_row(word, ", ".join(near))
+    for (*cells, _with_reasons), phase in zip(phase_rows(report), report["phases"], strict=True):
+        phases.add_row(*cells, phase["engine"])
+    words = Table(*NEIGHBOURS)
+    for row in neighbour_rows(report):
+        words.add_row(*row)
     for table in (tasks, phases, words):
         say_table(console, table)
     say(

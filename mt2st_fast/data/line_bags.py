@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mt2st_fast.data.labelled_text import BagFeatures
+from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.text.word_files import add_lines
 from mt2st_fast.data.tokens import MISSING_WORD, bounds_of
 from mt2st_fast.kernels import WordCounter, split_lines

@@ -23,7 +23,7 @@ class HashedParts:
 
     def buckets_of(self, word: str) -> list[int]:
         """Return the bucket of each part of a word."""
-        return [_stable_hash(part) % self.buckets for part in self._names(word)] if self.buckets else []
+        return [stable_hash(part) % self.buckets for part in self._names(word)] if self.buckets else []
 
     def _names(self, word: str) -> list[str]:
         """Return the names of the parts; only the shape depends on case, so `The` and `the` share their affixes."""
@@ -107,6 +107,6 @@ def _sign(character: str) -> str:
     return "d" if character.isdigit() else character
 
 
-def _stable_hash(part: str) -> int:
+def stable_hash(part: str) -> int:
     """Return CRC-32 which, unlike hash(), is the same in every process, so that a saved table fits a later run."""
     return zlib.crc32(part.encode("utf-8", "surrogatepass"))

@@ -25,6 +25,7 @@ from mt2st_fast.kernels.context.batch import (
     stream_key,
     word_sampler,
 )
+from mt2st_fast.numbers import spells_number
 
 # Bytes of a text, possibly mapped, that are read to recognize it, and the size of the pieces.
 DIGEST_BYTES, DIGEST_PIECE = 2**26, 2**14
@@ -213,7 +214,7 @@ def similarity_batches(
         if not fields:
             continue
         was_first, may_be_heading = may_be_heading, False
-        if len(fields) != 3 or not _is_number(fields[2]):
+        if len(fields) != 3 or not spells_number(fields[2]):
             if was_first and len(fields) >= 3:
                 continue
             raise InputError(f"{path}:{number}: expected two words and a score, found {line.strip()!r}")
@@ -263,14 +264,6 @@ def _fields(line: str) -> list[str]:
         return []
     separator = "\t" if "\t" in line else "," if "," in line else None
     return [field.strip() for field in line.strip().split(separator)] if line.strip() else []
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _lookup(word: str, vocabulary: Vocabulary) -> int:

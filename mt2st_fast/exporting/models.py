@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mt2st_fast.data.labelled_text import BagFeatures
+from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.line_bags import LineBags
 from mt2st_fast.data.subwords import SubwordTable
 from mt2st_fast.data.text.tokenizers import WORD

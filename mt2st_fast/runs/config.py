@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -13,6 +13,8 @@ from mt2st_fast.data.batches import batch_size_for
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import ROOMS
 from mt2st_fast.runs.options import check_options, one_of, option, positive
+from mt2st_fast.training.engines import Backward, Precision
+from mt2st_fast.training.learning_rate import Decay
 from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, strategies, strategy_options
 
 MOST_STEPS_BY_DEFAULT = 2500
@@ -20,8 +22,6 @@ LEAST_BATCH = 16
 ENGINES = ("fused", "torch")
 NONE = "none"  # no second strategy
 OF_DEFAULT_CORPUS = "stl"  # the second strategy there
-LR_DECAYS = ("linear", "none")
-PRECISIONS = ("float32", "bfloat16", "float16")
 # Limits of what machines and the numbers in files can hold; larger values would overflow.
 MOST_SEED = (
     2**53 - 1
@@ -120,14 +120,16 @@ class Config:
         max=1.0,
     )
     lr: float = option(1e-2, "Training", "learning rate for Adam", test=positive)
-    lr_decay: str = option("linear", "Training", "linear (to 0 at the end) or none", test=one_of(LR_DECAYS))
+    lr_decay: str = option(
+        "linear", "Training", "linear (to 0 at the end) or none", test=one_of(get_args(Decay))
+    )
     weight_decay: float = option(
         0.0, "Training", "decoupled weight decay for dense layers; not applied to word vectors", min=0.0
     )
     clip_norm: float | None = option(None, "Training", "maximum total norm of all gradients", test=positive)
     accumulate: int = option(1, "Training", "batches per step", min=1)
     precision: str = option(
-        "float32", "Training", "float32, bfloat16 or float16 (autocast)", test=one_of(PRECISIONS)
+        "float32", "Training", "float32, bfloat16 or float16 (autocast)", test=one_of(get_args(Precision))
     )
     dim: int = option(64, "Model", "length of a word vector", min=1, max=MOST_WIDE)
     window: int = option(
@@ -188,11 +190,12 @@ class Config:
         "replay each phase's step as a CUDA graph (the default on CUDA devices); the report says what could not be "
         "captured",
     )
-    fuse_backward: bool | None = option(
-        None,
+    backward: str = option(
+        "auto",
         "Machine",
-        "do not store gradients of word vectors: a step is one kernel call where possible (the default on a CPU), "
-        "otherwise the backward pass updates their rows",
+        "how gradients are made: by the fastest engine (auto), all by autograd, or fused (those of word vectors are "
+        "never stored)",
+        test=one_of(get_args(Backward)),
     )
 
     def __post_init__(self) -> None:
@@ -248,7 +251,7 @@ class Config:
         fused = {
             "--backend": self.backend != "auto",
             "--graph": self.graph,
-            "--fuse-backward": self.fuse_backward,
+            "--backward": self.backward == "fused",
             "--predict-context": self.predict_context,
         }
         given = [flag for flag, is_given in fused.items() if is_given]

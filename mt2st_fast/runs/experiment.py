@@ -332,11 +332,11 @@ def _on_engine(
     """Return (encoder, heads, options of the Trainer) for training on the chosen engine."""
     if config.engine == "torch":
         optimizer = plain_optimizer(encoder.table, config.lr, config.weight_decay)
-        options = {"optimizer": optimizer, "graph": False, "fuse_backward": False}
+        options = {"optimizer": optimizer, "graph": False, "backward": "autograd"}
         return plain_encoder(encoder), PlainHeads.of(heads), options
     graph = "auto" if config.graph is None else config.graph
     return encoder, heads, {
-        "weight_decay": config.weight_decay, "graph": graph, "fuse_backward": config.fuse_backward,
+        "weight_decay": config.weight_decay, "graph": graph, "backward": config.backward,
     }  # fmt: skip
 
 

@@ -10,17 +10,8 @@ from mt2st_fast.runs.comparison_plots import plot_comparison
 from mt2st_fast.runs.comparison_tables import lead, parts_of, table_of
 from mt2st_fast.runs.page import Picture, Section, Table, page
 from mt2st_fast.runs.plots import plot_curves, plot_importance, plot_seconds
-from mt2st_fast.runs.shown import (
-    early_end_of,
-    engine_of,
-    left_out_of_vectors,
-    option,
-    quality_of,
-    shown,
-    spans_line,
-    step_ms_of,
-    trained_in,
-)
+from mt2st_fast.runs.run_tables import NEIGHBOURS, PHASES, TASKS, neighbour_rows, phase_rows, task_rows
+from mt2st_fast.runs.shown import early_end_of, left_out_of_vectors, option, quality_of, shown, spans_line
 from mt2st_fast.runs.what_was_read import TITLE, lines_of, tables_of
 from mt2st_fast.training.history import History
 
@@ -42,9 +33,11 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
                 Picture(seconds, "quality of the main task over seconds of training"),
             ],
         ),
-        Section("Tasks", tables=[_tasks(report)]),
+        Section("Tasks", tables=[Table(TASKS, task_rows(report))]),
         Section(
-            "Phases, and how their steps were taken", tables=[_phases(report)], lines=report["decisions"]
+            "Phases, and how their steps were taken",
+            tables=[Table(PHASES, phase_rows(report))],
+            lines=report["decisions"],
         ),
         *_chosen_parts(report["chosen_parts"]),
         Section(
@@ -59,9 +52,7 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
         Section(
             "Nearest neighbours",
             lines=[line for line in [left_out_of_vectors(report["vectors"])] if line],
-            tables=[
-                Table(("word", "neighbours"), [(w, ", ".join(n)) for w, n in report["neighbours"].items()])
-            ],
+            tables=[Table(NEIGHBOURS, neighbour_rows(report))],
         ),
         Section("Options", tables=[_options(report["config"])]),
     ]
@@ -136,37 +127,6 @@ def _against(report: Mapping[str, Any]) -> list[Section]:
             [Picture(plot_against(report), beside.ALT)],
         )
     ]
-
-
-def _tasks(report: Mapping[str, Any]) -> Table:
-    columns = (
-        "task",
-        "kind",
-        "outputs:",
-        "metric",
-        "development, when last active:",
-        "test, at the end:",
-        "retired at step:",
-    )
-    rows = [
-        (
-            name,
-            task["kind"],
-            shown(task["outputs"], 0),
-            task["metric"],
-            shown(task["last_dev"]),
-            shown(task["test"]),
-            shown(task["retired_at_step"], 0),
-        )
-        for name, task in report["tasks"].items()
-    ]
-    return Table(columns, rows)
-
-
-def _phases(report: Mapping[str, Any]) -> Table:
-    columns = ("from step:", "active tasks", "median step, ms:", "steps taken by")
-    rows = [(f"{p['first_step']:,}", trained_in(p), step_ms_of(p), engine_of(p)) for p in report["phases"]]
-    return Table(columns, rows)
 
 
 def _chosen_parts(chosen: Mapping[str, Any] | None) -> list[Section]:

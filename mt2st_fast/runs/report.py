@@ -16,16 +16,8 @@ from mt2st_fast.runs.markdown import markdown_table, one_line
 from mt2st_fast.runs.pages import plot_against, run_page
 from mt2st_fast.runs.plots import plot_curves, plot_importance, png
 from mt2st_fast.runs.run_facts import read_facts, read_history
-from mt2st_fast.runs.shown import (
-    early_end_of,
-    engine_of,
-    left_out_of_vectors,
-    quality_of,
-    shown,
-    spans_line,
-    step_ms_of,
-    trained_in,
-)
+from mt2st_fast.runs.run_tables import NEIGHBOURS, PHASES, TASKS, neighbour_rows, phase_rows, task_rows
+from mt2st_fast.runs.shown import early_end_of, left_out_of_vectors, quality_of, spans_line
 from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History
 
@@ -178,50 +170,14 @@ def render(report: dict[str, Any]) -> str:
         *_against_lines(report),
         "![losses, task weights and quality over steps](curves.png)",
         "",
-        *markdown_table(
-            (
-                "task",
-                "kind",
-                "outputs:",
-                "metric",
-                "development, when last active:",
-                "test, at the end:",
-                "retired at step:",
-            ),
-            [
-                (
-                    name,
-                    task["kind"],
-                    shown(task["outputs"], 0),
-                    task["metric"],
-                    shown(task["last_dev"]),
-                    shown(task["test"]),
-                    shown(task["retired_at_step"], 0),
-                )
-                for name, task in report["tasks"].items()
-            ],
-        ),
+        *markdown_table(TASKS, task_rows(report)),
         "",
-        *markdown_table(
-            ("phase from step:", "active tasks", "median step, ms:", "steps taken by"),
-            [
-                (
-                    f"{phase['first_step']:,}",
-                    trained_in(phase),
-                    step_ms_of(phase),
-                    engine_of(phase),
-                )
-                for phase in report["phases"]
-            ],
-        ),
+        *markdown_table(PHASES, phase_rows(report)),
         "",
         *(f"- {one_line(decision)}" for decision in report["decisions"]),
         *([""] if report["decisions"] else []),
         *section(report["chosen_parts"]),
-        *markdown_table(
-            ("word", "nearest neighbours"),
-            [(word, ", ".join(near)) for word, near in report["neighbours"].items()],
-        ),
+        *markdown_table(NEIGHBOURS, neighbour_rows(report)),
         "",
         *([f"{left_out}.", ""] if (left_out := left_out_of_vectors(report["vectors"])) else []),
         f"Training: {data['rows']['train']:,} rows, {data['main_labels']:,} of them with a label of the main task; "

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 
 
-def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> list[nn.Parameter]:
-    """Have the backward pass step the encoder's row-sparse tables if requested; returns the tables that it steps.
+def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> None:
+    """Have the backward pass step the encoder's row-sparse tables if requested, and name them in `fused_tables`.
 
     By default, it does so on CUDA if nothing needs their gradient. loaders: the number of batches in a step.
     wants_gradients: whether the schedule uses gradients. Raises ValueError if it is requested and not possible.
     """
-    if parts.fuse_backward is None:
+    if parts.backward == "auto":
         fits = (
             not parts.by_task
             and parts.device.type == "cuda"
             and _nothing_needs_gradients(parts, loaders, wants_gradients)
         )
     else:
-        fits = parts.fuse_backward
+        fits = parts.backward == "fused"
     if not fits:
-        return []
+        return
     tables = [table for table in row_sparse_tables(parts.encoder) if table.requires_grad]
     if not isinstance(parts.optimizer, RowSparseOptimizer):
         raise ValueError(
-            "fuse_backward needs LazyAdam, RowwiseAdagrad or SGD of mt2st_fast, not "
+            'backward="fused" needs LazyAdam, RowwiseAdagrad or SGD of mt2st_fast, not '
             f"{type(parts.optimizer).__name__}"
         )
     parts.optimizer.fuse(tables)
-    return tables
+    parts.fused_tables = tables
 
 
 def _nothing_needs_gradients(parts: StepParts, loaders: int, wants_gradients: bool) -> bool:

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.modes import evaluating
 from mt2st_fast.model.shared_parameters import of_encoder
+from mt2st_fast.training.batch import Batch, some_rows, to_device
 from mt2st_fast.training.encoding import encode_shared
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
 from mt2st_fast.training.schedules.shown import Importances, Measure, ModelPart
-from mt2st_fast.training.sources import Batch, some_rows, to_device
 
 MOST_BATCHES = 4  # batches to measure on: a few steps' worth, whatever the held-out data
 MOST_AUXILIARY_BATCHES = 1  # of these, for tasks about to retire: nothing depends on their importance

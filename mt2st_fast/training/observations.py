@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from mt2st_fast.kernels import HeadSpec
 from mt2st_fast.model.modes import evaluating
 from mt2st_fast.model.sharded import has_sharded, let_go_of_gathered
+from mt2st_fast.training.batch import Batch, materialised, some_rows, tasks_of, to_device
 from mt2st_fast.training.batch_shapes import length_of
 from mt2st_fast.training.encoding import encode_shared
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import Evaluation
 from mt2st_fast.training.schedules.abilities import Ability, Observing, ObservingHeldOut, abilities_of
 from mt2st_fast.training.schedules.shown import HeldOut, Observation, TaskGradient
-from mt2st_fast.training.sources import Batch, materialised, some_rows, tasks_of, to_device
 
 
 def look_at_losses(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.batch import Batch, tasks_of, with_tasks
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
 from mt2st_fast.training.engines import make_engines
@@ -62,7 +63,7 @@ from mt2st_fast.training.schedules.abilities import (
     reasons_of,
 )
 from mt2st_fast.training.selection import PartSelection
-from mt2st_fast.training.sources import Batch, Source, tasks_of, with_tasks
+from mt2st_fast.training.sources import Source
 from mt2st_fast.training.turns import part_at, steps_by_part, take_turn, turns_of
 
 
@@ -127,7 +128,7 @@ class Run:
         if options.graph and (options.own_optimizer or isinstance(self.optimizer, RowSparseOptimizer)):
             put_on_device(self._parts.optimizer, options.device)
         # After restoring, which puts other tensors into the optimizer's state.
-        self._parts.fused_tables = fuse(self._parts, len(source.loaders), self._wants_gradients)
+        fuse(self._parts, len(source.loaders), self._wants_gradients)
         if self._phase_active:
             self.engine.choose(self.history.phases)
 

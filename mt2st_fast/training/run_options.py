@@ -18,7 +18,7 @@ from mt2st_fast.model.sharded import own_part
 from mt2st_fast.model.task_adapted import adapted_in
 from mt2st_fast.model.tasks import Task, metric_of
 from mt2st_fast.numbers import check_count, check_positive
-from mt2st_fast.training.engines import Precision
+from mt2st_fast.training.engines import Backward, Precision
 from mt2st_fast.training.history import PhaseRecord, StepRecord
 from mt2st_fast.training.learning_rate import Decay, SchedulerFactory
 from mt2st_fast.training.processes.group import Processes
@@ -44,7 +44,7 @@ class RunOptions:
     precision: Precision
     device: torch.device
     graph: bool
-    fuse_backward: bool | None
+    backward: Backward
     processes: Processes = field(default_factory=Processes)  # that train together
     lr_scheduler: SchedulerFactory | None = None
     taken: Mapping[str, str] = field(default_factory=dict)  # how loaders are divided, see processes/data.py

@@ -90,7 +90,7 @@ def make_parts(
         accumulate=options.accumulate,
         lr_changes=options.lr_decay != "none" or options.lr_scheduler is not None,
         graph=options.graph,
-        fuse_backward=options.fuse_backward,
+        backward=options.backward,
         fixed_batches=fixed_batches,
         by_task=by_task,
         processes=options.processes,
@@ -122,7 +122,7 @@ def _check_adapted(encoder: TaskAdaptedEncoder, heads: MultiTaskHeads, options: 
     )
     for given, what in (
         (options.processes.are_several, "several processes exchange the gradients of one pass"),
-        (options.fuse_backward is True, "fuse_backward=True steps a table that is read once a step"),
+        (options.backward == "fused", 'backward="fused" steps a table that is read once a step'),
     ):
         if given:
             raise InputError(
@@ -137,7 +137,7 @@ def _check_by_task(options: RunOptions, optimizer: torch.optim.Optimizer) -> Non
         (options.accumulate > 1, f"accumulate={options.accumulate}", "accumulate=1"),
         (options.clip_norm is not None, f"clip_norm={options.clip_norm}", "clip_norm=None"),
         (options.precision == "float16", "precision float16", "float32 or bfloat16"),
-        (options.fuse_backward is True, "fuse_backward=True", "fuse_backward=False"),
+        (options.backward == "fused", 'backward="fused"', 'backward="autograd"'),
         (
             any(group.get("weight_decay") for group in optimizer.param_groups),
             "weight_decay",

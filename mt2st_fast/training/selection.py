@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.compiling import compile_seconds
+from mt2st_fast.training.batch import Batch
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import PartRecord, SelectionRecord
 from mt2st_fast.training.importance import importances
@@ -18,7 +19,6 @@ from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import remove
 from mt2st_fast.training.schedules.abilities import Selecting
 from mt2st_fast.training.schedules.shown import Importances, ModelPart
-from mt2st_fast.training.sources import Batch
 
 
 class PartSelection:

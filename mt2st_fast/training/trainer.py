@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -16,12 +16,13 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.meeting import meet
 from mt2st_fast.model.sharded import is_divided_among_all
 from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
+from mt2st_fast.training.batch import Batch
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.checkpoint import Checkpoint, check_replaceable
 from mt2st_fast.training.data_digest import held_out_digest
 from mt2st_fast.training.early_stopping import EarlyStopping
-from mt2st_fast.training.engines import AUTOCAST, Precision
+from mt2st_fast.training.engines import AUTOCAST, Backward, Precision
 from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.given_parts import check_parts
@@ -46,7 +47,7 @@ from mt2st_fast.training.schedules.abilities import (
     check_resumable,
 )
 from mt2st_fast.training.selection import no_held_out
-from mt2st_fast.training.sources import Batch, Source
+from mt2st_fast.training.sources import Source
 
 __all__ = ["NonFiniteLossError", "Trainer"]
 
@@ -88,17 +89,17 @@ class Trainer:
             predictions (probabilities, except for a regression) and targets of the labelled rows. Higher is better.
         graph: capture the step of each phase as a CUDA graph and replay it. "auto": on CUDA, if a step can be
             captured; otherwise it runs eagerly. A replay does not run the encoder's Python code again.
-        fuse_backward: None takes the fastest engine that gives the same step (docs/kernels.md): on a CPU, the whole
-            step of this package's encoders and row-sparse optimizers is one kernel call; on CUDA, the backward pass
-            steps their tables. True: the backward pass steps all row-sparse tables, each of which a step may read only
-            once. False: gradients are computed, and the optimizer steps.
+        backward: how gradients are made. "auto": by the fastest engine that gives the same step (docs/kernels.md).
+            "autograd": PyTorch's autograd makes all of them, and the optimizer steps. "fused": those of row-sparse
+            tables, each of which a step may read only once, are never stored: the kernel call that is the whole step,
+            or the backward pass, updates their rows.
         distributed: "auto" trains one model together with the other processes of torch's process group, if there is one
             (docs/processes.md); "none" lets each process train its own.
 
     `history.phases` says which engine took the steps of each phase, and why the others did not.
 
     Raises:
-        ValueError: for an option out of range, for graph=True without a CUDA device, and for fuse_backward=True if
+        ValueError: for an option out of range, for graph=True without a CUDA device, and for backward="fused" if
             something needs the gradient (clip_norm, accumulate, float16) or nothing is row-sparse.
     """
 
@@ -121,7 +122,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         metrics: Mapping[str, Metric] | None = None,
         graph: bool | Literal["auto"] = "auto",
-        fuse_backward: bool | None = None,
+        backward: Backward = "auto",
         distributed: Literal["auto", "none"] = "auto",
     ) -> None:
         check_parts(encoder, heads, optimizer, callbacks)
@@ -130,8 +131,8 @@ class Trainer:
         check_positive(lr=lr, **given(clip_norm=clip_norm))
         check_not_negative(weight_decay=weight_decay)
         check_count(accumulate=accumulate, log_every=log_every)
-        if precision not in ("float32", *AUTOCAST):
-            raise ValueError(f"precision {precision} is unknown; available: float32, {', '.join(AUTOCAST)}")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision {precision} is unknown; available: {', '.join(get_args(Precision))}")
         check_rates(lr_decay, lr_scheduler)
         if distributed not in ("auto", "none"):
             raise ValueError(f"distributed must be 'auto' or 'none', not {distributed!r}")
@@ -153,12 +154,14 @@ class Trainer:
             )
         if optimizer is None and weight_decay and (row_sparse_tables(encoder) or row_sparse_tables(heads)):
             logger.warning(UNDECAYED, weight_decay)
-        if fuse_backward:
+        if backward not in get_args(Backward):
+            raise ValueError(f"backward must be 'auto', 'autograd' or 'fused', not {backward!r}")
+        if backward == "fused":
             self._check_fusible(encoder, clip_norm, accumulate, precision)
         self.metrics = dict(metrics or {})
         check_metrics(self.metrics, heads)
         self._graph_is_asked, self.graph = asked_graph, graph
-        self.fuse_backward, self.distributed = fuse_backward, distributed
+        self.backward, self.distributed = backward, distributed
         self.encoder, self.heads = encoder.to(self.device), heads.to(self.device)
         self.schedule: Schedule = Switch() if schedule is None else schedule
         self.lr, self.lr_decay, self.lr_scheduler = lr, lr_decay, lr_scheduler
@@ -176,7 +179,7 @@ class Trainer:
     @staticmethod
     def _check_fusible(encoder: nn.Module, clip_norm: float | None, accumulate: int, precision: str) -> None:
         if not row_sparse_tables(encoder):
-            raise ValueError("fuse_backward needs a row-sparse table; set sparse=True in the encoder")
+            raise ValueError('backward="fused" needs a row-sparse table; set sparse=True in the encoder')
         for option, needs in (
             ("clip_norm", clip_norm is not None),
             ("accumulate", accumulate > 1),
@@ -184,7 +187,7 @@ class Trainer:
         ):
             if needs:
                 raise ValueError(
-                    f"fuse_backward stores no gradient, which {option} needs; leave one of them out"
+                    f'backward="fused" stores no gradient of a table, which {option} needs; leave one of them out'
                 )
 
     # --- what a user calls ------------------------------------------------------------------------------
@@ -280,9 +283,7 @@ class Trainer:
         self, train: Any, held_out: Iterable[Batch] | None, epochs: float | None, steps: int | None,
         processes: Processes, stored: Checkpoint | None, *, watched: bool,
     ) -> Run:  # fmt: skip
-        check_options(
-            processes, graph=self._graph_is_asked, fuse_backward=self.fuse_backward, metrics=self.metrics
-        )
+        check_options(processes, graph=self._graph_is_asked, backward=self.backward, metrics=self.metrics)
         check_schedule(processes, self.schedule)
         check_modules(processes, {"encoder": self.encoder, "heads": self.heads})
         check_sharded(processes, self.schedule, self.encoder, self.heads, self.precision)
@@ -302,7 +303,7 @@ class Trainer:
             precision=self.precision,
             device=self.device,
             graph=self.graph,
-            fuse_backward=self.fuse_backward,
+            backward=self.backward,
             processes=processes,
             taken=taken,
             metrics={task: metric_name(metric) for task, metric in self.metrics.items()},

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.batches import BagInputs
 from mt2st_fast.data.corpus import Corpus
-from mt2st_fast.data.labelled_text import BagFeatures
 from mt2st_fast.data.line_bags import LineBags
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.encoders import BagEncoder

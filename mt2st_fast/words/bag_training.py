@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from mt2st_fast.data import BagBatches, TargetColumn
+from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.batches import MOST_ROWS, batch_size_for
 from mt2st_fast.data.corpus import Corpus
-from mt2st_fast.data.labelled_text import BagFeatures
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
@@ -159,7 +159,6 @@ def train_bags(
 def _trainer(encoder: BagEncoder, heads: MultiTaskHeads, options: BagOptions, batch_size: int) -> Trainer:
     others: dict[str, Any] = {
         "lr_decay": "none" if options.trainer.get("lr_scheduler") else "linear",
-        "fuse_backward": True,
         "device": options.device,
     } | dict(options.trainer)
     if "optimizer" not in others:

@@ -23,6 +23,7 @@ from matplotlib.transforms import Bbox
 from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically, writing_atomically
+from mt2st_fast.numbers import spells_number
 from mt2st_fast.words.vectors import WordVectors, frequent_words, telling_neighbours
 
 PAIR_SETS = {"SimLex-999": "simlex999.txt", "WordSim-353": "wordsim353.tsv"}
@@ -90,7 +91,7 @@ def _pairs(keyed: Any, name: str, most_frequent: int) -> dict[str, Any]:
     path = _data(name)
     lines = [line for _, line in open_lines(path) if line and not line.startswith("#")]
     pairs = [
-        fields for line in lines if len(fields := line.upper().split("\t")) == 3 and _is_number(fields[2])
+        fields for line in lines if len(fields := line.upper().split("\t")) == 3 and spells_number(fields[2])
     ]
     known_words = {word.upper() for word in keyed.index_to_key[:most_frequent]}
     used = sum(first in known_words and second in known_words for first, second, _ in pairs)
@@ -145,14 +146,6 @@ def _accuracy(correct: int, used: int, questions: int) -> dict[str, Any]:
 
 def _number(value: float) -> float | None:
     return None if value != value else float(value)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def write_evaluation(result: dict[str, Any], vectors: WordVectors, name: str, folder: Path) -> None:

@@ -10,14 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.character_ngrams import ngram_hash
-from mt2st_fast.data.labelled_text import (
-    DEFAULT_FAMILY,
-    BagFeatures,
-    LabelledText,
-    read_labelled_text,
-    target_columns,
-)
+from mt2st_fast.data.labelled_text import DEFAULT_FAMILY, LabelledText, read_labelled_text, target_columns
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.exporting.models import export_bags

@@ -46,7 +46,6 @@ from mt2st_fast.words.word2vec_model import load_word2vec, save_word2vec
 from mt2st_fast.words.word2vec_run import begin_run, tell_of_epoch, tell_of_training
 
 log = logging.getLogger("mt2st_fast")
-WORDS_AT_ONCE = 4096  # words whose subword rows are summed in one block
 
 
 class _NotOfAModel(classmethod):  # type: ignore[type-arg]

@@ -36,8 +36,8 @@ from tests.cli.running import QUICK, fails
         (["train", "--data", "TREEBANK", "--label-fraction", "0"], ["fraction"]),
         (["train", "--data", "TREEBANK", "--device", "cpu", "--graph"], ["graph", "CUDA"]),
         (
-            ["train", "--data", "TREEBANK", "--fuse-backward", "--clip-norm", "1"],
-            ["fuse_backward", "clip_norm"],
+            ["train", "--data", "TREEBANK", "--backward", "fused", "--clip-norm", "1"],
+            ['backward="fused"', "clip_norm"],
         ),
         (["train", "--data", "TREEBANK", "--strategy", "stl", "--nu", "2"], ["--nu", "stl", "diminish"]),
         (["train", "--data", "TREEBANK", "--alpha", "0.5"], ["--alpha", "switch", "squaring"]),

@@ -146,7 +146,7 @@ def test_compare_shows_all_that_it_was_asked_for(
         (["--engine", ""], ["--engine is empty", "fused, torch"]),
         (["--engine", "torch,torch"], ["--engine names torch twice"]),
         (["--engine", "torch", "--backend", "numba"], ["--backend", "torch"]),
-        (["--engine", "fused,torch", "--fuse-backward"], ["--fuse-backward", "torch"]),
+        (["--engine", "fused,torch", "--backward", "fused"], ["--backward", "torch"]),
         (["--tune", "1"], ["--tune 1", "2 or more"]),
         (["--tune", "3", "--strategies", "stl"], ["--tune 3", "lr"]),
         (["--tune", "-1"], ["tune"]),

@@ -24,6 +24,7 @@ TEXTS = {
     "precision": "bfloat16",
     "device": "cpu",
     "backend": "numba",
+    "backward": "fused",
 }
 NAMES = {"strategies": ("stl",), "engine": ("torch",), "label_column": ("stars:regression", "mood")}
 
@@ -70,7 +71,7 @@ def test_every_flag_is_a_key(command: str, file: str, tmp_path: Path, asked) -> 
     values = {name: another(option) for name, option in options.items() if name != "resume"}
     if "strategies" in values:  # every option of a strategy must have one that takes it
         values["strategies"] = tuple(strategies())
-    of_fused = {"backend", "graph", "fuse_backward", "predict_context"}
+    of_fused = {"backend", "graph", "backward", "predict_context"}
     of_columns = {"main", "aux", "lr", *of_fused, "window", "hidden"}
     for data, left_out in (
         ("conllu:some.conllu", {"label_column", "tune", "engine"}),

@@ -253,7 +253,7 @@ def test_a_new_run_leaves_nothing_of_the_old_one_to_resume(
 
 
 def test_the_report_says_who_took_the_steps(treebank: str, tmp_path: Path) -> None:
-    run("train", "--data", treebank, "--no-fuse-backward", "--out", str(tmp_path / "out"), *QUICK)
+    run("train", "--data", treebank, "--backward", "autograd", "--out", str(tmp_path / "out"), *QUICK)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     for phase in report["phases"]:
         assert phase["engine"] == "eager"
@@ -264,9 +264,9 @@ def test_the_report_says_who_took_the_steps(treebank: str, tmp_path: Path) -> No
 
 
 def test_fused_backward_passes_are_within_reach(treebank: str, tmp_path: Path) -> None:
-    run("train", "--data", treebank, "--fuse-backward", "--out", str(tmp_path / "out"), *QUICK)
+    run("train", "--data", treebank, "--backward", "fused", "--out", str(tmp_path / "out"), *QUICK)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["config"]["fuse_backward"] is True
+    assert report["config"]["backward"] == "fused"
     assert report["main"]["test"] > 0.9
 
 

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
+from mt2st_fast.data import bag_features
 from mt2st_fast.data import character_ngrams as ngrams
-from mt2st_fast.data import labelled_text
+from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.character_ngrams import character_ngrams, ngram_hashes
-from mt2st_fast.data.labelled_text import BagFeatures
 from mt2st_fast.data.tokens import Tokens
 
 WORDS = ["walking", "naïve", "日本語", "x😀y", "a", "é", "", "<", "walk", "\udce9t"]
@@ -91,7 +91,7 @@ def test_blocks_of_documents_change_nothing(monkeypatch):
     documents = [[WORDS[(i * j) % 5] for j in range(i % 4)] for i in range(23)]
     features = BagFeatures.learn(Tokens.of(documents), 2, 3, 1000, minn=2, maxn=4)
     at_once = bags_of(features, documents)
-    monkeypatch.setattr(labelled_text, "DOCUMENTS_AT_ONCE", 4)
+    monkeypatch.setattr(bag_features, "DOCUMENTS_AT_ONCE", 4)
     assert bags_of(features, documents) == at_once
     assert [bag for document in documents for bag in bags_of(features, [document])] == at_once
     assert bags_of(features, []) == []

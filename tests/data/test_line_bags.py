@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mt2st_fast.data import line_bags
-from mt2st_fast.data.labelled_text import BagFeatures
+from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.line_bags import LineBags
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mt2st_fast import Word2Vec
-from mt2st_fast.data.labelled_text import BagFeatures, read_labelled_text, target_columns
+from mt2st_fast.data.bag_features import BagFeatures
+from mt2st_fast.data.labelled_text import read_labelled_text, target_columns
 from mt2st_fast.data.line_bags import LineBags
 from mt2st_fast.data.text import word_files
 from mt2st_fast.data.text.decoding import decode

@@ -12,8 +12,12 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +28,20 @@ def run_interpreted(module: str, *arguments: str) -> str:
     worker = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert worker.returncode == 0, worker.stderr[-4000:]
     return worker.stdout
+
+
+def run_shares(module: str, folder: Path, shares: Sequence[tuple[str, ...]]) -> dict[str, np.ndarray]:
+    """What a module stores as .npz: a process a share, with the file and the share as arguments, two at a time."""
+
+    def of_share(number: int) -> dict[str, np.ndarray]:
+        out = folder / f"{module}-{number}.npz"
+        run_interpreted(module, str(out), *shares[number])
+        with np.load(out) as stored:
+            return dict(stored)
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        parts = pool.map(of_share, range(len(shares)))
+        return {name: value for part in parts for name, value in part.items()}
 
 
 class _PatchOnce:

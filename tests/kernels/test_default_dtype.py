@@ -106,8 +106,8 @@ def test_bags_and_their_gradient(default, sparse):
 
 
 @pytest.mark.parametrize("optimizer", [SGD, RowwiseAdagrad, LazyAdam])
-@pytest.mark.parametrize("fuse", [True, False])
-def test_training_on_bags(default, optimizer, fuse):
+@pytest.mark.parametrize("backward", ["fused", "autograd"])
+def test_training_on_bags(default, optimizer, backward):
     torch.manual_seed(0)
     state = (
         BagEncoder(90, 16, sparse=True).state_dict(),
@@ -126,7 +126,7 @@ def test_training_on_bags(default, optimizer, fuse):
             heads,
             schedule=MultiTask(),
             optimizer=lambda p: optimizer(p, lr=0.1),
-            fuse_backward=fuse,
+            backward=backward,
             device="cpu",
         )
         trainer.fit(batches, epochs=5)

@@ -237,7 +237,7 @@ def test_a_tied_embedding_has_moments_for_every_task():
 
 
 def test_a_table_that_is_a_head_as_well_is_stepped_once_by_any_engine():
-    def trained(fuse_backward):
+    def trained(backward):
         torch.manual_seed(0)
         encoder, heads = BagEncoder(V, D, sparse=False), MultiTaskHeads(D, TASKS, main="tag")
         heads.linear("lm").weight = encoder.table
@@ -246,13 +246,11 @@ def test_a_table_that_is_a_head_as_well_is_stepped_once_by_any_engine():
              {"tag": torch.tensor([0, 1, i % 4]), "lm": torch.tensor([i % V, 3, 5])})
             for i in range(8)
         ]  # fmt: skip
-        trainer = Trainer(
-            encoder, heads, schedule=Switch(at_step=4), device="cpu", fuse_backward=fuse_backward
-        )
+        trainer = Trainer(encoder, heads, schedule=Switch(at_step=4), device="cpu", backward=backward)
         trainer.fit(data, epochs=2)
         return encoder.table.detach().clone()
 
-    torch.testing.assert_close(trained(None), trained(False))
+    torch.testing.assert_close(trained("auto"), trained("autograd"))
 
 
 @pytest.mark.parametrize("retired_before", [True, False])

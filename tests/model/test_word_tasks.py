@@ -310,9 +310,9 @@ def trained(tmp_path, vocabulary, schedule, **options):
     return trainer, loader
 
 
-@pytest.mark.parametrize("fuse_backward", [False, True])
-def test_a_word_task_trains_beside_a_head_and_retires(tmp_path, vocabulary, fuse_backward):
-    trainer, loader = trained(tmp_path, vocabulary, Switch(at=0.9), fuse_backward=fuse_backward)
+@pytest.mark.parametrize("backward", ["autograd", "fused"])
+def test_a_word_task_trains_beside_a_head_and_retires(tmp_path, vocabulary, backward):
+    trainer, loader = trained(tmp_path, vocabulary, Switch(at=0.9), backward=backward)
     assert [phase.active for phase in trainer.history.phases] == [("tone", "similarity"), ("tone",)]
     last_of_both = [record for record in trainer.history.steps if "similarity" in record.losses][-1]
     assert last_of_both.losses["similarity"] < 0.02

@@ -20,9 +20,10 @@ from mt2st_fast import (
     Trainer,
     WindowEncoder,
 )
+from mt2st_fast.training.batch import to_device
 from mt2st_fast.training.engines.graphed_steps import WARM_UP_STEPS
-from mt2st_fast.training.sources import to_device
 from tests.on_gpu.helpers import DEVICE, RATE
+from tests.training.small_runs import Stop
 
 # --- the trainer with CUDA graphs ----------------------------------------------------------------------
 
@@ -199,10 +200,6 @@ def test_an_encoder_that_cannot_be_captured_trains_all_the_same(toy, kind):
 
 @pytest.mark.parametrize("stop", [9, 12, 17])
 def test_a_run_with_graphs_resumes(toy, tmp_path, stop):
-    class Stop(Callback):
-        def on_step(self, trainer):
-            trainer.stop_requested = trainer.step == stop
-
     def make(*callbacks):
         torch.manual_seed(3)
         return Trainer(
@@ -219,7 +216,7 @@ def test_a_run_with_graphs_resumes(toy, tmp_path, stop):
 
     whole = make().fit(toy.batches(6), epochs=4)
     path = tmp_path / "checkpoint"
-    make(Stop()).fit(toy.batches(6), epochs=4, checkpoint=path)
+    make(Stop(stop)).fit(toy.batches(6), epochs=4, checkpoint=path)
     history = make().fit(toy.batches(6), epochs=4, checkpoint=path, resume=True)
     assert [record.step for record in history.steps] == [record.step for record in whole.steps]
     for ours, theirs in zip(history.steps, whole.steps, strict=True):

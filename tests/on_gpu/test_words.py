@@ -30,7 +30,7 @@ from mt2st_fast.kernels import (
 from mt2st_fast.kernels.bags.batch import NONE
 from mt2st_fast.kernels.bags.rules import SGD
 from mt2st_fast.kernels.context.op import context_loss
-from mt2st_fast.training.sources import to_device
+from mt2st_fast.training.batch import to_device
 from tests.on_gpu.helpers import (
     BACKEND,
     DEVICE,
@@ -292,8 +292,8 @@ def test_context_loss_never_waits_for_the_device(mode):
         problem.outcome(BACKEND)
 
 
-@pytest.mark.parametrize("fuse_backward", [False, True])
-def test_context_prediction_trains_as_the_oracle_does(fuse_backward):
+@pytest.mark.parametrize("backward", ["autograd", "fused"])
+def test_context_prediction_trains_as_the_oracle_does(backward):
     def losses(backend):
         torch.manual_seed(0)
         encoder = BagEncoder(50, 16, sparse=True, backend=backend)
@@ -304,7 +304,7 @@ def test_context_prediction_trains_as_the_oracle_does(fuse_backward):
             schedule=Switch(at=0.9),
             lr=0.02,
             device=DEVICE,
-            fuse_backward=fuse_backward,
+            backward=backward,
         )
         words = torch.arange(96).remainder(50)
         bags = [((words, torch.arange(0, 97, 3)), {"tone": (words[::3] > 20).long()})] * 8

@@ -131,7 +131,7 @@ def test_a_task_that_a_batch_does_not_have_counts_nothing() -> None:
     torch.testing.assert_close(ours.total, theirs.total)
 
 
-@pytest.mark.parametrize("option", [{"backend": "numba"}, {"graph": True}, {"fuse_backward": True}])
+@pytest.mark.parametrize("option", [{"backend": "numba"}, {"graph": True}, {"backward": "fused"}])
 def test_what_is_of_the_fused_engine_is_refused(option) -> None:
     flag = "--" + next(iter(option)).replace("_", "-")
     with pytest.raises(InputError, match=f"^{flag} is not supported by the engine torch"):

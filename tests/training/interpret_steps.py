@@ -72,10 +72,10 @@ def tagger(active: tuple[str, ...], part: Part = "all") -> tuple[EagerSteps, Res
     parts = StepParts(
         encoder=encoder, heads=heads, learnt=None, optimizer=adam,
         scaler=torch.amp.GradScaler("cpu", enabled=False), weights_k=torch.ones(len(active)), device=CPU,
-        precision="float32", clip_norm=None, accumulate=1, lr_changes=False, graph=False, fuse_backward=True,
+        precision="float32", clip_norm=None, accumulate=1, lr_changes=False, graph=False, backward="fused",
         fixed_batches=False, part=part,
     )  # fmt: skip
-    parts.fused_tables = fuse(parts, 1, False)
+    fuse(parts, 1, False)
     windows = torch.randint(-1, 20_000, (2_000, 5), generator=generator, dtype=torch.int32)
     columns = {name: np.zeros(2_000, np.int64) for name in active}
     batch = ResidentBatch(torch.arange(512), DeviceWindows(windows), DeviceTargets(columns, CPU), active)

@@ -192,7 +192,7 @@ def named(encoder, heads):
     return found | {f"heads.{name}": p for name, p in heads.named_parameters()}
 
 
-def trainer_of(case, seed, fuse_backward, callbacks=()):
+def trainer_of(case, seed, backward, callbacks=()):
     encoder, heads = model_of(case, seed)
     adam = {"betas": BETAS, "eps": EPS, "weight_decay": DECAY}
     makers = {
@@ -212,7 +212,7 @@ def trainer_of(case, seed, fuse_backward, callbacks=()):
     schedule = {"steps": Steps, "turns": AlternateSteps, "learnt": Uncertainty}[case.schedule]()
     return Trainer(
         encoder, heads, schedule=schedule, optimizer=make, accumulate=case.accumulate, clip_norm=case.clip_norm,
-        lr_scheduler=case.scheduler, fuse_backward=fuse_backward, device="cpu", callbacks=callbacks, **case.options,
+        lr_scheduler=case.scheduler, backward=backward, device="cpu", callbacks=callbacks, **case.options,
     )  # fmt: skip
 
 
@@ -252,22 +252,20 @@ def assert_as_plain(case, trainer, loop):
 def check(seed, path):
     case = draw(seed)
     engines, read_once = set(), len(case.loaders) == case.accumulate == 1 and case.clip_norm is None
-    for fuse_backward in (None, False, *([True] if case.sparse and read_once else [])):
-        trainer = trainer_of(case, seed, fuse_backward)
+    for backward in ("auto", "autograd", *(["fused"] if case.sparse and read_once else [])):
+        trainer = trainer_of(case, seed, backward)
         before = {name: p.detach().clone() for name, p in named(trainer.encoder, trainer.heads).items()}
         trainable = {name for name, p in named(trainer.encoder, trainer.heads).items() if p.requires_grad}
-        if fuse_backward is True and "encoder.table" not in trainable:
+        if backward == "fused" and "encoder.table" not in trainable:
             continue
         history = trainer.fit(case.loaders, epochs=2)
         loop = by_plain_torch(case, before, trainable, trainer.total_steps)
         assert_as_plain(case, trainer, loop)
         engines |= {phase.engine for phase in history.phases}
-        if case.encoder != "tokens" or fuse_backward is False:
-            stopped = trainer_of(
-                case, seed, fuse_backward, callbacks=[Stop(1 + seed % (trainer.total_steps - 1))]
-            )
+        if case.encoder != "tokens" or backward == "autograd":
+            stopped = trainer_of(case, seed, backward, callbacks=[Stop(1 + seed % (trainer.total_steps - 1))])
             stopped.fit(case.loaders, epochs=2, checkpoint=path)
-            resumed = trainer_of(case, seed, fuse_backward)
+            resumed = trainer_of(case, seed, backward)
             resumed.fit(case.loaders, epochs=2, checkpoint=path, resume=True)
             assert_same(trainer, resumed)
             assert resumed.history == history

@@ -42,13 +42,11 @@ SCHEDULES = {"epochs": Alternate(1, 1), "unlike epochs": Alternate(2, 1, 0.5), "
 )
 def test_one_kernel_call_does_what_autograd_does(kind, optimizer, schedule):
     ends = []
-    for fuse_backward in (None, False):
-        trainer = trainer_of(
-            kind, OPTIMIZERS[optimizer], schedule=SCHEDULES[schedule], fuse_backward=fuse_backward
-        )
+    for backward in ("auto", "autograd"):
+        trainer = trainer_of(kind, OPTIMIZERS[optimizer], schedule=SCHEDULES[schedule], backward=backward)
         history = trainer.fit(batches(kind), epochs=6)
         assert [phase.engine for phase in history.phases] == [
-            "one kernel call" if fuse_backward is None else "eager"
+            "one kernel call" if backward == "auto" else "eager"
         ]
         ends.append((history.steps, parameters_of(trainer)))
     (ours, by_kernel), (theirs, by_autograd) = ends
@@ -66,11 +64,11 @@ def states_of(trainer):
     return {names[p]: copy.deepcopy(dict(state)) for p, state in trainer.run.optimizer.state.items()}
 
 
-@pytest.mark.parametrize("fuse_backward", [None, False])
+@pytest.mark.parametrize("backward", ["auto", "autograd"])
 @pytest.mark.parametrize("kind", ["window", "bag"])
-def test_a_turn_leaves_the_other_part_and_its_optimizer_state_as_they_are(kind, fuse_backward):
+def test_a_turn_leaves_the_other_part_and_its_optimizer_state_as_they_are(kind, backward):
     optimizer = OPTIMIZERS["adam" if kind == "window" else "adagrad"]
-    trainer = trainer_of(kind, optimizer, schedule=Alternate(1, 1), fuse_backward=fuse_backward)
+    trainer = trainer_of(kind, optimizer, schedule=Alternate(1, 1), backward=backward)
     run = trainer.begin(batches(kind), epochs=4)
     for epoch in range(4):
         if epoch == 1:
@@ -208,7 +206,7 @@ def test_a_resumed_run_ends_with_the_same_bits(schedule, stop, tmp_path):
 
 
 def test_what_is_frozen_by_the_user_stays_frozen_and_callers_see_no_turn():
-    trainer = trainer_of("window", OPTIMIZERS["adam"], schedule=AlternateSteps(1, 1), fuse_backward=False)
+    trainer = trainer_of("window", OPTIMIZERS["adam"], schedule=AlternateSteps(1, 1), backward="autograd")
     frozen = trainer.heads.linear("wide").weight.requires_grad_(False)
     before = frozen.detach().clone()
     run = trainer.begin(batches("window"), epochs=3)

@@ -132,14 +132,14 @@ def test_a_step_is_as_exact_as_that_of_torch(make, mode, dim, B, tasks, most_wor
 def test_steps_add_up_as_without_the_kernel():
     """Adagrad's sums and falling rates carry over from step to step."""
     found = []
-    for fuse in (False, True):
+    for backward in ("autograd", "auto"):
         encoder, heads, _ = model(tasks=("topic", "tone"))
         trainer = Trainer(
             encoder, heads, schedule=Switch(at=0.5), optimizer=lambda p: RowwiseAdagrad(p, lr=0.1),
-            lr_decay="linear", fuse_backward=fuse, device="cpu",
+            lr_decay="linear", backward=backward, device="cpu",
         )  # fmt: skip
         trainer.fit([batch(50, ("topic", "tone"), seed) for seed in range(4)], epochs=4)
-        assert (trainer.history.phases[-1].engine == "one kernel call") == fuse
+        assert (trainer.history.phases[-1].engine == "one kernel call") == (backward == "auto")
         found.append((parameters(encoder, heads), [record.losses for record in trainer.history.steps]))
     for plain, fused in zip(*(parameters for parameters, _ in found), strict=True):
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-6)
@@ -340,7 +340,7 @@ def test_a_dense_table_is_an_obstacle():
 def test_another_precision_is_honoured():
     encoder, heads, _ = model()
     trainer = Trainer(
-        encoder, heads, optimizer=lambda p: RowwiseAdagrad(p, lr=0.1), fuse_backward=True, precision="bfloat16",
+        encoder, heads, optimizer=lambda p: RowwiseAdagrad(p, lr=0.1), backward="fused", precision="bfloat16",
         device="cpu",
     )  # fmt: skip
     trainer.fit([batch(50, ("topic",))], epochs=1)
@@ -393,7 +393,7 @@ def test_what_a_callback_freezes_stays():
             values.append(weight.detach().clone())
 
     trainer = Trainer(
-        encoder, heads, optimizer=lambda p: RowwiseAdagrad(p, lr=0.1), fuse_backward=True, device="cpu",
+        encoder, heads, optimizer=lambda p: RowwiseAdagrad(p, lr=0.1), backward="fused", device="cpu",
         callbacks=[FreezesAt(2, weight), Watches()],
     )  # fmt: skip
     trainer.fit([batch(50, ("topic",), seed) for seed in range(4)], epochs=1)

@@ -57,7 +57,7 @@ def encoder_of(kind):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"fuse_backward": False}, {"accumulate": 3, "fuse_backward": False}, {"clip_norm": 1e38}],
+    [{}, {"backward": "autograd"}, {"accumulate": 3, "backward": "autograd"}, {"clip_norm": 1e38}],
     ids=["one call", "eager", "accumulated", "clipped"],
 )
 @pytest.mark.parametrize("kind", ["window", "bag"])

@@ -75,7 +75,7 @@ def test_a_window_step_is_that_of_autograd_with_the_same_frozen(what, optimizer)
         torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
 
 
-def two_tasks(schedule, fuse_backward, frozen):
+def two_tasks(schedule, backward, frozen):
     """A trainer of bags and tasks a and b, with these modules frozen."""
     torch.manual_seed(0)
     encoder = BagEncoder(9, 4, sparse=True)
@@ -84,7 +84,7 @@ def two_tasks(schedule, fuse_backward, frozen):
         (encoder if name == "encoder" else heads.linear(name)).requires_grad_(False)
     return Trainer(
         encoder, heads, schedule=schedule, optimizer=lambda p: SGD(p, lr=0.1), device="cpu", log_every=1,
-        fuse_backward=fuse_backward,
+        backward=backward,
     )  # fmt: skip
 
 
@@ -92,10 +92,10 @@ def bag_of(**targets):
     return (torch.arange(9), torch.tensor([0, 4, 9])), {n: torch.tensor(t) for n, t in targets.items()}
 
 
-@pytest.mark.parametrize("fuse_backward", [None, False])
+@pytest.mark.parametrize("backward", ["auto", "autograd"])
 @pytest.mark.parametrize("schedule", [MultiTask(), AdaTask()])
-def test_a_batch_that_reaches_only_what_is_frozen_moves_nothing(schedule, fuse_backward):
-    trainer = two_tasks(schedule, fuse_backward, frozen=["encoder", "b"])
+def test_a_batch_that_reaches_only_what_is_frozen_moves_nothing(schedule, backward):
+    trainer = two_tasks(schedule, backward, frozen=["encoder", "b"])
     run = trainer.begin([bag_of(b=[0, 1]), bag_of(a=[0, 2], b=[0, 1])], epochs=1)
     before = [p.detach().clone() for p in trainer.heads.parameters()]
     assert run.step()[1] > 0
@@ -105,10 +105,10 @@ def test_a_batch_that_reaches_only_what_is_frozen_moves_nothing(schedule, fuse_b
     assert moved == [True, True, False, False]
 
 
-@pytest.mark.parametrize("fuse_backward", [None, False])
+@pytest.mark.parametrize("backward", ["auto", "autograd"])
 @pytest.mark.parametrize(("schedule", "step"), [(Switch(at_step=1), 1), (SingleTask(), 0)])
-def test_a_phase_in_which_nothing_would_train_is_refused(schedule, step, fuse_backward):
-    trainer = two_tasks(schedule, fuse_backward, frozen=["encoder", "a"])
+def test_a_phase_in_which_nothing_would_train_is_refused(schedule, step, backward):
+    trainer = two_tasks(schedule, backward, frozen=["encoder", "a"])
     message = f"from step {step} on only a would train, but every parameter of the encoder and of these tasks"
     with pytest.raises(InputError, match=message):
         trainer.fit([bag_of(a=[0, 2], b=[0, 1])] * 2, epochs=1)

@@ -11,15 +11,13 @@ from mt2st_fast.training.schedules import Alternate, AlternateSteps
 from tests.training.graphs_on_cpu import RATE, GraphedOnCpu
 from tests.training.turn_runs import OPTIMIZERS, TASKS, V, batches, parameters_of, trainer_of
 
-ENGINES = {"one kernel call": None, "eager": False}
+ENGINES = {"one kernel call": "auto", "eager": "autograd"}
 SOME_ROWS = torch.arange(V) % 3 > 0
 
 
 def run_of(kind, optimizer, engine, frozen, rows=False):
     """Parameters before and after a run in which these are frozen, and as an option some rows of the table."""
-    trainer = trainer_of(
-        kind, OPTIMIZERS[optimizer], schedule=AlternateSteps(1, 2), fuse_backward=ENGINES[engine]
-    )
+    trainer = trainer_of(kind, OPTIMIZERS[optimizer], schedule=AlternateSteps(1, 2), backward=ENGINES[engine])
     before = parameters_of(trainer)
     for name in frozen:
         part, _, path = name.partition("/")

@@ -188,7 +188,7 @@ def test_frozen_rows_of_a_table_that_the_backward_pass_steps_are_a_reason():
 
     trainer = GraphedOnCpu(
         encoder, heads, schedule=Switch(at=0.5), optimizer=lambda p: SGD(p, lr=0.01), device="cpu",
-        fuse_backward=True, callbacks=[FreezesRows()],
+        backward="fused", callbacks=[FreezesRows()],
     )  # fmt: skip
     before, after = (phase.graph for phase in trainer.fit(window.BATCHES, epochs=4).phases)
     assert "frozen" not in before

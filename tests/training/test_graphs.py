@@ -13,6 +13,7 @@ import torch
 from mt2st_fast import Callback, Diminish, History, MultiTask, Switch, Trainer
 from mt2st_fast.training.engines.graphed_steps import MOST_GRAPHS, WARM_UP_STEPS
 from tests.training.graphs_on_cpu import RATE, GraphedOnCpu, assert_same, both
+from tests.training.small_runs import Stop
 
 # --- the same numbers ----------------------------------------------------------------------------------
 
@@ -139,10 +140,6 @@ def test_what_a_callback_changes_makes_another_graph(toy, change):
     ids=["own optimizer", "rate on the device"],
 )
 def test_a_run_resumes_before_and_after_the_switch(toy, tmp_path, stop, options):
-    class Stop(Callback):
-        def on_step(self, trainer):
-            trainer.stop_requested = trainer.step == stop
-
     def make(*callbacks):
         torch.manual_seed(3)
         return GraphedOnCpu(
@@ -157,7 +154,7 @@ def test_a_run_resumes_before_and_after_the_switch(toy, tmp_path, stop, options)
 
     whole = make().fit(toy.batches(6), epochs=4)
     path = tmp_path / "checkpoint"
-    make(Stop()).fit(toy.batches(6), epochs=4, checkpoint=path)
+    make(Stop(stop)).fit(toy.batches(6), epochs=4, checkpoint=path)
     resumed = make()
     history = resumed.fit(toy.batches(6), epochs=4, checkpoint=path, resume=True)
     assert history == whole

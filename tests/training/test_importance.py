@@ -166,7 +166,7 @@ def test_a_table_that_the_backward_pass_steps_is_one_part_and_stays_where_it_is(
     torch.manual_seed(0)
     encoder = BagEncoder(V, 5, sparse=True)
     heads = MultiTaskHeads(5, TASKS, "main")
-    trainer = Trainer(encoder, heads, schedule=SingleTask(), device="cpu", fuse_backward=True)
+    trainer = Trainer(encoder, heads, schedule=SingleTask(), device="cpu", backward="fused")
     bags = [
         ((inputs.flatten().int(), torch.arange(0, inputs.numel() + 1, W)), targets)
         for inputs, targets in batches()

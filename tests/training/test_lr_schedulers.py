@@ -159,20 +159,20 @@ def bags(n=8):
     ],
 )
 def test_a_step_in_one_kernel_call_takes_the_same_rate(make_encoder, width, data, optimizer):
-    def run(fuse, cycle):
+    def run(backward, cycle):
         torch.manual_seed(0)
         told, encoder = Rates(), make_encoder()
         heads = MultiTaskHeads(width, {"a": Classification(3), "b": Classification(2)}, "a")
         trainer = Trainer(
             encoder, heads, schedule=Switch(at_step=7), optimizer=lambda p: optimizer(p, lr=0.05), device="cpu",
-            fuse_backward=fuse, callbacks=[told],
+            backward=backward, callbacks=[told],
             lr_scheduler=lambda own, steps: torch_rates.OneCycleLR(own, 0.2, steps, cycle_momentum=cycle),
         )  # fmt: skip
         trainer.fit(data(), epochs=2)
         return trainer, told.rates
 
-    fused, rates = run(None, optimizer is LazyAdam)
-    eager, others = run(False, optimizer is LazyAdam)
+    fused, rates = run("auto", optimizer is LazyAdam)
+    eager, others = run("autograd", optimizer is LazyAdam)
     assert {phase.engine for phase in fused.history.phases} == {"one kernel call"}
     assert {phase.engine for phase in eager.history.phases} == {"eager"}
     assert rates == others

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mt2st_fast import Callback, Classification, MultiLabel, MultiTaskHeads, OpenTask, Trainer
+from mt2st_fast import Classification, MultiLabel, MultiTaskHeads, OpenTask, Trainer
 from mt2st_fast.training.learnt_weights import learnt_schedule
 from mt2st_fast.training.observations import _labels_of_others
 from mt2st_fast.training.schedules.shown import Observation
-from tests.training.small_runs import batches, trainer_of
+from tests.training.small_runs import Stop, batches, trainer_of
 
 
 class DynamicAverage:
@@ -111,14 +111,10 @@ def state_of(trainer):
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("stop", [3, 9, 17])
 def test_a_resumed_run_ends_with_the_same_bits(toy, name, stop, tmp_path):
-    class Stop(Callback):
-        def on_step(self, trainer):
-            trainer.stop_requested = trainer.step == stop
-
     whole = make(toy, SCHEDULES[name]())
     history = whole.fit(toy.batches(6), epochs=4)
     path = tmp_path / "checkpoint"
-    make(toy, SCHEDULES[name](), Stop()).fit(toy.batches(6), epochs=4, checkpoint=path)
+    make(toy, SCHEDULES[name](), Stop(stop)).fit(toy.batches(6), epochs=4, checkpoint=path)
     resumed = make(toy, SCHEDULES[name]())
     assert resumed.fit(toy.batches(6), epochs=4, checkpoint=path, resume=True) == history
     assert all(torch.equal(a, b) for a, b in zip(state_of(resumed), state_of(whole), strict=True))

@@ -24,6 +24,7 @@ from mt2st_fast import (
     Trainer,
     WordSimilarity,
 )
+from tests.training.small_runs import Stop
 
 TAGS, WORDS, D = 4, 30, 12
 
@@ -213,14 +214,10 @@ def test_after_retirement_nothing_of_theirs_runs_or_moves():
 
 @pytest.mark.parametrize("stop", [5, 12, 17])
 def test_a_run_resumes_before_at_and_after_retirement(stop, tmp_path):
-    class Stop(Callback):
-        def on_step(self, trainer):
-            trainer.stop_requested = trainer.step == stop
-
     whole = make(Switch(at_step=12))
     history = whole.fit(batches(6), val=batches(2, seed=5), epochs=4)
     path = tmp_path / "checkpoint"
-    make(Switch(at_step=12), Stop()).fit(batches(6), val=batches(2, seed=5), epochs=4, checkpoint=path)
+    make(Switch(at_step=12), Stop(stop)).fit(batches(6), val=batches(2, seed=5), epochs=4, checkpoint=path)
     resumed = make(Switch(at_step=12))
     assert resumed.fit(batches(6), val=batches(2, seed=5), epochs=4, checkpoint=path, resume=True) == history
     assert all(torch.equal(a, b) for a, b in zip(weights_of(resumed), weights_of(whole), strict=True))

@@ -20,6 +20,7 @@ from mt2st_fast import (
 from mt2st_fast.kernels import ROW_RULES
 from mt2st_fast.training.optim import RowSparseOptimizer, optimizer_by_rule
 from mt2st_fast.training.optimizer_upkeep import clip_gradients, row_sparse_tables
+from tests.training.small_runs import Stop
 
 T = 50
 
@@ -250,14 +251,14 @@ def test_row_sparse_and_dense_training_agree_where_every_row_is_in_the_batch(cli
 @pytest.mark.parametrize("make", [LazyAdam, RowwiseAdagrad, mt2st_fast.SGD])
 def test_fused_training_is_unfused_training(make):
     results = []
-    for fuse in (False, True):
+    for backward in ("autograd", "fused"):
         encoder, heads = model(sparse=True)
         trainer = Trainer(
             encoder,
             heads,
             optimizer=lambda p: make(p, lr=0.05),
             lr_decay="linear",
-            fuse_backward=fuse,
+            backward=backward,
             device="cpu",
         )
         trainer.fit(bags(), epochs=3)
@@ -274,9 +275,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
 
     def train(epochs, resume=False, stop_at=None):
         encoder, heads = model(sparse=True)
-        trainer = Trainer(encoder, heads, schedule=Switch(at=0.5), lr=0.05, fuse_backward=True, device="cpu")
+        trainer = Trainer(encoder, heads, schedule=Switch(at=0.5), lr=0.05, backward="fused", device="cpu")
         if stop_at is not None:
-            trainer.callbacks.append(StopAt(stop_at))
+            trainer.callbacks.append(Stop(stop_at))
         trainer.fit(bags(), epochs=epochs, checkpoint=path, resume=resume)
         return encoder.table.detach().clone()
 
@@ -284,15 +285,6 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     path.unlink()
     train(4, stop_at=9)
     assert torch.equal(train(4, resume=True), whole)
-
-
-class StopAt(mt2st_fast.Callback):
-    def __init__(self, step):
-        self.at = step
-
-    def on_step(self, trainer):
-        if trainer.step == self.at:
-            trainer.stop_requested = True
 
 
 @pytest.mark.parametrize(
@@ -306,15 +298,15 @@ class StopAt(mt2st_fast.Callback):
 def test_fusion_is_refused_where_the_gradient_is_needed(options, message):
     encoder, heads = model(sparse=True)
     with pytest.raises(ValueError, match=message.replace(" needs", "")):
-        Trainer(encoder, heads, fuse_backward=True, device="cpu", **options)
+        Trainer(encoder, heads, backward="fused", device="cpu", **options)
 
 
 def test_fusion_is_refused_where_a_step_reads_the_table_twice():
     encoder, heads = model(sparse=True)
     before = encoder.table.detach().clone()
     train = {name: [(x, {name: targets[name]}) for x, targets in bags(2)] for name in heads.names}
-    with pytest.raises(ValueError, match="a step has the batches of 2 loaders; leave fuse_backward out"):
-        Trainer(encoder, heads, fuse_backward=True, device="cpu").fit(train, epochs=1)
+    with pytest.raises(ValueError, match="a step has the batches of 2 loaders; leave backward= out"):
+        Trainer(encoder, heads, backward="fused", device="cpu").fit(train, epochs=1)
     assert torch.equal(encoder.table, before)
 
 
@@ -349,10 +341,10 @@ def test_an_update_of_a_table_that_was_stepped_since_it_was_read_is_refused():
 def test_fusion_needs_a_row_sparse_table_and_a_row_optimizer():
     encoder, heads = model(sparse=False)
     with pytest.raises(ValueError, match="set sparse=True in the encoder"):
-        Trainer(encoder, heads, fuse_backward=True, device="cpu")
+        Trainer(encoder, heads, backward="fused", device="cpu")
     encoder, heads = model(sparse=True)
     trainer = Trainer(
-        encoder, heads, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), fuse_backward=True, device="cpu"
+        encoder, heads, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), backward="fused", device="cpu"
     )
     with pytest.raises(ValueError, match="needs LazyAdam, RowwiseAdagrad or SGD of mt2st_fast, not SGD"):
         trainer.fit(bags(1), epochs=1)

@@ -49,11 +49,9 @@ def model(kind):
     return encoder, MultiTaskHeads(encoder.out_features, {"a": Classification(3)}, main="a")
 
 
-def trained(kind, optimizer, fuse_backward=None, **options):
+def trained(kind, optimizer, backward="auto", **options):
     encoder, heads = model(kind)
-    trainer = Trainer(
-        encoder, heads, device="cpu", optimizer=optimizer, fuse_backward=fuse_backward, **options
-    )
+    trainer = Trainer(encoder, heads, device="cpu", optimizer=optimizer, backward=backward, **options)
     history = trainer.fit(batches(kind), epochs=2)
     dense = torch.cat([p.detach().flatten() for p in nn.ModuleList([encoder, heads]).parameters()])
     return dense, history.phases[0]
@@ -87,7 +85,7 @@ def in_groups(optimizer, table, dense):
 def test_dense_parameters_have_the_option_whoever_takes_the_step(kind, make, name):
     optimizer = in_groups(make, {}, {**OPTIONS, **OF_ADAM}[name])
     fused, phase = trained(kind, optimizer)
-    by_autograd, _ = trained(kind, optimizer, fuse_backward=False)
+    by_autograd, _ = trained(kind, optimizer, backward="autograd")
     torch.testing.assert_close(fused, by_autograd, rtol=1e-5, atol=1e-6)
     plain, _ = trained(kind, in_groups(make, {}, {}))
     assert not torch.allclose(fused, plain, atol=1e-4), "the option does something"
@@ -96,7 +94,7 @@ def test_dense_parameters_have_the_option_whoever_takes_the_step(kind, make, nam
 
 
 @pytest.mark.parametrize("kind", ["bag", "window"])
-@pytest.mark.parametrize("fuse_backward", [None, False])
+@pytest.mark.parametrize("backward", ["auto", "autograd"])
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -106,7 +104,7 @@ def test_dense_parameters_have_the_option_whoever_takes_the_step(kind, make, nam
         (lazy_adam, "LazyAdam moves rows without amsgrad"),
     ],
 )  # fmt: skip
-def test_rows_that_cannot_follow_are_refused_by_name(kind, fuse_backward, make, message):
+def test_rows_that_cannot_follow_are_refused_by_name(kind, backward, make, message):
     name = next(name for name in ("momentum", "maximize", "amsgrad") if name in message)
     option = {**OPTIONS, **OF_ADAM}[name]
     encoder, heads = model(kind)
@@ -115,7 +113,7 @@ def test_rows_that_cannot_follow_are_refused_by_name(kind, fuse_backward, make, 
         encoder,
         heads,
         device="cpu",
-        fuse_backward=fuse_backward,
+        backward=backward,
         optimizer=in_groups(make, option, {}),
     )
     with pytest.raises(InputError, match=message):
@@ -141,7 +139,7 @@ def test_a_scheduler_that_cycles_momentum_says_what_to_do(kind):
         )
     }
     fused, phase = trained(kind, sgd, **scheduler)
-    by_autograd, _ = trained(kind, sgd, False, **scheduler)
+    by_autograd, _ = trained(kind, sgd, "autograd", **scheduler)
     assert phase.engine == "one kernel call"
     torch.testing.assert_close(fused, by_autograd, rtol=1e-5, atol=1e-6)
 
@@ -163,11 +161,11 @@ class Sets(Callback):
 @pytest.mark.parametrize("kind", ["bag", "window"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_that_comes_within_a_phase_counts_from_the_next_step_on(kind, name):
-    def run(fuse_backward):
+    def run(backward):
         sets = Sets(OPTIONS[name])
-        return trained(kind, sets.make, fuse_backward, log_every=4, callbacks=[sets])[0]
+        return trained(kind, sets.make, backward, log_every=4, callbacks=[sets])[0]
 
-    torch.testing.assert_close(run(None), run(False), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(run("auto"), run("autograd"), rtol=1e-5, atol=1e-6)
 
 
 def test_an_optimizer_that_computes_the_loss_itself_is_refused():

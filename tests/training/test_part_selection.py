@@ -34,12 +34,12 @@ SWITCH = Switch(at=0.5)
 VAL = [window.batch(90, seed=seed) for seed in range(20, 24)]
 
 
-def trainer_of(skip=0.7, fuse_backward=None, dropout=0.3, schedule=None, callbacks=()):
+def trainer_of(skip=0.7, backward="auto", dropout=0.3, schedule=None, callbacks=()):
     torch.manual_seed(3)
     encoder, heads = window.model(dropout=dropout)
     schedule = AdaptiveTaskSelector(schedule=SWITCH if schedule is None else schedule, skip=skip)
     return Trainer(
-        encoder, heads, schedule=schedule, lr=0.01, device="cpu", fuse_backward=fuse_backward, callbacks=callbacks,
+        encoder, heads, schedule=schedule, lr=0.01, device="cpu", backward=backward, callbacks=callbacks,
         log_every=4,
     )  # fmt: skip
 
@@ -156,17 +156,17 @@ def test_what_is_frozen_stays_and_all_else_goes_on(skip):
 
 @pytest.mark.parametrize("skip", [0.1, 0.7])
 def test_the_eager_engine_freezes_the_same_and_moves_the_same(skip):
-    runs = {fuse: trainer_of(skip, fuse, dropout=0.0) for fuse in (None, False)}
-    histories = {fuse: fit(trainer, epochs=2) for fuse, trainer in runs.items()}
-    assert histories[False].phases[1].engine == "eager"
+    runs = {backward: trainer_of(skip, backward, dropout=0.0) for backward in ("auto", "autograd")}
+    histories = {backward: fit(trainer, epochs=2) for backward, trainer in runs.items()}
+    assert histories["autograd"].phases[1].engine == "eager"
     becomes = {
-        fuse: [(p.name, p.rows, p.becomes) for p in history.selections[0].parts]
-        for fuse, history in histories.items()
+        backward: [(p.name, p.rows, p.becomes) for p in history.selections[0].parts]
+        for backward, history in histories.items()
     }
-    assert becomes[None] == becomes[False]
+    assert becomes["auto"] == becomes["autograd"]
     for ours, eager in zip(
-        window.parameters(runs[None].encoder, runs[None].heads),
-        window.parameters(runs[False].encoder, runs[False].heads),
+        window.parameters(runs["auto"].encoder, runs["auto"].heads),
+        window.parameters(runs["autograd"].encoder, runs["autograd"].heads),
         strict=True,
     ):
         torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-4)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from mt2st_fast import (
-    Callback,
     Classification,
     MultiTask,
     MultiTaskHeads,
@@ -26,6 +25,7 @@ from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.sources import Source
 from tests.data.test_batches import classes
 from tests.training.graphs_on_cpu import RATE, GraphedOnCpu, Recorder, assert_same
+from tests.training.small_runs import Stop
 
 CPU = torch.device("cpu")
 TASKS = {"main": Classification(5), "aux": Classification(3), "score": Regression(2)}
@@ -103,13 +103,9 @@ def test_history_and_weights_are_those_of_batches_that_cross(kind, options):
 @pytest.mark.parametrize("stop", [5, 13, 26, 40])
 @pytest.mark.parametrize("kind", [Trainer, GraphedOnCpu])
 def test_a_run_resumes_within_an_epoch(tmp_path, kind, stop):
-    class Stop(Callback):
-        def on_step(self, trainer):
-            trainer.stop_requested = trainer.step == stop
-
     whole, _ = fitted(kind, True)
     path = tmp_path / "checkpoint"
-    fitted(kind, True, callbacks=[Stop()], fit={"checkpoint": path})
+    fitted(kind, True, callbacks=[Stop(stop)], fit={"checkpoint": path})
     resumed, _ = fitted(kind, True, fit={"checkpoint": path, "resume": True})
     assert_same(whole, resumed)
 
@@ -163,7 +159,7 @@ def lazy_adam(parameters, lr):
 
 @pytest.mark.parametrize("optimizer", [lazy_adam, RowwiseAdagrad, SGD])
 def test_a_row_sparse_encoder_is_captured_where_its_update_is_fused(optimizer):
-    options = {"optimizer": lambda p: optimizer(p, lr=RATE), "fuse_backward": True, "sparse": True}
+    options = {"optimizer": lambda p: optimizer(p, lr=RATE), "backward": "fused", "sparse": True}
     expected, _ = fitted(Trainer, False, **options)
     found, trainer = fitted(GraphedOnCpu, True, **options)
     assert {phase.graph for phase in found[0].phases} == {"captured"}
@@ -188,7 +184,7 @@ def parts(*, optimizer=LazyAdam, encoder=None, **changed):
         "encoder": encoder, "heads": heads, "learnt": None, "optimizer": optimizer(whole, lr=RATE),
         "scaler": torch.amp.GradScaler("cpu", enabled=False), "weights_k": torch.ones(3),
         "device": torch.device("cuda"), "precision": "float32", "clip_norm": None, "accumulate": 1,
-        "lr_changes": True, "graph": True, "fuse_backward": None, "fixed_batches": False,
+        "lr_changes": True, "graph": True, "backward": "auto", "fixed_batches": False,
     }  # fmt: skip
     return StepParts(**{**values, **changed})
 
@@ -196,7 +192,8 @@ def parts(*, optimizer=LazyAdam, encoder=None, **changed):
 @pytest.mark.parametrize("optimizer", [LazyAdam, RowwiseAdagrad, SGD])
 def test_on_cuda_the_backward_pass_steps_the_table_by_default(optimizer):
     made = parts(optimizer=optimizer)
-    (table,) = fuse(made, 1, False)
+    fuse(made, 1, False)
+    (table,) = made.fused_tables
     assert table is made.encoder.table
 
 
@@ -218,7 +215,7 @@ class Twice(nn.Module):
     ("made", "loaders", "wants_gradients"),
     [
         (lambda: parts(device=CPU), 1, False),
-        (lambda: parts(fuse_backward=False), 1, False),
+        (lambda: parts(backward="autograd"), 1, False),
         (lambda: parts(clip_norm=1.0), 1, False),
         (lambda: parts(accumulate=2), 1, False),
         (lambda: parts(scaler=torch.amp.GradScaler("cpu")), 1, False),
@@ -235,11 +232,13 @@ class Twice(nn.Module):
     ],
 )  # fmt: skip
 def test_not_where_somebody_needs_the_gradient(made, loaders, wants_gradients):
-    assert fuse(made(), loaders, wants_gradients) == []
+    kept = made()
+    fuse(kept, loaders, wants_gradients)
+    assert kept.fused_tables == []
 
 
 def test_a_run_lets_go_of_the_tables_that_it_fused():
-    _, trainer = fitted(Trainer, False, sparse=True, fuse_backward=True, schedule=MultiTask())
+    _, trainer = fitted(Trainer, False, sparse=True, backward="fused", schedule=MultiTask())
     loss = trainer.heads(
         trainer.encoder(torch.zeros(4, 3, dtype=torch.int32)), {"main": torch.zeros(4, dtype=torch.int64)}
     )

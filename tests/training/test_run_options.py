@@ -103,6 +103,7 @@ def test_weights_are_those_of_the_schedule(toy):
         ({"clip_norm": float("inf")}, "clip_norm must be positive and finite, not inf"),
         ({"weight_decay": -0.1}, "weight_decay must be finite and not negative, not -0.1"),
         ({"weight_decay": float("nan")}, "weight_decay must be finite and not negative, not nan"),
+        ({"backward": False}, "backward must be 'auto', 'autograd' or 'fused', not False"),
         ({"precision": "int8"}, "precision int8 is unknown; available: float32, bfloat16, float16"),
         ({"lr_decay": "cosine"}, "lr_decay cosine is unknown"),
     ],

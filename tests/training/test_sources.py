@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from mt2st_fast import Trainer
-from mt2st_fast.training.sources import Source, to_device
+from mt2st_fast.training.batch import to_device
+from mt2st_fast.training.sources import Source
 
 
 def test_inputs_of_any_nesting_go_to_the_device():

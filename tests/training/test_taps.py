@@ -188,7 +188,7 @@ def test_a_task_on_words_reads_the_shared_table():
         ({"schedule": AdaptiveTaskSelector()}, "AdaptiveTaskSelector selects which parts of the model train"),
         ({"schedule": Alternate()}, "Alternate trains the encoder and the tasks in turns"),
         ({"schedule": AdaTask()}, "AdaTask keeps optimizer moments per task"),
-        ({"fuse_backward": True}, "fuse_backward=True steps a table that is read once a step"),
+        ({"backward": "fused"}, 'backward="fused" steps a table that is read once a step'),
     ],
 )  # fmt: skip
 def test_what_needs_shared_features_is_refused(options, message):

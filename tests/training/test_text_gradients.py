@@ -114,11 +114,11 @@ OPTIONS = {
 }
 
 
-def fit(options, schedule, fuse_backward):
+def fit(options, schedule, backward):
     encoder, heads = model()
     options = {"optimizer": lambda p: LazyAdam(p, lr=0.01, weight_decay=0.05)} | options
     trainer = Trainer(
-        encoder, heads, schedule=schedule, device="cpu", fuse_backward=fuse_backward, log_every=1, **options
+        encoder, heads, schedule=schedule, device="cpu", backward=backward, log_every=1, **options
     )
     history = trainer.fit([batch(96, seed=s) for s in range(9)], val=[batch(96, seed=9)], epochs=2)
     return history, parameters(encoder, heads)
@@ -127,8 +127,8 @@ def fit(options, schedule, fuse_backward):
 @pytest.mark.parametrize("schedule", [MultiTask(), Switch(at=0.5)], ids=["mtl", "switch"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_runs_that_need_gradients_are_those_of_autograd(options, schedule):
-    history, found = fit(options, schedule, None)
-    expected, wanted = fit(options, schedule, False)
+    history, found = fit(options, schedule, "auto")
+    expected, wanted = fit(options, schedule, "autograd")
     assert {phase.engine for phase in expected.phases} == {"eager"}
     takes_batches = "accumulate" in options and "clip_norm" not in options
     for phase in history.phases:
@@ -146,7 +146,7 @@ def test_runs_that_need_gradients_are_those_of_autograd(options, schedule):
 def test_a_step_of_one_batch_a_loader_is_that_of_autograd():
     """A step of one batch a loader, of other tasks each, is one of several batches to the kernel."""
 
-    def trained(fuse_backward):
+    def trained(backward):
         encoder, heads = model()
         only = {name: [] for name in TASKS}
         for seed in range(4):
@@ -157,13 +157,13 @@ def test_a_step_of_one_batch_a_loader_is_that_of_autograd():
             encoder,
             heads,
             device="cpu",
-            fuse_backward=fuse_backward,
+            backward=backward,
             optimizer=lambda p: LazyAdam(p, lr=0.01),
         )
         history = trainer.fit(only, epochs=2)
         return history, parameters(encoder, heads)
 
-    (history, found), (_, wanted) = trained(None), trained(False)
+    (history, found), (_, wanted) = trained("auto"), trained("autograd")
     assert "several batches" in history.phases[0].passed_over["one kernel call"]
     assert NAME not in history.phases[0].passed_over
     for a, b in zip(found, wanted, strict=True):
@@ -190,18 +190,18 @@ def test_dropout_is_drawn_anew_and_a_run_resumes_bit_for_bit(tmp_path):
 
 
 def test_frozen_rows_are_no_part_of_the_norm():
-    def trained(fuse_backward):
+    def trained(backward):
         encoder, heads = model()
         frozen = torch.zeros(len(encoder.table), dtype=torch.bool)
         frozen[::2] = True
         trainer = Trainer(
             encoder, heads, device="cpu", clip_norm=0.01, optimizer=lambda p: SGD(p, lr=0.5),
-            fuse_backward=fuse_backward, callbacks=[FreezeRows(frozen)],
+            backward=backward, callbacks=[FreezeRows(frozen)],
         )  # fmt: skip
         trainer.fit([batch(96, seed=s) for s in range(4)], epochs=1)
         return parameters(encoder, heads)
 
-    for a, b in zip(trained(None), trained(False), strict=True):
+    for a, b in zip(trained("auto"), trained("autograd"), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast import (
-    Callback,
     Classification,
     MultiLabel,
     MultiTask,
@@ -25,6 +24,7 @@ from mt2st_fast.kernels.step.on_numba.text_step import drop_of
 from mt2st_fast.kernels.step.text import Dropout
 from mt2st_fast.training.engines.text_training import TextTraining
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad, optimizer_by_rule
+from tests.training.small_runs import Stop
 
 T, V, M = 300, 500, 5  # word types, rows of the table, most rows of a type
 TASKS = {
@@ -282,30 +282,22 @@ def test_the_trainer_takes_it_by_default_and_retires_tasks():
 @pytest.mark.parametrize("schedule", [MultiTask(), Switch(at=0.5)])
 def test_it_trains_as_the_eager_engine_does(schedule):
     found = {}
-    for fuse in (None, False):
-        training = trainer(dropout=0.0, schedule=copy.deepcopy(schedule), fuse_backward=fuse)
+    for backward in ("auto", "autograd"):
+        training = trainer(dropout=0.0, schedule=copy.deepcopy(schedule), backward=backward)
         history = training.fit(BATCHES, epochs=2)
-        assert (history.phases[0].engine == "one kernel call") == (fuse is None)
-        found[fuse] = [
+        assert (history.phases[0].engine == "one kernel call") == (backward == "auto")
+        found[backward] = [
             *parameters(training.encoder, training.heads), torch.tensor(list(training.evaluate(BATCHES).values())),
         ]  # fmt: skip
-    for ours, eager in zip(found[None], found[False], strict=True):
+    for ours, eager in zip(found["auto"], found["autograd"], strict=True):
         torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-4)
-
-
-class StopsAt(Callback):
-    def __init__(self, step):
-        self.at = step
-
-    def on_step(self, trainer):
-        trainer.stop_requested = trainer.step == self.at
 
 
 @pytest.mark.parametrize("stop", [5, 12, 19])  # before, at and after the switch
 def test_a_resumed_run_gives_the_same_bits(stop, tmp_path):
     whole = trainer()
     whole.fit(BATCHES, epochs=4)
-    trainer(callbacks=[StopsAt(stop)]).fit(BATCHES, epochs=4, checkpoint=tmp_path / "c")
+    trainer(callbacks=[Stop(stop)]).fit(BATCHES, epochs=4, checkpoint=tmp_path / "c")
     resumed = trainer()
     resumed.fit(BATCHES, epochs=4, checkpoint=tmp_path / "c", resume=True)
     assert resumed.history.phases[-1].engine == "one kernel call"
@@ -385,7 +377,7 @@ def test_options_that_need_gradients_are_an_obstacle():
     of_gradients = "gradients in one kernel call"
     for options, reason, engine in (
         ({"clip_norm": 1.0}, "clip_norm", of_gradients),
-        ({"fuse_backward": False}, "not asked for", "eager"),
+        ({"backward": "autograd"}, "not asked for", "eager"),
     ):
         training = trainer(**options)
         training.fit(BATCHES[:2], epochs=1)

@@ -83,13 +83,13 @@ def test_who_takes_their_steps():
 @pytest.mark.parametrize(("kind", "optimizer"), [("window", "adam"), ("window", "sgd"), ("bag", "adagrad")])
 def test_one_kernel_call_learns_what_autograd_learns(name, kind, optimizer):
     found = []
-    for fuse_backward in (None, False):
+    for backward in ("auto", "autograd"):
         schedule = MAKE[name]()
-        trainer = trainer_of(kind, OPTIMIZERS[optimizer], schedule=schedule, fuse_backward=fuse_backward)
+        trainer = trainer_of(kind, OPTIMIZERS[optimizer], schedule=schedule, backward=backward)
         data_of_run = batches(kind)
         data_of_run[1] = without(data_of_run[1], "wide")
         history = trainer.fit(data_of_run, epochs=5)
-        assert (history.phases[0].engine == "eager") == (fuse_backward is False)
+        assert (history.phases[0].engine == "eager") == (backward == "autograd")
         found.append((parameters_of(trainer), schedule.state_dict(), history.steps[-1].losses))
     (ours, learnt, losses), (theirs, by_autograd, losses_of_autograd) = found
     assert losses == pytest.approx(losses_of_autograd, rel=1e-4)
@@ -114,10 +114,10 @@ def test_a_learnt_weight_of_zero_gets_its_loss_as_gradient(kind):
             return self.own
 
     ends = []
-    for fuse_backward in (None, False):
-        trainer = trainer_of(kind, OPTIMIZERS["sgd"], schedule=FromZero(), fuse_backward=fuse_backward)
+    for backward in ("auto", "autograd"):
+        trainer = trainer_of(kind, OPTIMIZERS["sgd"], schedule=FromZero(), backward=backward)
         history = trainer.fit(batches(kind)[:1], epochs=1)
-        assert (history.phases[0].engine == "eager") == (fuse_backward is False)
+        assert (history.phases[0].engine == "eager") == (backward == "autograd")
         ends.append(trainer.schedule.own.detach().clone())
         assert all(loss > 0 for loss in history.steps[0].losses.values())
     torch.testing.assert_close(*ends)

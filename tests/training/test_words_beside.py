@@ -73,9 +73,9 @@ def loaders(kind, n=12):
     return {"main": rows, "near": pairs, "pulled": pulled, "context": context}
 
 
-def run(kind, *, fuse, n=12, **options):
+def run(kind, *, backward, n=12, **options):
     encoder, heads = made(kind)
-    trainer = Trainer(encoder, heads, device="cpu", fuse_backward=fuse, **{"lr": 0.01, **options})
+    trainer = Trainer(encoder, heads, device="cpu", backward=backward, **{"lr": 0.01, **options})
     history = trainer.fit(loaders(kind, n), epochs=1)
     return [p.detach().clone() for p in (*encoder.parameters(), *heads.parameters())], history
 
@@ -91,8 +91,8 @@ def run(kind, *, fuse, n=12, **options):
     ids=["one call", "clipped", "accumulated"],
 )
 def test_a_step_is_that_of_autograd(kind, options, name):
-    wanted, expected = run(kind, fuse=False, **options)
-    found, history = run(kind, fuse=None, **options)
+    wanted, expected = run(kind, backward="autograd", **options)
+    found, history = run(kind, backward="auto", **options)
     assert history.phases[0].engine == name
     assert not any("in some steps" in reason for reason in history.phases[0].passed_over.values())
     for step, want in zip(history.steps, expected.steps, strict=True):

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from mt2st_fast import InputError, MultiTask, Switch
+from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.batches import batch_size_for
-from mt2st_fast.data.labelled_text import BagFeatures, read_labelled_text, target_columns
+from mt2st_fast.data.labelled_text import read_labelled_text, target_columns
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.words.bag_training import keeping_random_numbers, rate_for
 from mt2st_fast.words.supervised import train_supervised

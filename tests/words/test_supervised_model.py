@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from mt2st_fast import InputError, SupervisedModel, Switch, load_model, train_supervised
-from mt2st_fast.data.labelled_text import BagFeatures
+from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.line_bags import LineBags
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.words import bag_scorer

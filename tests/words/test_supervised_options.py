@@ -219,3 +219,17 @@ def test_options_that_nobody_would_read_are_refused(train):
 def test_a_rate_that_is_too_high_is_named_as_it_was_given(train):
     with pytest.raises(NonFiniteLossError, match=r"lower lr \(1e\+38\)"):
         train_supervised(train, lr=1e38, **SMALL | {"epoch": 20})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip_norm": 0.1},
+        {"accumulate": 2},
+        {"optimizer": lambda parameters: torch.optim.SparseAdam(list(parameters)[:1], lr=0.1)},
+    ],
+    ids=["clip_norm", "accumulate", "optimizer"],
+)
+def test_options_of_the_trainer_that_need_gradients_train(train, options):
+    model = train_supervised(train, **SMALL, **options)
+    assert model.trainer.step > 0

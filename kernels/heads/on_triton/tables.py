@@ -1,4 +1,4 @@
-"""What every Triton kernel of the heads reads about heads and targets."""
+"""What Triton kernels of the heads read about heads and targets."""
 
 from __future__ import annotations
 
@@ -7,41 +7,27 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..kind import MAX_NUMBERS, Kind
+from ..kind import Kind
 from ..layout import HeadLayout
 
 SOFTMAX: tl.constexpr = tl.constexpr(Kind.SOFTMAX.code)
 
-# Columns of the two tables that describe a head to a kernel.
+# Columns of the table that describes a head to a kernel which is not compiled for its layout (see constants.py).
 KIND: tl.constexpr = tl.constexpr(0)
 OFFSET: tl.constexpr = tl.constexpr(1)
 SIZE: tl.constexpr = tl.constexpr(2)
 TARGET: tl.constexpr = tl.constexpr(3)  # row of the class targets, or first column of the dense targets
 IGNORE: tl.constexpr = tl.constexpr(4)
-INDEX: tl.constexpr = tl.constexpr(5)
-N_INTEGERS: tl.constexpr = tl.constexpr(6)
-SMOOTHING: tl.constexpr = tl.constexpr(0)
-WEIGHT_SUM: tl.constexpr = tl.constexpr(1)
-NUMBERS: tl.constexpr = tl.constexpr(2)  # the first of MAX_NUMBERS numbers of the head's options
-N_FLOATS: tl.constexpr = tl.constexpr(2 + MAX_NUMBERS)
-
-
-@triton.jit
-def load_options(p_floats):
-    """Load a head's numbers, as its element function takes them; p_floats points at the head's row."""
-    p_number = p_floats + NUMBERS
-    return tl.load(p_number), tl.load(p_number + 1), tl.load(p_number + 2), tl.load(p_number + 3)
+N_INTEGERS: tl.constexpr = tl.constexpr(5)
 
 
 class HeadTables(NamedTuple):
     """A layout in the form that kernels read."""
 
     integers: Tensor  # (K, N_INTEGERS) int64
-    floats: Tensor  # (K, N_FLOATS) float32
     column_weights: Tensor  # (S,) float32
     head_of_column: Tensor  # (S,) int64
 
@@ -51,27 +37,21 @@ class HeadTables(NamedTuple):
 def head_tables(layout: HeadLayout, device: torch.device) -> HeadTables:
     """Return the tables of `layout` on `device`. The first call copies them there: make it before a graph capture."""
     integers: list[list[int]] = []
-    floats: list[list[float]] = []
     column_weights: list[float] = []
     head_of_column: list[int] = []
     n_classes = n_dense = 0
     for k, (first, last, head) in enumerate(layout):
-        softmax = head.kind is Kind.SOFTMAX
         target = n_classes if head.kind.takes_classes else n_dense
         n_classes += head.kind.takes_classes
         n_dense += 0 if head.kind.takes_classes else last - first
-        ignore_index, smoothing = (head.ignore_index, head.label_smoothing) if softmax else (0, 0.0)
-        numbers = head.options.numbers
-        integers.append([head.kind.code, first, head.size, target, ignore_index, k])
-        filled = [*numbers, *[0.0] * (MAX_NUMBERS - len(numbers))]
-        floats.append([smoothing, sum(head.column_weights), *filled])
+        ignore_index = head.ignore_index if head.kind is Kind.SOFTMAX else 0
+        integers.append([head.kind.code, first, head.size, target, ignore_index])
         column_weights.extend(head.column_weights)
         head_of_column.extend([k] * head.size)
     # Cached for later calls, so it must not be an inference tensor.
     with torch.inference_mode(False):
         return HeadTables(
             torch.tensor(integers, dtype=torch.int64, device=device),
-            torch.tensor(floats, dtype=torch.float32, device=device),
             torch.tensor(column_weights, dtype=torch.float32, device=device),
             torch.tensor(head_of_column, dtype=torch.int64, device=device),
         )

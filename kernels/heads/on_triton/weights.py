@@ -80,7 +80,7 @@ def scaled_rows_kernel(
     tl.store(p_out + i_s.to(tl.int64) * D + o_d, b_w.to(p_out.dtype.element_ty), mask=m_d)
 
 
-@triton.jit(do_not_specialize=["S", "n_columns", "n_parts", "n_bias_parts", "rows", "bias_stride"])
+@triton.jit(do_not_specialize=["n_columns", "n_parts", "n_bias_parts", "rows", "bias_stride"])
 def weight_gradient_kernel(
     p_parts,  # (n_parts, rows, D) float32
     p_bias_parts,  # (n_bias_parts, bias_stride) float32
@@ -91,7 +91,6 @@ def weight_gradient_kernel(
     p_d_weight,  # (S, D)
     p_d_bias,  # (S,)
     D,
-    S,
     rows,
     bias_stride,
     n_columns,  # blocks of D
@@ -197,7 +196,7 @@ def finish_weight(
                 nothing if parts is None else parts, nothing if bias_parts is None else bias_parts, *factors,
                 weight if d_weight is None else d_weight, weight if d_bias is None else d_bias,
             ),
-            (D, S, rows, bias_stride, n_columns, n_parts, n_bias_parts),
+            (D, rows, bias_stride, n_columns, n_parts, n_bias_parts),
             known=D,
         )  # fmt: skip
     return d_weight, d_bias
@@ -233,7 +232,7 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         gradient = {
             "p_parts": "*fp32", "p_bias_parts": "*fp32", **factors, "p_d_weight": f"*{dtype}",
             "p_d_bias": f"*{dtype}",
-            **dict.fromkeys(("D", "S", "rows", "bias_stride", "n_columns", "n_parts", "n_bias_parts"), "i32"),
+            **dict.fromkeys(("D", "rows", "bias_stride", "n_columns", "n_parts", "n_bias_parts"), "i32"),
         }  # fmt: skip
         for n_parts in (1, 40):
             needs = {"NEED_WEIGHT": True, "NEED_BIAS": True, **gradient_blocks(n_parts)}

@@ -83,7 +83,7 @@ def _sweep_sums(
 
 @triton.jit
 def _block_sums(
-    b_z, p_weights, m_valid, b_target_z, o_s, m_s, IS_SMOOTHED: tl.constexpr, IS_WEIGHTED: tl.constexpr
+    b_z, p_weights, b_target_z, o_s, m_s, IS_SMOOTHED: tl.constexpr, IS_WEIGHTED: tl.constexpr
 ):  # fmt: skip
     """Return what `_sweep_sums` returns, for a single block of columns."""
     b_max = tl.maximum(tl.max(b_z, axis=1), LOWEST)
@@ -224,7 +224,7 @@ def wide_softmax_kernel(
         if IS_ONE_BLOCK:
             b_z = _with_bias(_load(p_rows, o_s, m_valid, m_s), p_bias, o_s, m_s, HAS_BIAS)
             b_max, b_sum, b_first, b_gap = _block_sums(
-                b_z, p_weights, m_valid, b_target_z, o_s, m_s, IS_SMOOTHED, IS_WEIGHTED
+                b_z, p_weights, b_target_z, o_s, m_s, IS_SMOOTHED, IS_WEIGHTED
             )
         else:
             # Rows without a label are common (an auxiliary task that few rows carry): skip the sweep if no row has one.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mt2st_fast.training.engines.capturer import Capturer
-from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.graphed_steps import GraphedSteps
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
@@ -17,8 +17,8 @@ from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 NUMBERS = (int, float, tuple)  # types of group options that a capture would freeze
 
 
-class CudaGraphSteps:
-    """Replays of the eager step, if a replay gives the same result; `verdict` says which steps those are."""
+class CudaGraphSteps(Engine):
+    """Replays of the eager step, if a replay gives the same result; `verdict` says which steps run eagerly."""
 
     name = "cuda graph"
 
@@ -57,7 +57,7 @@ class CudaGraphSteps:
         fused = {id(table) for table in parts.fused_tables}
         if any(table.requires_grad and id(table) not in fused for table in tables):
             self._obstacle = (
-                "the length of a row-sparse gradient varies by batch: keep the default of fuse_backward and avoid "
+                "the length of a row-sparse gradient varies by batch: keep the default of backward= and avoid "
                 "what needs gradients (clip_norm, accumulate, float16), or set sparse=False in the encoder"
             )
         optimizer = parts.optimizer
@@ -75,21 +75,6 @@ class CudaGraphSteps:
     def obstacle(self) -> str | None:
         """Return why no step of this phase can be captured, or None."""
         return "not asked for (graph=False)" if self._steps is None else self._obstacle
-
-    def declines(self, micro_steps: Any) -> str | None:
-        """Return None: a step that cannot be captured runs as in the eager engine, and `verdict` says so."""
-        del micro_steps
-        return None
-
-    def features(self, inputs: Any) -> Tensor | None:
-        """Return None: the encoder itself is called."""
-        del inputs
-        return None
-
-    def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Return None: correct targets are counted from logits."""
-        del inputs, targets
-        return None
 
     def __call__(self, micro_steps: Any) -> Tensor:
         """Take one step; returns the losses (K,)."""

@@ -12,14 +12,14 @@ from torch import Tensor
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultitaskLoss
 from mt2st_fast.model.task_features import TaskFeatures
+from mt2st_fast.training.batch import Batch, PlainBatch, materialised, to_device
 from mt2st_fast.training.encoding import encode
-from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.shares import Shares, labelled_in, shares_here
 from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import clip_gradients
 from mt2st_fast.training.schedules.abilities import WeighsByLosses
-from mt2st_fast.training.sources import Batch, PlainBatch, materialised, to_device
 
 
 class Encoded(NamedTuple):
@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
     mask: Tensor | None
 
 
-class EagerSteps:
+class EagerSteps(Engine):
     """Steps by torch's operators and autograd; this is what a CUDA graph captures."""
 
     name = "eager"
@@ -42,35 +42,13 @@ class EagerSteps:
         self._moves = True  # whether the current step has a gradient
         self._weigher = parts.learnt if isinstance(parts.learnt, WeighsByLosses) else None
 
-    def enter_phase(self) -> None:
-        """Do nothing: no state is kept from phase to phase."""
-
-    def obstacle(self) -> str | None:
-        """Return None, always."""
-        return None
-
-    def declines(self, micro_steps: Any) -> str | None:
-        """Return None, always."""
-        del micro_steps
-        return None
-
-    def features(self, inputs: Any) -> Tensor | None:
-        """Return None: the encoder itself is called."""
-        del inputs
-        return None
-
-    def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Return None: correct targets are counted from logits."""
-        del inputs, targets
-        return None
-
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """Take one step; returns the losses (K,)."""
         parts = self._parts
         if parts.fused_tables and len(micro_steps[0]) > 1:
             raise InputError(
-                f"fuse_backward=True steps a table that is read once a step, but a step has the batches of "
-                f"{len(micro_steps[0])} loaders; leave fuse_backward out, or combine the rows in one loader"
+                'backward="fused" steps a table that is read once a step, but a step has the batches of '
+                f"{len(micro_steps[0])} loaders; leave backward= out, or combine the rows in one loader"
             )
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         self._moves = False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.schedules.base import Part
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Backward = Literal["auto", "autograd", "fused"]  # how gradients are made, see Trainer
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,7 +45,7 @@ class StepParts:
     accumulate: int  # batches per step
     lr_changes: bool  # whether the learning rate changes with every step
     graph: bool
-    fuse_backward: bool | None  # None: wherever that is safe
+    backward: Backward
     fixed_batches: bool  # whether the same tensors are the same batch throughout a phase
     # Tables that the backward pass steps, without a gradient.
     fused_tables: list[nn.Parameter] = field(default_factory=list)
@@ -142,34 +144,34 @@ class StepParts:
         return torch.autocast(self.device.type, AUTOCAST[self.precision])
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """One way to take a step: forward, backward and the optimizer's step on a list of micro-steps.
 
-    A micro-step is a list of batches, one from each loader, without the labels of retired tasks.
+    A micro-step is a list of batches, one from each loader, without the labels of retired tasks. An engine that
+    overrides nothing but the call takes every step.
     """
 
     name: str
 
-    def enter_phase(self) -> None:
+    def enter_phase(self) -> None:  # noqa: B027 (may be left as it is)
         """Called before the first step of a phase: active tasks, parameters and optimizer have changed."""
-        ...
 
     def obstacle(self) -> str | None:
         """Return why it cannot take the steps of this phase, or None."""
-        ...
+        return None
 
     def declines(self, micro_steps: Any) -> str | None:
         """Return why it cannot take this one step of a phase that it takes, or None."""
-        ...
+        return None
 
+    @abstractmethod
     def __call__(self, micro_steps: Any) -> Tensor:
         """Take the step; returns the losses (K,) of the active tasks, on the device."""
-        ...
 
     def features(self, inputs: Any) -> Tensor | None:
         """Return the features of held-out inputs, if it computes them faster than the encoder itself; else None."""
-        ...
+        return None
 
     def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """(3,) for each of these tasks: held-out targets that are correct, all, and out of range; None if unable."""
-        ...
+        return None

@@ -16,13 +16,13 @@ from mt2st_fast.model.sharded import (
     sum_instead_of_mean,
     whole_shape,
 )
+from mt2st_fast.training.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.gradient_calls import GradientCalls
 from mt2st_fast.training.engines.shares import Shares, label_counts, shares_of
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.gradients import Exchange
-from mt2st_fast.training.sources import Batch, PlainBatch, materialised
 
 
 class ExchangingSteps(EagerSteps):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt2st_fast.training.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.held_parameters import MOVES
@@ -18,7 +19,6 @@ from mt2st_fast.training.engines.word_gradients import (
     split_by_words,
     words_obstacle,
 )
-from mt2st_fast.training.sources import Batch, PlainBatch, materialised
 
 
 class GradientCalls:
@@ -43,8 +43,8 @@ class GradientCalls:
         parts = self._parts
         if parts.device.type != "cpu":
             return f"its kernels compute on a CPU, the run is on {parts.device.type}"
-        if parts.fuse_backward is False:
-            return "not asked for (fuse_backward=False)"
+        if parts.backward == "autograd":
+            return 'not asked for (backward="autograd")'
         if parts.fused_tables:
             return "the backward pass steps the table"
         if parts.precision != "float32":

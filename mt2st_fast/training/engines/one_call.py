@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+from mt2st_fast.training.batch import Batch, materialised
 from mt2st_fast.training.engines.bag_training import BagTraining
-from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.held_parameters import LOSSES_ALONE, MOVES
 from mt2st_fast.training.engines.shares import labelled_in
 from mt2st_fast.training.engines.text_training import TextTraining
@@ -21,12 +22,11 @@ from mt2st_fast.training.engines.word_gradients import (
 )
 from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.schedules.abilities import WeighsByLosses
-from mt2st_fast.training.sources import Batch, materialised
 
 SEVERAL_BATCHES = "a step consists of several batches"
 
 
-class OneCallSteps:
+class OneCallSteps(Engine):
     """One kernel call per step, if `BagTraining` or `TextTraining` can take the phase."""
 
     name = "one kernel call"
@@ -57,8 +57,8 @@ class OneCallSteps:
             return f"its kernels compute on a CPU, the run is on {parts.device.type}"
         if parts.processes.are_several:
             return "several processes exchange gradients, which it never stores"
-        if parts.fuse_backward is False:
-            return "not asked for (fuse_backward=False)"
+        if parts.backward == "autograd":
+            return 'not asked for (backward="autograd")'
         if parts.clip_norm is not None:
             return "clip_norm needs the gradients, which it never stores"
         if parts.precision != "float32":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.sources import PlainBatch, to_device
+from mt2st_fast.training.batch import PlainBatch, to_device
 
 
 class Shares(NamedTuple):

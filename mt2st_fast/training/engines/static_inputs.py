@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.data.resident import ResidentBatch
-from mt2st_fast.training.sources import map_tensors
+from mt2st_fast.training.batch import map_tensors
 
 ALIGNMENT_BYTES = 256
 STAGES = 4  # steps that the host may run ahead of the copies to the device

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.task_features import TaskFeatures
+from mt2st_fast.training.batch import Batch, materialised
 from mt2st_fast.training.engines.eager import EagerSteps, Encoded
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.optim import FROZEN_ROWS
-from mt2st_fast.training.sources import Batch, materialised
 
 OF_TASK = (
     ":"  # stands between the name of what an optimizer remembers and the number of the task that it is of

@@ -15,8 +15,8 @@ from torch import Tensor
 from mt2st_fast.kernels import Beside
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.batch import Batch, PlainBatch, tasks_of
 from mt2st_fast.training.engines.engine import StepParts
-from mt2st_fast.training.sources import Batch, PlainBatch, tasks_of
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 

@@ -33,9 +33,7 @@ WITH_ONE_EXCHANGE = frozenset(
 WITH_SHARDED = WITH_ONE_EXCHANGE - {Ability.TAKES_TURNS, Ability.SELECTS_PARTS}
 
 
-def check_options(
-    processes: Processes, *, graph: bool, fuse_backward: bool | None, metrics: Mapping[str, object]
-) -> None:
+def check_options(processes: Processes, *, graph: bool, backward: str, metrics: Mapping[str, object]) -> None:
     """Raises InputError for options that need a step without an exchange of gradients, or all rows in one place."""
     if not processes.are_several:
         return
@@ -44,7 +42,7 @@ def check_options(
             f"the metric of {task}, {metric_name(metric)}, needs all rows in one process, but {processes.count} "
             "processes measure a part each; leave out metrics= (or the flag --metric), and measure in one process"
         )
-    for option, asked in (("graph=True", graph), ("fuse_backward=True", fuse_backward is True)):
+    for option, asked in (("graph=True", graph), ('backward="fused"', backward == "fused")):
         if asked:
             raise InputError(
                 f"{option} is for one process: {processes.count} exchange the gradients of every step; leave it out, "

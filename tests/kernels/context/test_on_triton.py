@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,7 +9,7 @@ pytest.importorskip("triton")
 
 from mt2st_fast.kernels.context.batch import TILE
 from mt2st_fast.kernels.context.on_triton import context as triton_context
-from tests.kernels.interpreter import run_interpreted
+from tests.kernels.interpreter import run_shares
 
 MODES = ("skipgram", "cbow")
 SHARES = [("skipgram",), ("cbow", "sums")]
@@ -21,20 +18,12 @@ CASES = ("ragged", "few words", "one tile", "many negatives", "wide window", "no
 MARGIN = 5e-7
 
 
-def _run_worker(folder: Path, parts: tuple[str, ...]) -> dict[str, np.ndarray]:
-    out = folder / f"{parts[0]}.npz"
-    run_interpreted("tests.kernels.context.interpreter_worker", str(out), *parts)
-    with np.load(out) as stored:
-        return dict(stored)
-
-
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """Everything that the workers store, computed once: the interpreter takes a minute, so two share it."""
-    folder = tmp_path_factory.mktemp("interpreter")
-    with ThreadPoolExecutor(max_workers=len(SHARES)) as pool:
-        parts = pool.map(lambda share: _run_worker(folder, share), SHARES)
-        return {name: value for part in parts for name, value in part.items()}
+    return run_shares(
+        "tests.kernels.context.interpreter_worker", tmp_path_factory.mktemp("interpreter"), SHARES
+    )
 
 
 @pytest.mark.parametrize("result", ["loss", "d_inputs", "d_outputs"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +13,7 @@ from mt2st_fast.kernels.context.batch import WordSampler, word_sampler
 from mt2st_fast.kernels.context.on_triton import training as kernels
 from mt2st_fast.kernels.context.walkers import WalkOptions, WalkTraining, choose_walkers
 from tests.kernels.context.walker_cases import CASES, FALL, LEAST, RATE
-from tests.kernels.interpreter import run_interpreted
+from tests.kernels.interpreter import run_shares
 
 MODES = ("skipgram", "cbow")
 SHARES = [("skipgram",), ("cbow", "draws")]
@@ -24,20 +21,12 @@ SHARES = [("skipgram",), ("cbow", "draws")]
 MARGIN = 2e-5
 
 
-def _run_worker(folder: Path, parts: tuple[str, ...]) -> dict[str, np.ndarray]:
-    out = folder / f"{parts[0]}.npz"
-    run_interpreted("tests.kernels.context.interpret_walkers", str(out), *parts)
-    with np.load(out) as stored:
-        return dict(stored)
-
-
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """Everything that the workers store, computed once: the interpreter takes minutes, so two share them."""
-    folder = tmp_path_factory.mktemp("interpreter")
-    with ThreadPoolExecutor(max_workers=len(SHARES)) as pool:
-        parts = pool.map(lambda share: _run_worker(folder, share), SHARES)
-        return {name: value for part in parts for name, value in part.items()}
+    return run_shares(
+        "tests.kernels.context.interpret_walkers", tmp_path_factory.mktemp("interpreter"), SHARES
+    )
 
 
 class Case:

@@ -225,7 +225,7 @@ def run_plan_outside(name: str, module: ModuleType, store: dict[str, np.ndarray]
     store[f"{name}-outside/d_features"] = d_features.numpy()
 
 
-def main(group: str, out: str) -> None:
+def main(out: str, group: str) -> None:
     # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
     torch.use_deterministic_algorithms(True)
     store: dict[str, np.ndarray] = {}

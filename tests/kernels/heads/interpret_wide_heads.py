@@ -197,7 +197,7 @@ def run_launches(store: dict[str, np.ndarray]) -> None:
         store[f"launches/{name}"] = np.array(launches.names)
 
 
-def main(share: str, out: str) -> None:
+def main(out: str, share: str) -> None:
     # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
     torch.use_deterministic_algorithms(True)
     store: dict[str, np.ndarray] = {}

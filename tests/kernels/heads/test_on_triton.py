@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,7 +9,7 @@ pytest.importorskip("triton")
 
 from mt2st_fast.kernels.heads.on_triton import chunked as triton_chunked
 from tests.kernels.heads.interpreted_heads import PROMISING
-from tests.kernels.interpreter import run_interpreted
+from tests.kernels.interpreter import run_shares
 
 PLANS = (
     "packed",
@@ -42,26 +38,12 @@ PROMISED = sorted(PROMISING & set(PLANS))
 MARGIN = {"float32": 2e-6, "float16": 2.0**-11}
 
 
-def run_workers(name: str, folder: Path, groups: Sequence[str]) -> dict[str, np.ndarray]:
-    """What the module of that name beside this one stores, by a process a group, two at a time."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        parts = pool.map(lambda group: _run_worker(name, folder, group), groups)
-        return {key: value for part in parts for key, value in part.items()}
-
-
-def _run_worker(name: str, folder: Path, group: str) -> dict[str, np.ndarray]:
-    out = folder / f"{name}-{group}.npz"
-    run_interpreted(f"tests.kernels.heads.{name}", group, str(out))
-    with np.load(out) as stored:
-        return dict(stored)
-
-
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """Everything that the workers store of the plans, one a group, computed once."""
-    folder = tmp_path_factory.mktemp("interpreter")
     groups = sorted({plan.split("-")[0] for plan in PLANS})
-    return run_workers("interpret_plans", folder, groups)
+    folder = tmp_path_factory.mktemp("interpreter")
+    return run_shares("tests.kernels.heads.interpret_plans", folder, [(group,) for group in groups])
 
 
 def assert_as_accurate_as_torch(computed: dict[str, np.ndarray], name: str, margin: float) -> None:

@@ -10,7 +10,8 @@ pytest.importorskip("triton")
 
 from mt2st_fast.kernels.heads.on_triton import chunked, column_sums
 from tests.kernels.heads.interpreted_heads import PROMISING
-from tests.kernels.heads.test_on_triton import MARGIN, assert_as_accurate_as_torch, run_workers
+from tests.kernels.heads.test_on_triton import MARGIN, assert_as_accurate_as_torch
+from tests.kernels.interpreter import run_shares
 
 CASES = (
     "between",
@@ -34,7 +35,8 @@ WITHOUT_BIAS = {"no-bias"}
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """Everything that the workers store, computed once."""
-    return run_workers("interpret_wide_heads", tmp_path_factory.mktemp("interpreter"), ("first", "second"))
+    folder = tmp_path_factory.mktemp("interpreter")
+    return run_shares("tests.kernels.heads.interpret_wide_heads", folder, [("first",), ("second",)])
 
 
 @pytest.mark.parametrize("result", ["losses", "correct", "d_features", "d_weight", "d_bias"])

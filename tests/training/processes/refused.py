@@ -67,7 +67,7 @@ def batch_norm(folder: Path) -> None:
 
 
 def fused(folder: Path) -> None:
-    _fit(BagEncoder(9, 8, sparse=True), _own(), fuse_backward=True, optimizer=LazyAdam)
+    _fit(BagEncoder(9, 8, sparse=True), _own(), backward="fused", optimizer=LazyAdam)
 
 
 def shuffled_alike(folder: Path) -> None:

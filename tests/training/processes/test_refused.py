@@ -13,7 +13,7 @@ LINES = {
     "wrapped": "the encoder is wrapped in DistributedDataParallel, but the Trainer exchanges all gradients itself",
     "wrapped_in_fsdp1": "the encoder is wrapped in FullyShardedDataParallel, whose gradients cannot be combined here",
     "batch_norm": "encoder.1 is a BatchNorm1d, whose statistics 2 processes do not share; use LayerNorm",
-    "fused": "fuse_backward=True is for one process: 2 exchange the gradients of every step",
+    "fused": 'backward="fused" is for one process: 2 exchange the gradients of every step',
     "shuffled_alike": "train is the same data in all 2 processes, so each would train on all of it; use sampler",
     "longer_in_one": "process 1 of 2 has a pass of 4 steps, process 0 has 3 steps: give every process the same "
     "number of batches",
