@@ -227,7 +227,7 @@ def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
         if table._version != ctx.version:
             raise RuntimeError(
                 "the backward pass steps a table for which an earlier read has already stepped it: read the table once "
-                "a step, or train it by its gradient (the Trainer's backward=\"autograd\")"
+                'a step, or train it by its gradient (the Trainer\'s backward="autograd")'
             )
         if (frozen := fused.frozen()) is None:
             module.update_from_bags(fused.rule(), table.detach(), bags, gradient, fused.state)
