@@ -428,11 +428,10 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
 
     def whole_state(self, parameter: Tensor) -> RowState | None:
         """Return AdamW's own state: one step count, and both moments."""
-        state = self.state[parameter]
-        if not state:
-            for moment in ("exp_avg", "exp_avg_sq"):
+        steps, state = self._steps_of(parameter), self.state[parameter]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment not in state:
                 state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        steps = self._steps_of(parameter)
         return RowState(steps.view(-1), *(state[name].view(-1) for name in ("exp_avg", "exp_avg_sq")))
 
     def row_state(self, table: Tensor) -> RowState:
