@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from concurrent.futures import Future
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def _answer(at, last):  # type: ignore[no-untyped-def]
 def round_trip_ns() -> float | None:
     """Return how long the farthest of this process's cores takes to answer the first, in nanoseconds.
 
-    None with a single core, and where threads cannot be given a core.
+    None with a single core, and where threads cannot be given a core, or no longer.
     """
     if not hasattr(os, "sched_setaffinity"):
         return None
@@ -52,27 +53,39 @@ def round_trip_ns() -> float | None:
     first, *others = sorted(allowed)[:MOST_CORES]
     if not others:
         return None
-    os.sched_setaffinity(0, {first})
+    try:
+        os.sched_setaffinity(0, {first})
+    except OSError:
+        return None
     try:
         return max(min(_between(other) for _ in range(TRIES)) for other in others)
+    except OSError:
+        return None
     finally:
         os.sched_setaffinity(0, allowed)
 
 
 def _between(other: int) -> float:
-    """Return the round trip between this thread's core and another, in nanoseconds."""
+    """Return the round trip between this thread's core and another, in nanoseconds.
+
+    Raises OSError if a thread cannot be given the other core.
+    """
     memory = np.zeros(4 * LINE_BYTES, np.uint8)
     at = -(-memory.ctypes.data // LINE_BYTES) * LINE_BYTES
-    began = threading.Event()
+    placed: Future[None] = Future()
 
     def answer() -> None:
-        os.sched_setaffinity(0, {other})
-        began.set()
+        try:
+            os.sched_setaffinity(0, {other})
+        except OSError as error:
+            placed.set_exception(error)
+            return
+        placed.set_result(None)
         _answer(at, 2 * ANSWERS + 1)
 
     thread = threading.Thread(target=answer)
     thread.start()
-    began.wait()
+    placed.result()  # otherwise nobody would ever answer
     _ask(at, 1, ANSWERS + 1)  # meanwhile the other thread arrives
     started_ns = time.perf_counter_ns()
     _ask(at, ANSWERS + 1, 2 * ANSWERS + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -61,6 +62,22 @@ def test_cores_answer_each_other():
         assert 10 < found_ns < 1e6
     else:
         assert found_ns is None
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be given a core here")
+@pytest.mark.parametrize("refused", ["every thread", "the other thread"])
+def test_cores_that_may_not_be_chosen_do_not_answer(refused, monkeypatch):
+    """As in a container that has lost a core meanwhile."""
+    allowed, choose = os.sched_getaffinity(0), os.sched_setaffinity
+
+    def refuse(thread, cores):
+        if refused == "every thread" or threading.current_thread() is not threading.main_thread():
+            raise OSError("Invalid argument")
+        choose(thread, cores)
+
+    monkeypatch.setattr("os.sched_setaffinity", refuse)
+    assert round_trip_ns() is None
+    assert os.sched_getaffinity(0) == allowed
 
 
 def test_candidates_take_turns_and_are_prepared(trips_ns):

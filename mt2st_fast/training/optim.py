@@ -127,7 +127,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         for index, parameter in zip(saved, held, strict=True):
             for name, value in state_dict["state"].get(index, {}).items():
                 if name.startswith(self.of_rule) and isinstance(value, Tensor):
-                    self.state[parameter][name] = value.to(parameter.device)
+                    self.state[parameter][name] = value.to(parameter.device, torch.float32)
 
     def row_state(self, table: Tensor) -> RowState:
         """Return the rule's state of a table (V, D), made at its first step."""
@@ -407,10 +407,18 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         return self.rule(group, steps)
 
     def table_steps(self, table: Tensor) -> Tensor | None:
-        """Return the number of steps that a table has taken, on the table's device."""
-        steps: Tensor = self.state[table]["step"]
-        if steps.device != table.device:  # a checkpoint loads it to the CPU
-            steps = self.state[table]["step"] = steps.to(table.device)
+        """Return the number of steps that a table has taken, float32 on the table's device."""
+        # AdamW looks for it in the state of every parameter when it is loaded.
+        return self._steps_of(table, table.device)
+
+    def _steps_of(self, parameter: Tensor, device: torch.device | None = None) -> Tensor:
+        """Return the number of steps of a parameter as kernels count them: float32, on this device or where it is.
+
+        torch counts in its default dtype, and loads a checkpoint's count as it was saved, to the CPU.
+        """
+        state: dict[str, Tensor] = self.state[parameter]
+        steps = state.setdefault("step", torch.zeros((), dtype=torch.float32, device=device))
+        steps = state["step"] = steps.to(device or steps.device, torch.float32)  # itself, if it is that
         return steps
 
     def other_rule(self, group: dict[str, Any]) -> str | None:
@@ -420,15 +428,13 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
 
     def whole_state(self, parameter: Tensor) -> RowState | None:
         """Return AdamW's own state: one step count, and both moments."""
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            for moment in ("exp_avg", "exp_avg_sq"):
+        steps, state = self._steps_of(parameter), self.state[parameter]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment not in state:
                 state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return RowState(*(state[name].view(-1) for name in ("step", "exp_avg", "exp_avg_sq")))
+        return RowState(steps.view(-1), *(state[name].view(-1) for name in ("exp_avg", "exp_avg_sq")))
 
     def row_state(self, table: Tensor) -> RowState:
         """Return the step count of each row, and both moments."""
-        # The table's own step count. AdamW looks for it in the state of every parameter when it is loaded.
-        self.state[table].setdefault("step", torch.zeros((), dtype=torch.float32, device=table.device))
+        self.table_steps(table)  # is made with the rest, and before addresses are taken
         return super().row_state(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mt2st_fast import BagEncoder, MultiTaskHeads, WindowEncoder
+from mt2st_fast import BagEncoder, Classification, MultiTaskHeads, WindowEncoder
 from mt2st_fast.kernels.step.on_numba.dropout import factors_of
 from mt2st_fast.kernels.step.on_numba.text_step import drop_of
 from mt2st_fast.kernels.step.text import Dropout
@@ -101,6 +101,43 @@ def test_windows_without_a_hidden_layer_step_as_by_autograd(optimizer):
     for inputs, targets in batches:
         training(inputs, targets, WEIGHTS)
     assert_alike(parameters(encoder, heads), wanted)
+
+
+# Vectors of 4, 8 and 16 numbers, with and without a rest; rows in a tile, in two, and in a half more than the other.
+@pytest.mark.parametrize("dim", [1, 3, 16, 17, 33])
+@pytest.mark.parametrize("N", [1, 49, 145])
+@pytest.mark.parametrize("types", [{-1}, {0}, {-1, 0}], ids=["no word", "a word", "a word or none"])
+def test_a_table_of_one_row_steps_as_by_autograd(dim, N, types):
+    generator = torch.Generator().manual_seed(N)
+    of_one = torch.tensor(sorted(types), dtype=torch.int32)[
+        torch.randint(0, len(types), (N, 3), generator=generator)
+    ]
+    batches = [(of_one, batch(N, seed=seed)[1]) for seed in range(2)]
+
+    def made():
+        torch.manual_seed(0)
+        return WindowEncoder(1, dim, window=1, hidden=9, sparse=True), MultiTaskHeads(9, TASKS, "main")
+
+    encoder, heads = made()
+    eager(encoder, heads, optimizer_of("adam", encoder, heads), batches)
+    wanted = parameters(encoder, heads)
+    encoder, heads = made()
+    training = TextTraining(encoder, heads, optimizer_of("adam", encoder, heads))
+    for inputs, targets in batches:
+        training(inputs, targets, WEIGHTS)
+    assert_alike(parameters(encoder, heads), wanted)
+
+
+@pytest.mark.parametrize("name", ["adam", "adagrad"])
+def test_long_biases_take_no_memory_for_the_sums_of_weights(name):
+    encoder, heads = (
+        BagEncoder(9, 16, sparse=True),
+        MultiTaskHeads(16, {"main": Classification(60_000)}, "main"),
+    )
+    training = TextTraining(encoder, heads, optimizer_of(name, encoder, heads))
+    training((torch.arange(4), torch.tensor([0, 1, 4])), {"main": torch.tensor([7, 59_999])}, torch.ones(1))
+    ((_, model),) = training._models.items()
+    assert model.memory.buffers.sums.nbytes < 10 * heads.linear("main").weight.nbytes
 
 
 @pytest.mark.parametrize("made", [bag_model, window_model])

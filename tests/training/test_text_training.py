@@ -18,10 +18,12 @@ from mt2st_fast import (
     Trainer,
     WindowEncoder,
 )
+from mt2st_fast.kernels import NOTHING
 from mt2st_fast.kernels.step.on_numba.dropout import factors_of
 from mt2st_fast.kernels.step.on_numba.text_hidden import MOST_TYPES_A_WINDOW
 from mt2st_fast.kernels.step.on_numba.text_step import drop_of
 from mt2st_fast.kernels.step.text import Dropout
+from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.text_training import TextTraining
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad, optimizer_by_rule
 from tests.training.small_runs import Stop
@@ -387,6 +389,40 @@ def test_options_that_need_gradients_are_an_obstacle():
     training = trainer(accumulate=2)
     training.fit(BATCHES, epochs=1)
     assert "several batches" in training.history.phases[0].passed_over["one kernel call"]
+
+
+def test_steps_that_were_counted_in_another_dtype_are_counted_on():
+    """As those of a run under another default dtype, whose checkpoint torch loads as it was saved."""
+
+    def after(dtype):
+        encoder, heads = model()
+        optimizer = optimizer_of(OPTIMIZERS["adam"], encoder, heads)
+        TextTraining(encoder, heads, optimizer)(*batch(), torch.ones(3))
+        saved = copy.deepcopy(optimizer.state_dict())
+        for state in saved["state"].values():
+            for name in {"step", "row_steps", "row_exp_avg"} & state.keys():
+                state[name] = state[name].to(dtype)
+        optimizer.load_state_dict(saved)
+        training = TextTraining(encoder, heads, optimizer)
+        for seed in range(2):
+            training(*batch(seed=seed), torch.ones(3))
+        assert training.declines() is None
+        return parameters(encoder, heads), optimizer.state_dict()["state"]
+
+    torch.testing.assert_close(after(torch.float64), after(torch.float32), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("part", [NOTHING, *MOVES.values()], ids=["nothing", *MOVES])
+def test_a_table_counts_the_steps_that_move_it(part):
+    encoder, heads = model()
+    optimizer = optimizer_of(OPTIMIZERS["adam"], encoder, heads)
+    training = TextTraining(encoder, heads, optimizer)
+    inputs, targets = batch()
+    for _ in range(2):
+        training(inputs, targets, torch.ones(3), part)
+        training.features(inputs)
+        training.count_correct(inputs, targets)
+    assert optimizer.state[encoder.table]["step"] == (2 if part.shared else 0)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

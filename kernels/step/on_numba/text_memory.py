@@ -11,7 +11,7 @@ from ...heads.on_numba.stages import LINE, SKEW
 from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ..model import EVERYTHING
-from ..text_model import TextStepModel
+from ..text_model import HEAD_BIAS, HIDDEN_BIAS, TextStepModel
 from .text_hidden import MOST_TYPES_A_WINDOW
 from .text_index import BatchIndex, new_index
 
@@ -160,7 +160,12 @@ def most_projected(N: int) -> int:
 
 
 def _floats_of(piece: np.void) -> int:
-    """Return how many numbers the gradient of a piece of a weight takes, with what the kernels write past its edges."""
+    """Return how many numbers the gradient of a piece of a weight takes, with what the kernels write past its edges.
+
+    0 for a bias, which is a single piece, however long: its sums over tiles are stored elsewhere.
+    """
+    if piece["of"] in (HIDDEN_BIAS, HEAD_BIAS):
+        return 0
     return _up(int(piece["rows"]), BLOCK_ROWS) * (_up(int(piece["columns"]), PANEL) + SKEW)
 
 

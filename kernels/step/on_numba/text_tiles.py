@@ -68,7 +68,7 @@ def prepare(p, texts, hidden, weights, H, heads, columns, for_logits, for_featur
             first = panel * PANEL
             pack_for_logits(hidden, first, min(PANEL, len(hidden) - first), b.forward[panel])
     elif p == 2:
-        if reach == TO_TABLE:
+        if reach == TO_TABLE and len(hidden) > 0:
             pack_for_features(hidden, 0, len(hidden), b.backward)
     else:
         pack_heads(weights, H, heads, columns, for_logits, for_features)
