@@ -37,6 +37,8 @@ def test_an_interrupt_while_torch_is_imported_is_one_line(command: str, kind: st
     process = subprocess.Popen(
         COMMANDS[command], env=os.environ | {"PYTHONPATH": str(tmp_path)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # Tests that run in the background inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     end = time.monotonic() + 60
     while not (slow / "begun").exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 
+import numpy as np
 import pytest
 
 from mt2st_fast.errors import InputError
@@ -45,7 +46,7 @@ def test_each_of_several_tasks_has_its_cell():
     rows = list(csv.reader(lines, delimiter="\t"))
     assert [tuple(filter(None, row[0].split("|"))) for row in rows] == expected[0]
     assert [row[1] for row in rows] == expected[1]
-    assert [(float(row[2]),) for row in rows] == expected[2]
+    assert [np.float32(row[2]) for row in rows] == [np.float32(value) for (value,) in expected[2]]
     none = list(csv.reader(written(model, TEXT, tasks, threshold=1.0).splitlines(), delimiter="\t"))
     assert [row[:2] for row in none] == [["", ""]] * len(UNITS)
     both = list(

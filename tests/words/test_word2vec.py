@@ -159,7 +159,7 @@ def test_a_word_is_the_mean_of_its_own_row_and_those_that_gensim_gives_its_ngram
 
 def test_means_of_blocks_of_words_are_those_of_all(monkeypatch):
     model = Word2Vec(inflected(200), epochs=1, **SMALL, **SUBWORDS)
-    monkeypatch.setattr("mt2st_fast.words.word2vec.WORDS_AT_ONCE", 7)
+    monkeypatch.setattr("mt2st_fast.words.word2vec_tables.WORDS_AT_ONCE", 7)
     np.testing.assert_array_equal(model._means(), model.vectors)
 
 
