@@ -1,8 +1,9 @@
-"""How long two cores take to answer each other: whether they share a cache, which a virtual machine's owner may change.
+"""How long two cores take to answer each other, which tells where a virtual machine's host has put them.
 
-Cores that share a cache answer within about 100 ns, others after several hundred. The host of a virtual machine moves
-its cores between the two at any time, unseen from inside, for seconds or for an hour. A step whose threads hand data to
-each other then takes half as long again, and torch's GEMMs a tenth longer: measurements need to know.
+Two cores that share a cache answer within about 100 ns; two that do not, after several hundred; two that are one core
+with two threads, within 50. The host moves them at any time, unseen from inside, for seconds or for an hour. Without a
+common cache a step whose threads hand data to each other takes half as long again, and torch's GEMMs a tenth longer; on
+one core, everything takes nearly twice as long. Measurements need to know.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from mt2st_fast.kernels.machine.jit import free_entry
 ANSWERS, TRIES = 200, 3
 MOST_CORES = 16
 LINE_BYTES = 128
-# Above this multiple of the shortest time, a round was measured on other caches than the best one.
-APART = 2.5
+# Between times of one placement there is no larger step, in order of size, than this factor.
+LARGEST_STEP = 1.35
 # Cores with a longer round trip share no cache: a report says so.
 NO_COMMON_CACHE_NS = 300.0
 
@@ -63,6 +64,15 @@ def round_trip_ns() -> float | None:
         return None
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def placements_of(trips_ns: np.ndarray) -> np.ndarray:
+    """Number the placements that these round trips (n,) tell of, in order of size, (n,)."""
+    order = np.argsort(trips_ns)
+    steps = np.concatenate([[False], trips_ns[order][1:] > LARGEST_STEP * trips_ns[order][:-1]])
+    placements = np.empty(len(trips_ns), int)
+    placements[order] = np.cumsum(steps)
+    return placements
 
 
 def _between(other: int) -> float:

@@ -6,8 +6,8 @@ virtual machine). A slow phase affects all candidates alike, so ratios are more 
 are. They are NOT robust to other work on the same cores: every parallel region then waits for a thread that has lost
 its core, for up to milliseconds each, so the ratio then depends on the number of parallel regions. The spread does not
 show this. So a measurement records the share of the processors that others used meanwhile. Nor are they robust to cores
-that a host moves away from their common cache (bench/cores.py): rounds in which they were apart are left out and
-counted, where enough rounds remain.
+that a host moves (bench/cores.py): of the rounds, those with the fastest placement are kept, if there are enough, and
+the others are counted.
 
 On a GPU a turn is timed by a pair of CUDA events around the burst: this is the time of the device, and of the host if
 the device waits for it, as it does in training. There every burst has the same duration, so that a slow peer has fewer
@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from bench.cores import APART, round_trip_ns
+from bench.cores import placements_of, round_trip_ns
 from bench.load import CpuLoad
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -67,7 +67,7 @@ class Timings:
         self.round_trip_ns = (
             round_trip_ns  # between cores, the median of the rounds; None where it is unknown
         )
-        self.left_out = left_out  # rounds in which the cores were farther apart than in these
+        self.left_out = left_out  # rounds with another placement of the cores
 
     @property
     def rounds(self) -> int:
@@ -100,8 +100,8 @@ def interleave(
 ) -> Timings:
     """Time each candidate once per round, after a warm-up; a time is the mean over a burst of calls.
 
-    limit_seconds: ends the measurement early, but not before MIN_ROUNDS (or `rounds`, if fewer). watches_cores: leave
-    out rounds in which cores were apart; beside busy processes nobody could tell. Raises ValueError without candidates
+    limit_seconds: ends the measurement early, but not before MIN_ROUNDS (or `rounds`, if fewer). watches_cores: keep
+    rounds of one placement of the cores; beside busy processes nobody could tell. Raises ValueError without candidates
     or rounds.
     """
     if not candidates or rounds < 1:
@@ -117,37 +117,40 @@ def interleave(
     trips_ns = [trip_ns()]
     started = time.perf_counter()
     load = CpuLoad()
+    kept = np.zeros(0, bool)
     with _garbage_collector_off():
-        while len(rows_us) < MOST_ROUNDS * rounds and _together(trips_ns).sum() < rounds:
+        while len(rows_us) < MOST_ROUNDS * rounds and kept.sum() < rounds:
             late = limit_seconds is not None and time.perf_counter() - started > limit_seconds
             if late and len(rows_us) >= MIN_ROUNDS:
                 break
             rows_us.append(_round(candidates, calls.astype(int), burst))
             trips_ns.append(trip_ns())
-    others_share = load.others_share()
-    kept = _together(trips_ns)
-    if kept.sum() < min(MIN_ROUNDS, rounds):
+            kept = _best_placed(trips_ns, np.array(rows_us).sum(1), min(MIN_ROUNDS, rounds))
+    if not kept.any():
         kept[:] = True
     columns_us = np.array(rows_us)[kept].T
     return Timings(
-        dict(zip(candidates, columns_us, strict=True)), others_share, round_trip_ns=_median(trips_ns, kept),
+        dict(zip(candidates, columns_us, strict=True)), load.others_share(), round_trip_ns=_median(trips_ns, kept),
         left_out=int((~kept).sum()),
     )  # fmt: skip
 
 
-def _together(trips_ns: list[float | None]) -> np.ndarray:
-    """Return for every round whether the cores were as close before and after it as they have ever been.
+def _best_placed(trips_ns: Sequence[float | None], rounds_us: np.ndarray, enough: int) -> np.ndarray:
+    """Return for every round whether to keep it: those with the placement of cores in which rounds are fastest.
 
-    trips_ns: before the first round, and after each.
+    trips_ns: before the first round, and after each; a round counts if both of its own are of one placement. None are
+    kept if no placement has enough rounds; all, if nothing is known.
     """
-    known = np.array([np.nan if trip is None else trip for trip in trips_ns])
-    if np.isnan(known).any():
-        return np.ones(len(known) - 1, bool)
-    close = known <= APART * known.min()
-    return close[:-1] & close[1:]
+    if None in trips_ns:
+        return np.ones(len(rounds_us), bool)
+    placements = placements_of(np.array(trips_ns, float))
+    same = placements[:-1] == placements[1:]
+    found = [same & (placements[1:] == placement) for placement in np.unique(placements)]
+    found = [rounds for rounds in found if rounds.sum() >= enough]
+    return min(found, key=lambda rounds: np.median(rounds_us[rounds]), default=np.zeros(len(rounds_us), bool))
 
 
-def _median(trips_ns: list[float | None], kept: np.ndarray) -> float | None:
+def _median(trips_ns: Sequence[float | None], kept: np.ndarray) -> float | None:
     known = [trip for trip, is_kept in zip(trips_ns[1:], kept, strict=True) if is_kept and trip is not None]
     return round(float(np.median(known)), 1) if known else None
 

@@ -11,9 +11,9 @@ import torch
 
 from bench import ledger
 from bench.cases import GPU_HEAD_CASES, HEAD_CASES, MEMORY_CASE
-from bench.cores import round_trip_ns
+from bench.cores import placements_of, round_trip_ns
 from bench.environment import describe
-from bench.interleaved import MOST_CALLS, WARM_UP_ROUNDS, Candidate, Timings, interleave
+from bench.interleaved import MOST_CALLS, WARM_UP_ROUNDS, Candidate, Timings, _best_placed, interleave
 from bench.report import _draw_scaling, render
 from bench.scaling import points
 from bench.verdicts import MISSING, cpu_verdicts, gpu_verdicts
@@ -53,6 +53,30 @@ def test_cores_that_are_apart_all_the_time_leave_nothing_out(trips_ns):
     trips_ns += [500.0] * 40
     times = interleave({"a": Candidate(lambda: None)}, rounds=10)
     assert (times.rounds, times.left_out, times.round_trip_ns) == (10, 0, 500.0)
+
+
+def test_the_placement_with_the_fastest_rounds_is_kept_not_that_with_the_fastest_answers():
+    one_core, one_cache, none = 46.0, 97.0, 500.0
+    trips = [one_core] * 12 + [one_cache] * 12 + [none] * 12
+    rounds_us = np.array([8.0] * 12 + [4.0] * 11 + [6.0] * 12)
+    kept = _best_placed(trips, rounds_us)
+    assert kept.tolist() == [False] * 12 + [True] * 11 + [False] * 12
+    assert (
+        _best_placed(trips[:20], rounds_us[:19]).tolist() == [True] * 11 + [False] * 8
+    )  # too few with one cache
+    assert _best_placed([None] * 4, rounds_us[:3]).all()
+
+
+def test_placements_differ_by_more_than_noise():
+    assert placements_of(np.array([100.0, 46.0, 120.0, 510.0, 95.0, 640.0, 50.0])).tolist() == [
+        1,
+        0,
+        1,
+        2,
+        1,
+        2,
+        0,
+    ]
 
 
 def test_cores_answer_each_other():
