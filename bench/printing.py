@@ -62,7 +62,7 @@ def record_and_print(
 
 def _rounds(timings: Timings) -> str:
     """Say how many rounds there were, and how far apart the cores."""
-    left_out = f" ({timings.left_out} left out: cores placed otherwise)" if timings.left_out else ""
+    left_out = f" ({timings.left_out} left out: other placements of the cores)" if timings.left_out else ""
     apart = f", cores {timings.round_trip_ns:.0f} ns apart" if timings.round_trip_ns else ""
     return f"{timings.rounds} rounds{left_out}{apart}"
 

@@ -59,12 +59,12 @@ def test_the_placement_with_the_fastest_rounds_is_kept_not_that_with_the_fastest
     one_core, one_cache, none = 46.0, 97.0, 500.0
     trips = [one_core] * 12 + [one_cache] * 12 + [none] * 12
     rounds_us = np.array([8.0] * 12 + [4.0] * 11 + [6.0] * 12)
-    kept = _best_placed(trips, rounds_us)
+    kept = _best_placed(trips, rounds_us, enough=10)
     assert kept.tolist() == [False] * 12 + [True] * 11 + [False] * 12
-    assert (
-        _best_placed(trips[:20], rounds_us[:19]).tolist() == [True] * 11 + [False] * 8
-    )  # too few with one cache
-    assert _best_placed([None] * 4, rounds_us[:3]).all()
+    few = _best_placed(trips[:20], rounds_us[:19], enough=10)
+    assert few.tolist() == [True] * 11 + [False] * 8  # too few with one cache
+    assert not _best_placed(trips[:8], rounds_us[:7], enough=10).any()
+    assert _best_placed([None] * 4, rounds_us[:3], enough=10).all()
 
 
 def test_placements_differ_by_more_than_noise():
