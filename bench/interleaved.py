@@ -97,17 +97,20 @@ def interleave(
     limit_seconds: float | None = None,
     device: torch.device | None = None,
     watches_cores: bool = True,
+    settles: bool = False,
 ) -> Timings:
     """Time each candidate once per round, after a warm-up; a time is the mean over a burst of calls.
 
     limit_seconds: ends the measurement early, but not before MIN_ROUNDS (or `rounds`, if fewer). watches_cores: keep
-    rounds of one placement of the cores; beside busy processes nobody could tell. Raises ValueError without candidates
+    rounds of one placement of the cores; beside busy processes nobody could tell. settles: on a CPU, a
+    burst begins with as many calls that are not timed, which bring back to the caches what other candidates have driven
+    out: tables of tens of megabytes, which stay there while a model trains. Raises ValueError without candidates
     or rounds.
     """
     if not candidates or rounds < 1:
         raise ValueError("interleave needs at least one candidate and one round")
     on_gpu = device is not None and device.type == "cuda"
-    burst = _cuda_burst_us if on_gpu else _burst_us
+    burst = _cuda_burst_us if on_gpu else _settled_burst_us if settles else _burst_us
     once = np.ones(len(candidates), dtype=int)
     warm_up_us = [_round(candidates, once, burst) for _ in range(WARM_UP_ROUNDS)]
     last_us = np.array(warm_up_us[-1])
@@ -171,6 +174,11 @@ def _burst_us(candidate: Candidate, calls: int) -> float:
         candidate.run()
         elapsed_ns += time.perf_counter_ns() - started_ns
     return elapsed_ns / calls / 1e3
+
+
+def _settled_burst_us(candidate: Candidate, calls: int) -> float:
+    _burst_us(candidate, calls)
+    return _burst_us(candidate, calls)
 
 
 def _cuda_burst_us(candidate: Candidate, calls: int) -> float:

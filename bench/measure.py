@@ -89,7 +89,9 @@ class Measurement:
         """Whether there is time to build an optional peer for the current case."""
         return time.perf_counter() < self._building_ends
 
-    def interleave(self, candidates: Mapping[str, Candidate], burst_us: float = BURST_US) -> Timings:
+    def interleave(
+        self, candidates: Mapping[str, Candidate], burst_us: float = BURST_US, *, settles: bool = False
+    ) -> Timings:
         """Time candidates by the measuring rule of bench/interleaved.py."""
         return interleave(
             candidates,
@@ -97,6 +99,7 @@ class Measurement:
             limit_seconds=min(self.limit_seconds, max(LEAST_SECONDS, self._ends - time.perf_counter())),
             device=self.device,
             burst_us=burst_us,
+            settles=settles,
         )
 
     def append(self, made: Iterable[ledger.Record]) -> None:
@@ -313,7 +316,9 @@ def measure_step(case: StepCase, m: Measurement) -> bool:
     ):
         steps = build(model, skip=_skip)
         timings = m.interleave(
-            {name: Candidate(step) for name, step in steps.items()}, STEP_BURST_US[m.device.type]
+            {name: Candidate(step) for name, step in steps.items()},
+            STEP_BURST_US[m.device.type],
+            settles=True,
         )
         title = f"{case.name}: {model.shape}, {title}"
         _report("step", case.name, model.shape, "step", title, timings, _present(ratios, steps), m)

@@ -264,3 +264,14 @@ def test_scaling_is_drawn(tmp_path):
     ]
     _draw_scaling(records, "cpu", "a CPU", tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_a_settled_burst_times_the_second_half_of_its_calls(trips_ns, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "bench.interleaved._burst_us", lambda candidate, calls: seen.append(calls) or 100.0 * len(seen)
+    )
+    times = interleave({"a": Candidate(lambda: None)}, rounds=1, settles=True)
+    assert seen[-2:] == [seen[-1]] * 2
+    assert len(seen) == 2 * (WARM_UP_ROUNDS + 1)
+    assert times.median_us("a") == 100.0 * len(seen)
