@@ -55,5 +55,5 @@ def _nothing_needs_gradients(parts: StepParts, loaders: int, wants_gradients: bo
         return False
     looked_at = parts.clip_norm is not None or parts.scaler.is_enabled() or wants_gradients
     hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
-    looked_at = looked_at or any(hooks) or _has_hooks(encoder.table)
+    looked_at = looked_at or any(hooks) or _has_hooks(encoder.table)  # type: ignore[arg-type]
     return loaders == 1 and parts.accumulate == 1 and not looked_at
