@@ -20,9 +20,7 @@ import torch.distributed as dist
 from mt2st_fast.errors import InputError
 
 PATIENCE_SECONDS = 30.0  # until the log says who is missing
-GIVE_UP_SECONDS = (
-    300.0  # between the first process's call and the last one's: one may read data or write meanwhile
-)
+GIVE_UP_SECONDS = 300.0  # from the first call to the last: one may read data or write meanwhile
 ALL, OFF = b"all", b"off"
 
 logger = logging.getLogger(__name__)
@@ -53,9 +51,8 @@ def meet(
         if _of is None or _of() is not dist.group.WORLD:
             _of, _number = weakref.ref(dist.group.WORLD), 0
         _number += 1
-        while store.check(
-            [f"{_number}/end"]
-        ):  # held, or given up, before this process came, or by an earlier group
+        # Held, or given up, before this process came, or by an earlier group.
+        while store.check([f"{_number}/end"]):
             _number += 1
         _Meeting(store, _number, call).hold(
             GIVE_UP_SECONDS if patience is None else patience, is_awaited, check
