@@ -72,9 +72,8 @@ class HeadBank(nn.Module):
         self._active = self.names
         self._default_weights: dict[str, float] | None = None  # for calls without weights
         self._frozen_by_retirement: dict[str, list[str]] = {}  # names of a task's parameters
-        self._shared: set[tuple[str, str]] = (
-            set()
-        )  # parameters that are used elsewhere too: task, name within it
+        # Parameters that are used elsewhere too: task, name within it.
+        self._shared: set[tuple[str, str]] = set()
         self._layouts: dict[tuple[str, ...], HeadLayout] = {}
         self._make_layouts()
         self.lay_adjacent()

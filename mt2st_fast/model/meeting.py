@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -17,29 +19,44 @@ import torch.distributed as dist
 
 from mt2st_fast.errors import InputError
 
-PATIENCE_SECONDS = 30.0  # between the first process's call and the last one's
+PATIENCE_SECONDS = 30.0  # until the log says who is missing
+GIVE_UP_SECONDS = 300.0  # from the first call to the last: one may read data or write meanwhile
 ALL, OFF = b"all", b"off"
 
 logger = logging.getLogger(__name__)
-_number = 0  # of the last meeting of this process; never reset, as a store may outlive a group
+_of: Callable[[], Any] | None = None  # the group of the last meeting, which must not live longer by it
+_number = 0  # of the last meeting of that group
 
 
-def meet(call: str, *, patience: float | None = None, is_awaited: Callable[[], bool] = lambda: False) -> None:
+def meet(
+    call: str,
+    *,
+    patience: float | None = None,
+    is_awaited: Callable[[], bool] = lambda: False,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Wait until all processes of the default group have made this call, which only works in all of them.
 
-    patience: seconds to wait, PATIENCE_SECONDS by default. After these, the log says whom a longer one waits for, and
+    patience: seconds to wait, GIVE_UP_SECONDS by default. After PATIENCE_SECONDS, the log says who is missing, and
     is_awaited whether one of the others waits for this process in something else, so that nobody would ever come.
-    Raises InputError if others do not come in time, if they come with another call, or if they have left.
+    check: raises if others are known to be gone. Raises InputError if others do not come in time, if they come with
+    another call, or if they have left.
     """
-    global _number
+    global _of, _number
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return
     try:
         store = dist.PrefixStore("mt2st_fast/meetings", dist.distributed_c10d._get_default_store())
+        # From 1 in every group: this process may have held meetings alone in an earlier one, which others know not of.
+        if _of is None or _of() is not dist.group.WORLD:
+            _of, _number = weakref.ref(dist.group.WORLD), 0
         _number += 1
-        while store.check([f"{_number}/end"]):  # held, or given up, before this process came
+        # Held, or given up, before this process came, or by an earlier group.
+        while store.check([f"{_number}/end"]):
             _number += 1
-        _Meeting(store, _number, call).hold(PATIENCE_SECONDS if patience is None else patience, is_awaited)
+        _Meeting(store, _number, call).hold(
+            GIVE_UP_SECONDS if patience is None else patience, is_awaited, check
+        )
     except dist.DistError as error:
         raise InputError(
             f"{_alone(call)}: the others have left ({' '.join(str(error).split())[:120]}); call it in all processes"
@@ -51,10 +68,11 @@ def wait_for(work: Any, what: str) -> None:
     try:
         work.wait(timedelta(seconds=PATIENCE_SECONDS))
     except RuntimeError as error:
-        if "timed out" not in str(error).lower() or work.is_completed():
+        if "timed out" not in str(error).lower():
             raise
-        logger.warning("%s", _waits(what, "others"))
-        work.wait()
+        if not work.is_completed():
+            logger.warning("%s", _waits(what, "others"))
+        work.wait()  # raises again if it was the collective itself that timed out
 
 
 class _Meeting:
@@ -62,12 +80,22 @@ class _Meeting:
         self._store, self._number, self._call = store, number, call
         self._rank, self._count = dist.get_rank(), dist.get_world_size()
 
-    def hold(self, patience: float, is_awaited: Callable[[], bool]) -> None:
+    def hold(self, patience: float, is_awaited: Callable[[], bool], check: Callable[[], None]) -> None:
         """Wait for the others, as `meet` says."""
+        try:
+            self._wait(patience, is_awaited, check)
+        except BaseException:  # Ctrl-C among them: whoever comes later must not take it for present
+            with suppress(RuntimeError):  # nobody is left to be told
+                self._end(OFF)
+            raise
+        self._check_same()
+
+    def _wait(self, patience: float, is_awaited: Callable[[], bool], check: Callable[[], None]) -> None:
         self._store.set(self._key(self._rank), self._call)
         self._store.add(self._key("count"), 1)
         began, pause, is_told = time.monotonic(), 0.001, False
         while not self._have_all_come():
+            check()
             waited = time.monotonic() - began
             if waited > patience and self._end(OFF) == OFF:
                 raise InputError(
@@ -84,7 +112,6 @@ class _Meeting:
                 logger.warning("%s", _waits(self._call, self._missing()))
             time.sleep(pause)
             pause = min(0.05, 2 * pause)
-        self._check_same()
 
     def _have_all_come(self) -> bool:
         """Return whether all are here. Raises InputError if another process has given up."""

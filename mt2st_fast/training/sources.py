@@ -222,8 +222,12 @@ class Source:
     @property
     def settings(self) -> dict[str, str]:
         """What loaders declare (`data_settings`) that must not change between a checkpoint and its resumption."""
-        declared = (getattr(loader.loader, "data_settings", {}) for loader in self.loaders.values())
-        return {name: value for settings in declared for name, value in settings.items()}
+        declared = [getattr(loader.loader, "data_settings", {}) for loader in self.loaders.values()]
+        found: dict[str, list[str]] = {}
+        for name, value in (item for settings in declared for item in settings.items()):
+            if value not in found.setdefault(name, []):
+                found[name].append(value)
+        return {name: " and ".join(values) for name, values in found.items()}
 
     @property
     def is_stream(self) -> bool:

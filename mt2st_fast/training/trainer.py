@@ -13,7 +13,6 @@ from torch import nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.meeting import meet
 from mt2st_fast.model.sharded import is_divided_among_all
 from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
 from mt2st_fast.training.batch import Batch
@@ -35,7 +34,7 @@ from mt2st_fast.training.own_metrics import Metric, check_metrics, metric_name
 from mt2st_fast.training.processes.begin import begin_together
 from mt2st_fast.training.processes.checks import check_modules, check_options, check_schedule, check_sharded
 from mt2st_fast.training.processes.data import add_up_sums, divide, in_step, own_batches
-from mt2st_fast.training.processes.group import Processes, own_device, the_processes
+from mt2st_fast.training.processes.group import Processes, own_device, the_processes, the_processes_in
 from mt2st_fast.training.run import Run
 from mt2st_fast.training.run_options import NonFiniteLossError, RunOptions, steps_of
 from mt2st_fast.training.saving import Saving
@@ -335,8 +334,7 @@ class Trainer:
         """
         if not is_divided_among_all(self.encoder):
             return self._evaluate(batches, tasks)
-        meet("Trainer.evaluate")
-        processes = the_processes()
+        processes = the_processes_in("Trainer.evaluate")
         try:
             with processes.telling_errors():
                 return self._evaluate(in_step(batches, processes), tasks)

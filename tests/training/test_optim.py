@@ -301,6 +301,16 @@ def test_fusion_is_refused_where_the_gradient_is_needed(options, message):
         Trainer(encoder, heads, backward="fused", device="cpu", **options)
 
 
+@pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_fusion_is_refused_where_a_hook_takes_the_gradient(hook):
+    encoder, heads = model(sparse=True)
+    getattr(encoder.table, hook)(lambda gradient: None)
+    with pytest.raises(
+        ValueError, match='backward="fused" makes no gradient of a table, but this one has hooks'
+    ):
+        Trainer(encoder, heads, backward="fused", device="cpu").fit(bags(1), epochs=1)
+
+
 def test_fusion_is_refused_where_a_step_reads_the_table_twice():
     encoder, heads = model(sparse=True)
     before = encoder.table.detach().clone()

@@ -29,6 +29,20 @@ def test_steps_per_epoch_count_the_last_incomplete_step(toy):
     assert Source(toy.batches(5), "tag", ("tag",), accumulate=2).steps_per_epoch == 3
 
 
+def test_what_every_loader_declares_of_its_data_must_stay(toy):
+    class Declaring(list):
+        def __init__(self, unit):
+            super().__init__(toy.batches(2))
+            self.data_settings = {"unit": unit}
+
+    def settings(*units):
+        train = dict(zip(("tag", "score"), map(Declaring, units), strict=True))
+        return Source(train, "tag", ("tag", "score")).settings
+
+    assert settings("a", "a") == {"unit": "a"}
+    assert len({str(settings(*units)) for units in (("a", "a"), ("a", "b"), ("b", "a"), ("b", "b"))}) == 4
+
+
 def test_a_loader_that_can_be_iterated_once_only_is_refused(toy):
     class Once:
         def __init__(self, batches):

@@ -15,9 +15,8 @@ class Shares(NamedTuple):
     """The shares of a process's micro-steps in the whole step."""
 
     labels_mk: Tensor  # (M, K) the share of all labels that each has; 1 for a task among the denominators
-    denominators: dict[
-        str, Tensor
-    ]  # labels in the whole step, () each, of tasks whose losses are added as sums
+    # Labels in the whole step, () each, of tasks whose losses are added as sums.
+    denominators: dict[str, Tensor]
     tasks: set[str]  # tasks with labels anywhere in the step, see `labelled_in`
     step: float  # the share of one micro-step in all micro-steps
 

@@ -134,10 +134,11 @@ class Processes:
     def meet(self, call: str) -> None:
         """Wait until all have made a call, however late: one may have evaluated for the others meanwhile.
 
-        Raises InputError if another process waits for this one in something else.
+        Raises InputError if another process waits for this one in something else, LostProcessError if one is gone.
         """
         if self._watch is not None:
-            meet(call, patience=math.inf, is_awaited=self._watch.has_waiting)
+            watch = self._watch
+            meet(call, patience=math.inf, is_awaited=watch.has_waiting, check=watch.check)
 
     # --- begin and end ----------------------------------------------------------------------------------
 
@@ -258,11 +259,29 @@ def the_processes(distributed: str = "auto") -> Processes:
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if distributed == "none" or not several:
         return Processes()
-    if _open is not None and _open._world is dist.group.WORLD:
-        _open._users += 1
-        return _open
+    if (running := _running()) is not None:
+        running._users += 1
+        return running
     _open = Processes(dist.get_rank(), dist.get_world_size())
     return _open
+
+
+def the_processes_in(call: str) -> Processes:
+    """Return `the_processes` as soon as all have made this call: within a run, however late.
+
+    Raises InputError if others do not make it.
+    """
+    running = _running()
+    if running is None or running._watch is None:
+        meet(call)
+    else:
+        running.meet(call)
+    return the_processes()
+
+
+def _running() -> Processes | None:
+    """Return what `the_processes` began and nobody has closed yet."""
+    return _open if _open is not None and _open._world is dist.group.WORLD else None
 
 
 def own_device() -> torch.device:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +26,10 @@ from mt2st_fast import (
     gather_rows,
     shard_rows,
 )
+from mt2st_fast.errors import InputError
 from mt2st_fast.model import meeting
 
-meeting.PATIENCE_SECONDS = 1.0
+meeting.PATIENCE_SECONDS = meeting.GIVE_UP_SECONDS = 1.0
 
 
 def _encoder() -> BagEncoder:
@@ -99,6 +102,20 @@ def late(folder: Path) -> dict[str, Any]:
     return {"lines": lines}
 
 
+def in_a_new_group(folder: Path) -> dict[str, Any]:
+    """Process 0 has met nobody in one group; in the next one, made by the same processes, all find each other."""
+    encoder = _encoder()
+    for _ in range(2):
+        if dist.get_rank() == 0:
+            with contextlib.suppress(InputError):
+                encoder.vectors()
+    dist.barrier()
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'again'}", rank=int(os.environ["RANK"]),
+                            world_size=int(os.environ["WORLD_SIZE"]))  # fmt: skip
+    return {"vectors": len(_encoder().vectors())}
+
+
 def different_calls(folder: Path) -> None:
     encoder = _encoder()
     if dist.get_rank():
@@ -120,11 +137,12 @@ def failing_batch(folder: Path) -> None:
 
 
 def within_a_run(folder: Path) -> dict[str, Any]:
-    """All may evaluate and save within a run, however late one of them comes to the save."""
+    """All may evaluate and save within a run, however late one of them comes."""
     trainer = _trainer(_encoder())
     mine = [(inputs, {"classes": torch.tensor([1, dist.get_rank()])}) for inputs, _ in _batches(4)]
     run = trainer.begin(mine, epochs=1)
     run.step()
+    time.sleep(2.0 * dist.get_rank())
     value = trainer.evaluate(_batches())
     time.sleep(2.0 * dist.get_rank())
     run.save(folder / "alone.safetensors")

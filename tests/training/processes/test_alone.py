@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from mt2st_fast.training.processes.watch import WAITING_SECONDS, Watch
+from mt2st_fast.errors import InputError
+from mt2st_fast.model.meeting import _Meeting
+from mt2st_fast.training.processes.watch import WAITING_SECONDS, LostProcessError, Watch
 from tests.training.processes.together import run_together, scenarios, started
 
 ALONE = {
@@ -18,7 +20,7 @@ ALONE = {
     "vectors": "encoder.vectors() was called by process 0 of 2 and needs all of them",
     "gathered": "gather_rows was called by process 0 of 2 and needs all of them",
 }
-OTHERS = ["late", "different_calls", "more_batches", "within_a_run", "slow_passes"]
+OTHERS = ["late", "different_calls", "more_batches", "within_a_run", "slow_passes", "in_a_new_group"]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,10 @@ def test_after_one_has_given_up_they_find_each_other_again(found: Any) -> None:
     first, second = (of_one["lines"] for of_one in found["late"])
     assert len(first) == 1
     assert second == []
+
+
+def test_processes_that_begin_a_new_group_find_each_other(found: Any) -> None:
+    assert [of_one.get("vectors") for of_one in found["in_a_new_group"]] == [9, 9], found["in_a_new_group"]
 
 
 def test_different_calls_are_refused_at_once_in_both(found: Any) -> None:
@@ -94,3 +100,31 @@ def test_a_process_that_waits_long_in_a_message_tells_the_others() -> None:
     first.waits_since = None
     first._tell_waiting()
     assert not second.has_waiting()
+
+
+def test_who_was_interrupted_in_a_meeting_is_not_taken_for_present(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    rank = 0
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _Meeting(store, 1, "evaluate").hold(60.0, lambda: False, interrupt)
+    rank = 1
+    with pytest.raises(InputError, match="the others did not wait any longer"):
+        _Meeting(store, 1, "evaluate").hold(60.0, lambda: False, lambda: None)
+
+
+def test_a_meeting_ends_as_soon_as_another_process_is_known_to_be_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    watch = Watch(store, 0, 2)
+    watch.trouble = "process 1 of 2 stopped: no space left"
+    with pytest.raises(LostProcessError, match="no space left"):
+        _Meeting(dist.HashStore(), 1, "Run.save").hold(60.0, watch.has_waiting, watch.check)
