@@ -151,7 +151,8 @@ def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[Task
         nan = columns.read_as(task.name, "").nan
         if nan and (task.kind == "values" or columns.nan_is_none(task.name)):
             marks = columns.marks_of_nothing(task.name)
-            notes.append(f"column {task.name!r}: {marks} in {nan:,} cells counts as unlabelled")
+            kept = "" if task.kind == "values" else "; if it is a class, give it another name"
+            notes.append(f"column {task.name!r}: {marks} in {nan:,} cells counts as unlabelled{kept}")
         elif nan:
             notes.append(
                 f"column {task.name!r}: {columns.marks_of_nothing(task.name)} in {nan:,} cells is treated as a class; "
