@@ -283,5 +283,8 @@ class Config:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Config:
-        """Return the configuration that `to_json` wrote."""
-        return cls(**{**stored, "aux": None if stored["aux"] is None else tuple(stored["aux"])})
+        """Return the configuration that `to_json` wrote, also that of a version with `fuse_backward`."""
+        own = {**stored, "aux": None if stored["aux"] is None else tuple(stored["aux"])}
+        if "fuse_backward" in own:
+            own["backward"] = {None: "auto", True: "fused", False: "autograd"}[own.pop("fuse_backward")]
+        return cls(**own)

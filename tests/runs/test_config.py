@@ -28,6 +28,13 @@ def test_json_gives_the_same_configuration_again():
     assert Config.from_json(Config().to_json()) == Config()
 
 
+@pytest.mark.parametrize(("fuse", "backward"), [(None, "auto"), (True, "fused"), (False, "autograd")])
+def test_json_of_a_version_with_another_option_for_gradients(fuse, backward):
+    stored = Config().to_json() | {"fuse_backward": fuse}
+    del stored["backward"]
+    assert Config.from_json(stored) == Config(backward=backward)
+
+
 def test_a_strategy_gets_the_options_that_it_takes():
     config = Config(epochs=2.0, strategy_options={"switch_at": 0.25, "alpha": 0.5})
     assert config.for_strategy("switch").schedule() == Switch(at=0.25)
