@@ -8,7 +8,7 @@ from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, Unlabelled, choose_tasks
-from mt2st_fast.data.readers.table import Columns, Table, aligned, is_number, text_column
+from mt2st_fast.data.readers.table import Columns, Table, aligned, check_texts, is_number, text_column
 from mt2st_fast.data.readers.table_rows import Rows
 from mt2st_fast.data.text.tokenizers import lowered_words_and_marks
 from mt2st_fast.errors import InputError
@@ -40,6 +40,7 @@ def read_documents(
         _check_lists(requests, table)
     for table in tables.values():
         _check_columns(table, columns.text, main.name)
+        check_texts(columns.text, table)
     sections = {
         part: Section(
             [lowered_words_and_marks(text) for text in table.column(columns.text)],

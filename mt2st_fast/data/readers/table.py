@@ -116,15 +116,20 @@ def text_column(table: Table, wanted: str | None, needs_labels: bool = True) -> 
 
 def _as_text(text: str, table: Table, needs_labels: bool) -> str:
     """Return the column, if its cells are texts, and there is another one where that is needed."""
-    if text in table.lists:
-        raise InputError(
-            f"{table.path}: {text!r} has lists, but is the text column; write a text as one string"
-        )
+    check_texts(text, table)
     if needs_labels and len(table.header) == 1:
         between = table.between_cells
         fix = f"; is {between} the right delimiter? Set another with --delimiter" if between else ""
         raise InputError(f"{table.path}:1: has no label column besides {text!r}{fix}")
     return text
+
+
+def check_texts(text: str, table: Table) -> None:
+    """Raise InputError if cells of the text column are lists."""
+    if text in table.lists:
+        raise InputError(
+            f"{table.path}: {text!r} has lists, but is the text column; write a text as one string"
+        )
 
 
 def aligned(table: Table, train: Table) -> Table:
@@ -148,7 +153,8 @@ def aligned(table: Table, train: Table) -> Table:
         notes.append(f"matched to the training file's columns ignoring case: {listed(renamed)}")
     places = [place_of[name] for name in header]
     rows = [[row[at] for at in places] for row in table.rows]
-    return replace(table, header=header, rows=rows, notes=tuple(notes))
+    lists = frozenset(name for name in header if table.header[place_of[name]] in table.lists)
+    return replace(table, header=header, rows=rows, notes=tuple(notes), lists=lists)
 
 
 class Columns:
