@@ -225,9 +225,9 @@ def test_one_value_only_is_said(write):
         "label: every training label is 'pos', so there is nothing to learn; add rows of other classes or choose "
         "another main task",
     )
-    splits = open_data(one(write, rows("text,stars", lambda i: "film,5")), main="stars:regression")
+    splits = open_data(one(write, rows("text,stars", lambda i: "film,0.1")), main="stars:regression")
     assert splits.notes == (
-        "stars: every training label is 5.0, so there is nothing to learn; add rows with other numbers or choose "
+        "stars: every training label is 0.1, so there is nothing to learn; add rows with other numbers or choose "
         "another main task",
     )
 
