@@ -16,7 +16,8 @@ else:  # a type checker would take every name for known
             public = vars(import_module("mt2st_fast.public"))
             # Not all are there yet where one of its own modules asks.
             found = [each for each in ("__all__", *public.get("__all__", ())) if each in public]
-            globals().update({each: public[each] for each in found})
+            # What somebody has put in place of a name stays, as in a test.
+            globals().update({each: public[each] for each in found if each not in globals()})
             if name in globals():  # a module that this has imported, too
                 return globals()[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

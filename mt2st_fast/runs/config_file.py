@@ -103,6 +103,10 @@ def _hint(option: Option, value: Any) -> str:
         with suppress(ValueError):  # JSON has numbers and true as TOML does
             return f"; write {value} without quotes" if option.takes(json.loads(value)) else ""
     if option.kind is str and isinstance(value, bool | int | float):
+        try:  # backward = false is not meant as "false"
+            option.check(_as_written(value), option.key)
+        except InputError as error:
+            return f"; {error}"
         return f'; write "{_as_written(value)}"'
     if option.kind is tuple and isinstance(value, str):
         return f"; write {_as_written([name.strip() for name in value.split(',')])}" if value.strip() else ""

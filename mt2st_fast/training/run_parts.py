@@ -137,7 +137,7 @@ def _check_by_task(options: RunOptions, optimizer: torch.optim.Optimizer) -> Non
         (options.accumulate > 1, f"accumulate={options.accumulate}", "accumulate=1"),
         (options.clip_norm is not None, f"clip_norm={options.clip_norm}", "clip_norm=None"),
         (options.precision == "float16", "precision float16", "float32 or bfloat16"),
-        (options.backward == "fused", 'backward="fused"', 'backward="autograd"'),
+        (options.backward == "fused", 'backward="fused"', 'backward="auto"'),
         (
             any(group.get("weight_decay") for group in optimizer.param_groups),
             "weight_decay",

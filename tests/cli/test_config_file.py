@@ -164,6 +164,13 @@ def test_what_the_file_gives_is_not_tuned(tmp_path: Path, asked) -> None:
         ("graph = 'true'", ['graph must be true or false, not "true"; write true without quotes']),
         ("main = true", ['main must be a string, not true; write "true"']),
         ("main = 9223372036854775808", ['main must be a string, not 9223372036854775808; write "9']),
+        (
+            "backward = false",
+            [
+                "backward must be a string, not false; backward 'false' is unknown",
+                "available: auto, autograd, fused",
+            ],
+        ),
         ("main = ['upos']", ['main must be a string, not ["upos"]']),
         ("aux = 'xpos, deprel'", ['not "xpos, deprel"; write ["xpos", "deprel"]']),
         ("aux = ['xpos', [1, true]]", ['aux must be a list of strings, not ["xpos", [1, true]]']),

@@ -60,6 +60,14 @@ def test_the_package_alone_imports_no_torch_and_has_all_names() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_what_a_test_puts_in_place_of_a_name_stays() -> None:
+    code = (
+        "import mt2st_fast; mt2st_fast.load = 'mine'; assert not hasattr(mt2st_fast, 'loads'); "
+        "from mt2st_fast import Trainer; assert mt2st_fast.load == 'mine'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_an_unknown_name_is_refused_as_by_any_module() -> None:
     import mt2st_fast
 

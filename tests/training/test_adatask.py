@@ -165,7 +165,7 @@ def test_a_default_run_of_the_command_line_takes_it():
         ({"accumulate": 2}, "rules out accumulate=2"),
         ({"clip_norm": 1.0}, "rules out clip_norm=1.0"),
         ({"precision": "float16"}, "rules out precision float16"),
-        ({"backward": "fused"}, 'rules out backward="fused"'),
+        ({"backward": "fused"}, 'rules out backward="fused"; use backward="auto"'),
         ({"optimizer": OPTIMIZERS["adam"]}, "rules out weight_decay"),
     ],
 )

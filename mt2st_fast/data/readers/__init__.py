@@ -173,7 +173,7 @@ def _nothing_to_learn(splits: Splits) -> Iterator[str]:
             yield f"{task}: no training row has a label, so no step trains it; label some rows or leave it out"
         elif column.kind != "labels" and len(seen := np.unique(labelled)) == 1:
             only, others = (
-                (f"{seen[0]}", "with other numbers")
+                (str(seen[0]), "with other numbers")  # format() would write 0.1 with 17 digits
                 if column.kind == "values"
                 else (repr(column.class_names[seen[0]]), "of other classes")
             )

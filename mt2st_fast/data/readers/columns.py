@@ -9,6 +9,7 @@ from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import Reader, ReadRequest, Unlabelled, choose_tasks
+from mt2st_fast.data.readers.table import is_no_number
 from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
 
@@ -18,7 +19,7 @@ _DOCUMENT = "-DOCSTART-"  # CoNLL-2003's mark between documents
 _SAYS = re.compile(r"#\s+[\w.:-]+\s*=(?!=)|#\s+(id|sent_id|newdoc|newpar|text|source|global\.columns)\b.*=")
 _COMMENT = re.compile(r"#(\s|$)|#[\w.:-]+\s*=")
 _BLANKS = re.compile("[ \t]+")
-_MARKS = ("_", "-", "nan", "NA")  # in place of a label
+_MARKS = ("_", "-")  # in place of a label, as what tables have there
 _EXTENSIONS = (".txt", ".conll", ".tsv", ".iob", ".iob2", ".bio", ".col", ".columns", ".data")
 
 
@@ -122,9 +123,10 @@ class _Table:
         n_words = sum(map(len, self._sentences))
         for (column, mark), n in sorted(self._marks.items()):
             if n < n_words:  # else it fills a column that says nothing
+                by_tabs = "" if self._tabs else "separate columns by tabs, and "
                 yield (
                     f"column {self.tasks[column - 1]!r}: {mark} in {n:,} cells is treated as a class; if it stands for "
-                    "no label, separate columns by tabs, and leave these cells empty"
+                    f"no label, {by_tabs}leave these cells empty"
                 )
         if n := len(self._blank_within):
             yield (
@@ -169,7 +171,11 @@ class _Table:
         if not row[0]:
             raise InputError(f"{self.path}:{number}: no word before the first tab; add it")
         self._n_empty += row.count("")
-        self._marks.update((column, label) for column, label in enumerate(row[1:], 1) if label in _MARKS)
+        self._marks.update(
+            (column, label)
+            for column, label in enumerate(row[1:], 1)
+            if label in _MARKS or is_no_number(label)
+        )
         if self._tabs and any(" " in label for label in row[1:]):
             self._blank_within.append(number)
         self._sentences[-1].append(row)

@@ -8,7 +8,7 @@ from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, Unlabelled, choose_tasks
-from mt2st_fast.data.readers.table import Columns, Table, aligned, is_number, text_column
+from mt2st_fast.data.readers.table import Columns, Table, aligned, check_texts, is_number, text_column
 from mt2st_fast.data.readers.table_rows import Rows
 from mt2st_fast.data.text.tokenizers import lowered_words_and_marks
 from mt2st_fast.errors import InputError
@@ -40,6 +40,7 @@ def read_documents(
         _check_lists(requests, table)
     for table in tables.values():
         _check_columns(table, columns.text, main.name)
+        check_texts(columns.text, table)
     sections = {
         part: Section(
             [lowered_words_and_marks(text) for text in table.column(columns.text)],
@@ -151,7 +152,8 @@ def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[Task
         nan = columns.read_as(task.name, "").nan
         if nan and (task.kind == "values" or columns.nan_is_none(task.name)):
             marks = columns.marks_of_nothing(task.name)
-            notes.append(f"column {task.name!r}: {marks} in {nan:,} cells counts as unlabelled")
+            kept = "" if task.kind == "values" else "; if it is a class, give it another name"
+            notes.append(f"column {task.name!r}: {marks} in {nan:,} cells counts as unlabelled{kept}")
         elif nan:
             notes.append(
                 f"column {task.name!r}: {columns.marks_of_nothing(task.name)} in {nan:,} cells is treated as a class; "

@@ -116,15 +116,20 @@ def text_column(table: Table, wanted: str | None, needs_labels: bool = True) -> 
 
 def _as_text(text: str, table: Table, needs_labels: bool) -> str:
     """Return the column, if its cells are texts, and there is another one where that is needed."""
-    if text in table.lists:
-        raise InputError(
-            f"{table.path}: {text!r} has lists, but is the text column; write a text as one string"
-        )
+    check_texts(text, table)
     if needs_labels and len(table.header) == 1:
         between = table.between_cells
         fix = f"; is {between} the right delimiter? Set another with --delimiter" if between else ""
         raise InputError(f"{table.path}:1: has no label column besides {text!r}{fix}")
     return text
+
+
+def check_texts(text: str, table: Table) -> None:
+    """Raise InputError if cells of the text column are lists."""
+    if text in table.lists:
+        raise InputError(
+            f"{table.path}: {text!r} has lists, but is the text column; write a text as one string"
+        )
 
 
 def aligned(table: Table, train: Table) -> Table:
@@ -148,7 +153,8 @@ def aligned(table: Table, train: Table) -> Table:
         notes.append(f"matched to the training file's columns ignoring case: {listed(renamed)}")
     places = [place_of[name] for name in header]
     rows = [[row[at] for at in places] for row in table.rows]
-    return replace(table, header=header, rows=rows, notes=tuple(notes))
+    lists = frozenset(name for name in header if table.header[place_of[name]] in table.lists)
+    return replace(table, header=header, rows=rows, notes=tuple(notes), lists=lists)
 
 
 class Columns:
@@ -165,7 +171,7 @@ class Columns:
     def values(self, name: str) -> set[str]:
         """Return a column's different cells in the first (training) file, without empty ones, or nan for none."""
         seen = self._seen[name]
-        return {cell for cell in seen if not _is_no_number(cell)} if self.nan_is_none(name) else seen
+        return {cell for cell in seen if not is_no_number(cell)} if self.nan_is_none(name) else seen
 
     def nan_is_none(self, name: str) -> bool:
         """Whether nan means a missing value, and no class: if all other cells are numbers, or true and false."""
@@ -217,7 +223,7 @@ class Columns:
 
     def has_decimal_commas(self, name: str) -> bool:
         """Whether all cells are numbers, some with a comma, and one of these commas cannot separate thousands."""
-        seen = {cell for cell in self._seen[name] if not _is_no_number(cell)}
+        seen = {cell for cell in self._seen[name] if not is_no_number(cell)}
         commas = [found[1] for cell in seen if (found := _DECIMAL_COMMA.fullmatch(cell))]
         return any(len(decimals) != 3 for decimals in commas) and all(
             _INTEGER.fullmatch(cell) or _DECIMAL_COMMA.fullmatch(cell) for cell in seen
@@ -226,7 +232,7 @@ class Columns:
     def marks_of_nothing(self, name: str) -> str:
         """Return how a column's cells say that they are missing, as in "nan and NA"; over all files."""
         self.read_as(name, "")
-        return " and ".join(sorted(filter(_is_no_number, self._counts[name])))
+        return " and ".join(sorted(filter(is_no_number, self._counts[name])))
 
     def read_as(self, name: str, taken_as: str) -> ColumnRead:
         """Return what a report says of a column, over all files."""
@@ -234,11 +240,12 @@ class Columns:
             tables = [table for table in self._tables.values() if name in table.header]
             self._counts[name] = Counter(cell for table in tables for cell in table.column(name))
         counts = self._counts[name]
-        nan = sum(n for cell, n in counts.items() if _is_no_number(cell))
+        nan = sum(n for cell, n in counts.items() if is_no_number(cell))
         return ColumnRead(name, taken_as, len(counts) - ("" in counts), counts[""], nan)
 
 
-def _is_no_number(cell: str) -> bool:
+def is_no_number(cell: str) -> bool:
+    """Whether a cell has what others write for a missing value."""
     return cell.casefold() in _NO_NUMBER
 
 

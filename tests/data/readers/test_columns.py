@@ -86,3 +86,13 @@ def test_signs_in_place_of_a_label_are_told(write):
         "a.txt: column 'col2': - in 6 cells is treated as a class",
     ]
     assert notes[0].endswith("separate columns by tabs, and leave these cells empty")
+
+
+def test_columns_know_what_tables_have_in_place_of_a_label(write):
+    text = "".join(f"a\t{mark}\n\n" for mark in ("N", "N/A", "NULL", "NaN", "na") * 3)
+    notes = open_data(f"columns:{write(**{'a.txt': text}) / 'a.txt'}").notes
+    assert notes[:4] == tuple(
+        f"a.txt: column 'col1': {mark} in 3 cells is treated as a class; if it stands for no label, leave these cells "
+        "empty"
+        for mark in ("N/A", "NULL", "NaN", "na")
+    )

@@ -236,3 +236,14 @@ def test_lists_are_no_texts(tmp_path):
     )
     with pytest.raises(InputError, match="'text' has lists"):
         READERS["jsonl"].unlabelled(ReadRequest(path, None, None))
+
+
+def test_lists_of_another_file_are_found_under_a_name_in_another_case(write):
+    one = '{"text": "a", "tag": "x"}\n{"text": "b", "tag": "y"}\n' * 5
+    for other, message in (
+        ('{"Text": ["a", "b"], "tag": "x"}', "dev.jsonl: 'text' has lists, but is the text column"),
+        ('{"text": ["a", "b"], "tag": "x"}', "dev.jsonl: 'text' has lists, but is the text column"),
+        ('{"text": "a", "Tag": ["x", "y"]}', "dev.jsonl: 'tag' has lists of labels; use tag:multilabel"),
+    ):
+        folder = write(**{"train.jsonl": one, "dev.jsonl": f"{other}\n" * 4})
+        assert message in message_of(f"jsonl:{folder}")

@@ -161,7 +161,9 @@ def test_nan_beside_numbers_and_truths_is_no_label(write, values):
         one(write, rows("text,label", lambda i: f"film,{'NaN' if i % 5 == 0 else values[i % 2]}"))
     )
     assert splits.train.column("label").class_names == tuple(sorted(values))
-    assert splits.notes == ("column 'label': NaN in 8 cells counts as unlabelled",)
+    assert splits.notes == (
+        "column 'label': NaN in 8 cells counts as unlabelled; if it is a class, give it another name",
+    )
 
 
 @pytest.mark.parametrize("mark", ["NA", "N/A", "NULL", "<NA>", "#N/A"])
@@ -170,7 +172,7 @@ def test_what_others_write_for_nothing_is_no_number_and_no_class_beside_numbers(
         write, rows("text,n", lambda i: f"film,{mark if i % 5 == 0 else 'nan' if i % 5 == 1 else i % 3}")
     )
     told = f"column 'n': {' and '.join(sorted((mark, 'nan')))} in 16 cells counts as unlabelled"
-    assert open_data(data).notes == (told,)
+    assert open_data(data).notes == (f"{told}; if it is a class, give it another name",)
     splits = open_data(data, main="n:regression")
     assert splits.notes == (told,)
     assert sum(int(part.column("n").labelled().sum()) for part in splits.parts.values()) == 24
@@ -223,9 +225,9 @@ def test_one_value_only_is_said(write):
         "label: every training label is 'pos', so there is nothing to learn; add rows of other classes or choose "
         "another main task",
     )
-    splits = open_data(one(write, rows("text,stars", lambda i: "film,5")), main="stars:regression")
+    splits = open_data(one(write, rows("text,stars", lambda i: "film,0.1")), main="stars:regression")
     assert splits.notes == (
-        "stars: every training label is 5.0, so there is nothing to learn; add rows with other numbers or choose "
+        "stars: every training label is 0.1, so there is nothing to learn; add rows with other numbers or choose "
         "another main task",
     )
 
