@@ -417,8 +417,11 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         torch counts in its default dtype, and loads a checkpoint's count as it was saved, to the CPU.
         """
         state: dict[str, Tensor] = self.state[parameter]
-        steps = state.setdefault("step", torch.zeros((), dtype=torch.float32, device=device))
-        steps = state["step"] = steps.to(device or steps.device, torch.float32)  # itself, if it is that
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        steps = state["step"] = state["step"].to(
+            device or state["step"].device, torch.float32
+        )  # itself, if it is that
         return steps
 
     def other_rule(self, group: dict[str, Any]) -> str | None:
