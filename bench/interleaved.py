@@ -64,9 +64,7 @@ class Timings:
     ) -> None:
         self.rounds_us = dict(rounds_us)
         self.others_cpu_share = others_cpu_share  # 0 to 1, None where it is unknown
-        self.round_trip_ns = (
-            round_trip_ns  # between cores, the median of the rounds; None where it is unknown
-        )
+        self.round_trip_ns = round_trip_ns  # between cores, the rounds' median; None where it is unknown
         self.left_out = left_out  # rounds with another placement of the cores
 
     @property
@@ -102,10 +100,9 @@ def interleave(
     """Time each candidate once per round, after a warm-up; a time is the mean over a burst of calls.
 
     limit_seconds: ends the measurement early, but not before MIN_ROUNDS (or `rounds`, if fewer). watches_cores: keep
-    rounds of one placement of the cores; beside busy processes nobody could tell. settles: on a CPU, a
-    burst begins with as many calls that are not timed, which bring back to the caches what other candidates have driven
-    out: tables of tens of megabytes, which stay there while a model trains. Raises ValueError without candidates
-    or rounds.
+    rounds of one placement of the cores; beside busy processes nobody could tell. settles: on a CPU, a burst begins
+    with as many calls that are not timed, which bring back to the caches what other candidates have driven out: tables
+    of tens of megabytes, which stay there while a model trains. Raises ValueError without candidates or rounds.
     """
     if not candidates or rounds < 1:
         raise ValueError("interleave needs at least one candidate and one round")

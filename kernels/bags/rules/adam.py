@@ -61,6 +61,7 @@ def _numba_row(rule: Any, mean_square: Any, per_row: Any, row: Any) -> Any:
 
 
 def _numba_move(w: Any, g: Any, first: Any, second: Any, step: Any, scale: Any, numbers: Any) -> Any:
+    # Computed as written: if products could be reordered, a kernel from the cache might give other bits than a new one.
     first = first * numbers[0] + g * numbers[3]
     second = second * numbers[1] + (g * g) * numbers[4]
     return w - first * step / (np.sqrt(second) * scale + numbers[2]), first, second
