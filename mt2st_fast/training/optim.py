@@ -419,10 +419,9 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         state: dict[str, Tensor] = self.state[parameter]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        steps = state["step"] = state["step"].to(
-            device or state["step"].device, torch.float32
-        )  # itself, if it is that
-        return steps
+        steps = state["step"]
+        state["step"] = steps.to(device or steps.device, torch.float32)  # itself, if it is that already
+        return state["step"]
 
     def other_rule(self, group: dict[str, Any]) -> str | None:
         """Return an option by which AdamW is not plain Adam with decay, or is computed elsewhere; None if it is."""
