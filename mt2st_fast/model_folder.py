@@ -74,9 +74,10 @@ def _write(folder: Path, kind: str, configuration: Mapping[str, Any], tensors: M
         described = _description(kind, dict(configuration), _digest_of_file(partial / TENSORS))
         write_atomically(partial / DESCRIPTION, described)
         _put(partial, folder, old)
+    except BaseException:  # also Ctrl-C
+        _restore(old, folder)
+        raise
     finally:
-        if old.exists() and not folder.exists():  # also after Ctrl-C
-            old.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -100,11 +101,17 @@ def _sweep(folder: Path) -> None:
     delete the rest.
     """
     for left in left_behind(folder):
-        if left.suffix == ".old" and not folder.exists():
-            with suppress(OSError):  # another process that writes here has done so
-                left.rename(folder)
-        else:
+        if left.suffix == ".old":
+            _restore(left, folder)
+        if left.suffix != ".old" or folder.exists():
             delete(left)
+
+
+def _restore(old: Path, folder: Path) -> None:
+    """Rename `old` back to `folder` if nothing is there, also not since another writer has put its model there."""
+    with suppress(OSError):
+        if not folder.exists():
+            old.rename(folder)
 
 
 def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

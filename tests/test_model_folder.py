@@ -90,6 +90,23 @@ def test_a_model_that_another_writer_puts_there_first_is_replaced(tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+def test_an_older_model_is_not_put_back_while_another_writer_replaces_the_newer_one(tmp_path, monkeypatch):
+    rename = Path.rename
+    written(tmp_path / "m")
+
+    def then_moved_away(self, target):
+        assert not self.name.endswith(".old")
+        renamed = rename(self, target)
+        if target == tmp_path / "m":
+            rename(target, tmp_path / "old of another")
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", then_moved_away)
+    write_model(tmp_path / "m", "toy", {"rate": 2}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["old of another"]
+    assert read_model(tmp_path / "old of another")[1] == {"rate": 2}
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_what_ends_between_the_renames_leaves_the_old_model(tmp_path, monkeypatch, error):
     rename = Path.rename
