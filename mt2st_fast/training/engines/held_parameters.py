@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import is_
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.schedules.base import Part
+
+# What is asked at every step is asked by functions that loop in C: in Python it would take as long as the rest of it.
+_TRAINS = attrgetter("requires_grad")
+_HOOKS_OF_MODULES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS_OF_PARAMETERS = (attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks"))
 
 LOSSES_ALONE = NOTHING
 MOVES: dict[Part, Moves] = {"all": Moves(), "shared": Moves(heads=False), "tasks": Moves(shared=False)}
@@ -42,22 +48,24 @@ def model_obstacle(
         return f"the head of {reason[0]} {reason[1]}"
     if any(heads.pooling(name) != "none" for name in heads.active):
         return "an active task pools a sequence"
-    return hook_obstacle([*encoder.modules(), *heads.modules()], [], optimizer)
+    return hook_obstacle(hooks_of((encoder, heads)), [], optimizer)
+
+
+def hooks_of(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
+    """Return the dictionaries to which torch adds the hooks of these modules and of the modules in them."""
+    parts = [part for module in modules for part in module.modules()]
+    return [getattr(part, name) for part in parts for name in _HOOKS_OF_MODULES]
 
 
 def hook_obstacle(
-    modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+    of_modules: Sequence[dict[int, Any]],
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
 ) -> str | None:
-    """Return whose hooks a kernel call would not run, or None."""
-    # Lists: this is asked at every step, and generators and calls would take as long as the rest of it.
-    of_modules = [
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in modules
-    ]
+    """Return whose hooks a kernel call would not run, or None; of_modules: see `hooks_of`."""
     if any(of_modules):
         return "a module has hooks"
-    of_parameters = [p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters]
-    if any(of_parameters):
+    if any(any(map(hooks, parameters)) for hooks in _HOOKS_OF_PARAMETERS):
         return "a parameter has hooks"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return "the optimizer has hooks"
@@ -115,7 +123,7 @@ class HeldParameters:
         modules: Sequence[nn.Module] = (),
     ) -> None:
         self._optimizer, self._parameters = optimizer, list(parameters)
-        self._called = [part for module in modules for part in module.modules()]
+        self._hooks_of_modules = hooks_of(modules)
         self.moved = are_moved(parameters, optimizer)
         self.group_of = group_of(optimizer)
         self._addresses, self._trains, self._grouped = self._now()
@@ -126,17 +134,17 @@ class HeldParameters:
         """Return addresses of parameters, which of them have a gradient, and the parameters of each group."""
         parameters = self._parameters
         grouped = [list(map(id, group["params"])) for group in self._optimizer.param_groups]
-        return [p.data_ptr() for p in parameters], [p.requires_grad for p in parameters], grouped
+        return list(map(Tensor.data_ptr, parameters)), list(map(_TRAINS, parameters)), grouped
 
     def _state_values(self) -> list[Any]:
         # Of all parameters: looking up a few would cost more, as a tensor's hash is a call of Python's.
-        return [value for state in self._optimizer.state.values() for value in state.values()]
+        return list(chain.from_iterable(map(dict.values, self._optimizer.state.values())))
 
     def obstacle(self) -> str | None:
         """Return an obstacle to this step that may be new in the phase, or None: callbacks may do anything."""
         if not any(self.moved):
             return "every parameter is frozen"
-        return hook_obstacle(self._called, self._parameters, self._optimizer)
+        return hook_obstacle(self._hooks_of_modules, self._parameters, self._optimizer)
 
     def have_changed(self) -> bool:
         """Return whether a parameter has other memory, another state or group, or was frozen or unfrozen."""

@@ -54,6 +54,7 @@ class TextCalls(ABC):
         self.encoder, self._heads, self._optimizer = encoder, heads, optimizer
         self._parameters = text_parameters(encoder, heads)
         self._models: dict[tuple[str, ...], TextStepModel] = {}  # by the tasks of a batch
+        self._key = torch.empty((), dtype=torch.int64)  # of the dropout of the latest step
         self._hold()
 
     @classmethod
@@ -138,7 +139,7 @@ class TextCalls(ABC):
         dropout = self.encoder.dropout
         if not (dropout.training and dropout.p):
             return Dropout(0.0, 0)
-        return Dropout(dropout.p, int(torch.empty((), dtype=torch.int64).random_()))
+        return Dropout(dropout.p, int(self._key.random_()))
 
     def _hold(self) -> None:
         """Record where the parameters lie, and which of them move."""

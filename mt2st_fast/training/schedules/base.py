@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Literal, Protocol
 
 from mt2st_fast.numbers import check_count, check_within
@@ -57,16 +58,21 @@ class AuxiliaryWeights:
         raise TypeError(f"{type(self).__name__} must say what an auxiliary task weighs")
 
     def _check_tasks(self, auxiliary: Sequence[str]) -> None:
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
+        for name in _fields_of(type(self)):
+            value = getattr(self, name)
             if isinstance(value, AuxiliaryWeights):
                 value._check_tasks(auxiliary)
             unknown = [t for t in value if t not in auxiliary] if isinstance(value, Mapping) else []
             if unknown:
                 raise ValueError(
-                    f"{field.name} names {unknown[0]}, which is not an auxiliary task; available: "
+                    f"{name} names {unknown[0]}, which is not an auxiliary task; available: "
                     f"{', '.join(auxiliary)}"
                 )
+
+
+@cache  # asked at every step
+def _fields_of(schedule: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(schedule))
 
 
 def value_of(value: PerTask, task: str, default: float) -> float:
