@@ -87,7 +87,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
         "REFERENCE",
         "HeadSpec",
         "asked_for",
-        "check_targets",
+        "checked_targets",
         "head_correct",
         "row_losses",
     },
