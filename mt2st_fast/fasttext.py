@@ -165,4 +165,4 @@ def _begin_with(model: Word2Vec, path: Path) -> None:
     for own, word in enumerate(model.words):
         if word in rows:
             model.input_rows[own] = vectors.vectors[rows[word]]
-    model._show_vectors()
+    model.show_vectors()

@@ -25,6 +25,7 @@ from mt2st_fast.model.word_tasks import ContextPrediction, WordAnalogy, WordSimi
 from mt2st_fast.serving.load import load
 from mt2st_fast.serving.text_model import TextModel
 from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.divergence import NonFiniteLossError
 from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.log_to import LogTo
@@ -49,7 +50,7 @@ from mt2st_fast.training.schedules import (
     Switch,
     Uncertainty,
 )
-from mt2st_fast.training.trainer import NonFiniteLossError, Trainer
+from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.supervised import train_supervised
 from mt2st_fast.words.supervised_model import Prediction, SupervisedModel, load_model
 from mt2st_fast.words.vectors import WordVectors

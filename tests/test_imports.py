@@ -87,7 +87,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
         "REFERENCE",
         "HeadSpec",
         "asked_for",
-        "check_targets",
+        "checked_targets",
         "head_correct",
         "row_losses",
     },
@@ -111,6 +111,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
         "stream_key",
     },
     "mt2st_fast.words.word2vec_tables": {"WordRows"},
+    "mt2st_fast.words.word2vec_options": {"WordRows"},
     "mt2st_fast.words.word2vec_device": {
         "WalkOptions",
         "WalkTraining",

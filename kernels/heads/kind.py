@@ -285,8 +285,7 @@ class HeadSpec:
 
     def refusal(self, name: str, target: float) -> str:
         """Error message for a target of task `name` that the head does not accept."""
-        shown = f"{target:g}" if isinstance(target, float) else target
-        return f"targets of {name}: {shown} lies outside {self.wanted_targets}"
+        return refusal(name, target, self.wanted_targets)
 
     def check_target_type(self, name: str, target: Tensor) -> None:
         """Raise TypeError for targets of a type that this head does not accept."""
@@ -299,6 +298,12 @@ class HeadSpec:
     def target_shape(self, N: int) -> tuple[int, ...]:
         """Shape of the targets of N rows: (N,) for classes, (N, C) for values."""
         return (N,) if self.kind.takes_classes else (N, self.size)
+
+
+def refusal(name: str, target: float, wanted: str) -> str:
+    """Error message for a target of task `name` that a head does not accept; wanted: its `wanted_targets`."""
+    shown = f"{target:g}" if isinstance(target, float) else target
+    return f"targets of {name}: {shown} lies outside {wanted}"
 
 
 def _check_option(kind: Kind, option: str) -> None:

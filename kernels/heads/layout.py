@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from ast import literal_eval
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -42,9 +42,9 @@ class HeadLayout:
         object.__setattr__(self, "width", ends[-1])
         object.__setattr__(self, "widest", max(sizes))
         object.__setattr__(self, "has_values", not all(head.kind.takes_classes for head in self.heads))
-        heads = [[head.kind.name, head.size, asdict(head.options)] for head in self.heads]
-        key = json.dumps({"heads": heads, "names": self.names})
-        object.__setattr__(self, "key", key)
+        heads = [(head.kind.name, head.size, asdict(head.options)) for head in self.heads]
+        # Not JSON, which torch.compile cannot trace.
+        object.__setattr__(self, "key", repr((heads, [str(name) for name in self.names])))
 
     def __hash__(self) -> int:
         # A string caches its hash; nested tuples would be hashed again at every look-up, several times a step.
@@ -62,6 +62,6 @@ class HeadLayout:
     @lru_cache(maxsize=1024)
     def from_key(key: str) -> HeadLayout:
         """Return the layout that wrote `key`."""
-        stored = json.loads(key)
-        heads = tuple(HeadSpec(Kind.named(name), size, **options) for name, size, options in stored["heads"])
-        return HeadLayout(heads, tuple(stored["names"]))
+        heads, names = literal_eval(key)
+        specs = tuple(HeadSpec(Kind.named(kind), size, **options) for kind, size, options in heads)
+        return HeadLayout(specs, tuple(names))

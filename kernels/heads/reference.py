@@ -7,12 +7,14 @@ compare the kernels with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import HeadLayout, HeadSpec
+from .kind import HeadSpec, refusal
+from .layout import HeadLayout
 
 
 def multitask_loss(
@@ -30,7 +32,7 @@ def multitask_loss(
     """
     losses, correct = [], []
     for (first, last, head), name, target in zip(layout, layout.names, targets, strict=True):
-        check_targets(name, target, head)
+        target = checked_targets(name, target, head)
         logits = F.linear(features, weight[first:last], None if bias is None else bias[first:last])
         losses.append(head_loss(logits, target, head))
         correct.append(head_correct(logits.detach(), target, head))
@@ -63,13 +65,40 @@ def _exact(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def check_targets(name: str, target: Tensor, head: HeadSpec) -> None:
-    """Raise ValueError for a class outside [0, C) that is not ignored, and for a value outside the kind's bounds."""
+def checked_targets(name: str, target: Tensor, head: HeadSpec) -> Tensor:
+    """Return the targets. Raises ValueError for a class outside [0, C) that is not ignored, and for a value outside the
+    kind's bounds.
+    """
     is_outside = head.is_outside(target)
-    if is_outside is None or _is_batched(is_outside):
-        return
+    if is_outside is None:
+        return target
+    if torch.compiler.is_compiling():
+        return _checked_op(target, is_outside, name, head.wanted_targets)  # type: ignore[no-any-return]
+    if not _is_batched(is_outside):
+        _refuse(target, is_outside, name, head.wanted_targets)
+    return target
+
+
+def _refuse(target: Tensor, is_outside: Tensor, name: str, wanted: str) -> None:
     if is_outside.any():
-        raise ValueError(head.refusal(name, target[is_outside][0].item()))
+        raise ValueError(refusal(name, target[is_outside][0].item(), wanted))
+
+
+# torch.compile cannot trace a look at values, but an op that returns something else than its arguments, for the loss.
+@torch.library.custom_op("mt2st_fast::checked_targets", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _checked_op(target: Tensor, is_outside: Tensor, name: str, wanted: str) -> Tensor:
+    _refuse(target, is_outside, name, wanted)
+    return target.clone()
+
+
+@_checked_op.register_fake
+def _(target: Tensor, is_outside: Tensor, name: str, wanted: str) -> Tensor:
+    return torch.empty_like(target)
+
+
+@_checked_op.register_vmap
+def _(_info: Any, in_dims: Any, target: Tensor, *_: Any) -> tuple[Tensor, Any]:
+    return target, in_dims[0]
 
 
 def _is_batched(values: Tensor) -> bool:

@@ -84,6 +84,7 @@ def _measure_corpus(
     from mt2st_fast.data import open_data
     from mt2st_fast.data.readers import READERS, parse_spec, takes
     from mt2st_fast.data.readers.same_data import same_data
+    from mt2st_fast.data.record import repeated_texts
     from mt2st_fast.runs.shown import shown, spans_line
     from mt2st_fast.runs.what_was_read import summary, what_was_read
     from mt2st_fast.serving.scores import scores
@@ -115,7 +116,8 @@ def _measure_corpus(
     for score in measured:
         table.add_row(score.task, score.metric, shown(score.value), f"{score.rows:,}", f"{score.unseen:,}")
     say(console, summary(what_was_read(splits), parts=chosen != "all"))
-    for note in () if as_then else splits.notes:  # of a run's own data, its report has them
+    # Of a run's own data, its report has the notes; this one is on the result.
+    for note in repeated_texts(splits, [p for p in parts if p != "train"]) if as_then else splits.notes:
         say(console, note)
     if learnt := _learnt_from(found.source, spec, chosen):
         say(console, learnt)

@@ -56,7 +56,7 @@ from mt2st_fast.runs.shown import (
 )
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.spelling import in_shell
-from mt2st_fast.training.run_options import NonFiniteLossError
+from mt2st_fast.training.divergence import NonFiniteLossError
 
 # The files of a run in its folder; the configuration comes last, as it marks the folder as a run's.
 OF_A_RUN = (CHECKPOINT, *LEFT, *REPORT_FILES, beside.AGAINST, RUN_MODEL, RUN_CONFIG)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from mt2st_fast.kernels import REFERENCE, HeadSpec, asked_for, check_targets, head_correct, row_losses
+from mt2st_fast.kernels import REFERENCE, HeadSpec, asked_for, checked_targets, head_correct, row_losses
 
 logger = logging.getLogger("mt2st_fast")
 
@@ -64,7 +64,7 @@ def called(name: str, layer: nn.Module, features: Tensor, target: Tensor, head: 
 
     Raises ValueError for a target outside the range of the head.
     """
-    check_targets(name, target, head)
+    target = checked_targets(name, target, head)
     logits = layer(features)
     losses, counts = row_losses(logits, target, head)
     return RowLosses(losses, counts, head_correct(logits.detach(), target, head))

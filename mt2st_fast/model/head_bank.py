@@ -351,7 +351,7 @@ class HeadBank(nn.Module):
             self._layout(names)
 
     def _layout(self, names: tuple[str, ...]) -> HeadLayout:
-        # A dict, not lru_cache: torch.compile traces lookups in it, and cannot make a layout itself.
+        # A dict, not lru_cache, which torch.compile cannot trace.
         if names not in self._layouts:
             self._layouts[names] = HeadLayout(tuple(self._specs[name] for name in names), names)
         return self._layouts[names]

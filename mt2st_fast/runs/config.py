@@ -13,8 +13,8 @@ from mt2st_fast.data.batches import batch_size_for
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import ROOMS
 from mt2st_fast.runs.options import check_options, one_of, option, positive
-from mt2st_fast.training.engines import Backward, Precision
 from mt2st_fast.training.learning_rate import Decay
+from mt2st_fast.training.run_options import Backward, Precision
 from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, strategies, strategy_options
 
 MOST_STEPS_BY_DEFAULT = 2500

@@ -44,10 +44,10 @@ from mt2st_fast.runs.resumed_data import WORDS, has_other_data
 from mt2st_fast.runs.word_context import CONTEXT, context_batches, context_task
 from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.divergence import NonFiniteLossError
 from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import History
 from mt2st_fast.training.own_metrics import Metric, metric_name
-from mt2st_fast.training.run_options import NonFiniteLossError
 from mt2st_fast.training.schedules import find_strategy
 from mt2st_fast.training.schedules.abilities import Shortening
 from mt2st_fast.training.trained_heads import heads_without, untrained

@@ -16,14 +16,14 @@ def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> None:
     By default, it does so on CUDA if nothing needs their gradient. loaders: the number of batches in a step.
     wants_gradients: whether the schedule uses gradients. Raises ValueError if it is requested and not possible.
     """
-    if parts.backward == "auto":
+    if parts.options.backward == "auto":
         fits = (
             not parts.by_task
             and parts.device.type == "cuda"
             and _nothing_needs_gradients(parts, loaders, wants_gradients)
         )
     else:
-        fits = parts.backward == "fused"
+        fits = parts.options.backward == "fused"
     if not fits:
         return
     tables = [table for table in row_sparse_tables(parts.encoder) if table.requires_grad]
@@ -53,7 +53,7 @@ def _nothing_needs_gradients(parts: StepParts, loaders: int, wants_gradients: bo
         return False
     if not isinstance(optimizer, RowSparseOptimizer) or type(encoder) not in (BagEncoder, WindowEncoder):
         return False
-    looked_at = parts.clip_norm is not None or parts.scaler.is_enabled() or wants_gradients
+    looked_at = parts.options.clip_norm is not None or parts.scaler.is_enabled() or wants_gradients
     hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
     looked_at = looked_at or any(hooks) or _has_hooks(encoder.table)  # type: ignore[arg-type]
-    return loaders == 1 and parts.accumulate == 1 and not looked_at
+    return loaders == 1 and parts.options.accumulate == 1 and not looked_at

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.batch import Batch, tasks_of, with_tasks
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
+from mt2st_fast.training.divergence import Rates, check_finite, check_finite_parameters
 from mt2st_fast.training.engines import make_engines
 from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.choice import ChosenEngine
@@ -35,6 +37,7 @@ from mt2st_fast.training.optimizer_upkeep import (
 )
 from mt2st_fast.training.phases import enter_phase, set_active
 from mt2st_fast.training.processes.decisions import agreed_weights
+from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.resuming import own_source, restore_random_states, states_of_all
 from mt2st_fast.training.resuming import (
     check_end,
@@ -45,14 +48,7 @@ from mt2st_fast.training.resuming import (
     named_parameters,
     trained,
 )
-from mt2st_fast.training.run_options import (
-    Rates,
-    RunListener,
-    RunOptions,
-    check_finite,
-    check_finite_parameters,
-    fixed_settings,
-)
+from mt2st_fast.training.run_options import RunOptions, fixed_settings
 from mt2st_fast.training.run_parts import make_parts, modules_of
 from mt2st_fast.training.schedules import Moment, Schedule
 from mt2st_fast.training.schedules.abilities import (
@@ -67,11 +63,24 @@ from mt2st_fast.training.sources import Source
 from mt2st_fast.training.turns import part_at, steps_by_part, take_turn, turns_of
 
 
+class RunListener(Protocol):
+    """Notified of what happens in a run."""
+
+    def on_phase(self, phase: PhaseRecord) -> None:
+        """Called when the active tasks have changed."""
+        ...
+
+    def on_record(self, record: StepRecord) -> None:
+        """Called when losses were read."""
+        ...
+
+
 class Run:
     """Training of an encoder and its heads on one source of batches, a step at a time.
 
     Made by `Trainer.begin`. steps_done: optimizer steps so far. history: what happened; it contains losses once
     `record` has read them. processes: those that take these steps together; all of them call the same methods.
+    settings: of the data, which must not change between a checkpoint and its resumption.
     """
 
     def __init__(
@@ -83,13 +92,16 @@ class Run:
         total_steps: int,
         make_capturer: Callable[[], Capturer],
         listener: RunListener,
-        resume: Checkpoint | None = None,
-        held_out: Iterable[Batch] | None = None,
+        processes: Processes,
+        *,
+        resume: Checkpoint | None,
+        held_out: Iterable[Batch] | None,
+        settings: Mapping[str, str],
     ) -> None:
         self.encoder, self.heads, self.source = encoder, heads, source
         self.steps_per_epoch, self.total_steps = source.steps_per_epoch, total_steps
         self.steps_done, self.history = 0, History(heads.main)
-        self._options, self._listener, self.processes = options, listener, options.processes
+        self._options, self._listener, self.processes = options, listener, processes
         self._phase_active: tuple[str, ...] = ()  # the tasks of losses and weights (K,)
         self._weight_values: list[float] = []
         self._weighted: set[str] = set()  # tasks with a weight in some step since the last record
@@ -107,10 +119,12 @@ class Run:
         self._trained_at_start = trained(self._named())
         # As given: a callback may change anything later.
         steps = None if source.is_stream else self.steps_per_epoch
-        self._settings = {**source.settings, **fixed_settings(options, encoder, heads, steps)}
+        self._settings = {**source.settings, **fixed_settings(options, encoder, heads, steps), **settings}
         if resume is not None:
             set_active(self._stored_active(resume), encoder, heads)
-        self._parts = make_parts(encoder, heads, options, self._learnt, fixed_batches=source.fixed_batches)
+        self._parts = make_parts(
+            encoder, heads, options, self._learnt, processes, fixed_batches=source.fixed_batches
+        )
         # A callback may change them later.
         self._optimizer_options = optimizer_options(
             self.optimizer, group_names(self.optimizer, self._named())
@@ -125,8 +139,9 @@ class Run:
         else:
             self._restore(resume)
         self._parts.momentum_changes = self._rate.cycles_momentum
-        if options.graph and (options.own_optimizer or isinstance(self.optimizer, RowSparseOptimizer)):
-            put_on_device(self._parts.optimizer, options.device)
+        own = options.optimizer is None or isinstance(self.optimizer, RowSparseOptimizer)
+        if options.captures and own:
+            put_on_device(self.optimizer, options.device)
         # After restoring, which puts other tensors into the optimizer's state.
         fuse(self._parts, len(source.loaders), self._wants_gradients)
         if self._phase_active:
@@ -392,7 +407,7 @@ class Run:
         self._parts.weights_k = torch.tensor(self._weight_values, dtype=torch.float32, device=device)
         if self._phase_active:
             self.source.enter_phase(self._phase_active)
-        self.source.restore(own_source(self.processes, state, self._options.taken))
+        self.source.restore(own_source(self.processes, state, self.source.taken))
         if self._remembers(self._options.schedule):
             self._options.schedule.load_state_dict(state["schedule"])  # type: ignore[attr-defined]
         stored.restore_random_states()
@@ -422,7 +437,7 @@ class Run:
             "learning_rate": self._rate.state(),
             "history": self.history.to_json(),
             "source": source,
-            "processes": states_of_all(self.processes, source, self._options.taken),
+            "processes": states_of_all(self.processes, source, self.source.taken),
             "weights": self._weight_values,
             "weighted": sorted(self._weighted),
             "unread_losses": [losses_k.tolist() for losses_k in self._unread_losses],

@@ -1,84 +1,104 @@
-"""What a run is made with: a Trainer's options, listeners, the number of steps, and the errors and texts of a run."""
+"""The options of a Trainer: their limits, and the texts by which a checkpoint knows them again."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.sharded import own_part
 from mt2st_fast.model.task_adapted import adapted_in
 from mt2st_fast.model.tasks import Task, metric_of
-from mt2st_fast.numbers import check_count, check_positive
-from mt2st_fast.training.engines import Backward, Precision
-from mt2st_fast.training.history import PhaseRecord, StepRecord
-from mt2st_fast.training.learning_rate import Decay, SchedulerFactory
-from mt2st_fast.training.processes.group import Processes
+from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
+from mt2st_fast.training.learning_rate import Decay, SchedulerFactory, check_rates
+from mt2st_fast.training.own_metrics import Metric, metric_name
 from mt2st_fast.training.schedules import Schedule
-from mt2st_fast.training.schedules.abilities import Stateful
+from mt2st_fast.training.schedules.abilities import Stateful, check_is_schedule
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Precision = Literal["float32", "bfloat16", "float16"]
+Backward = Literal["auto", "autograd", "fused"]  # how gradients are made
+Distributed = Literal["auto", "none"]
 
 
-class NonFiniteLossError(InputError):
-    """A task's loss became NaN or infinite."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The options of a Trainer, for its runs; see there."""
+    """The options of a Trainer, which its runs and their steps read; `Trainer` says what each means.
+
+    Raises ValueError for one that is out of range, and for those that do not go together.
+    """
 
     schedule: Schedule
-    make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-    own_optimizer: bool  # whether the Trainer chose it
     lr: float
+    optimizer: OptimizerFactory | None
+    weight_decay: float
     lr_decay: Decay
+    lr_scheduler: SchedulerFactory | None
     clip_norm: float | None
     accumulate: int
     precision: Precision
     device: torch.device
-    graph: bool
+    log_every: int
+    metrics: Mapping[str, Metric]
+    graph: bool | Literal["auto"]
     backward: Backward
-    processes: Processes = field(default_factory=Processes)  # that train together
-    lr_scheduler: SchedulerFactory | None = None
-    taken: Mapping[str, str] = field(default_factory=dict)  # how loaders are divided, see processes/data.py
-    metrics: Mapping[str, str] = field(default_factory=dict)  # names of user-defined metrics, by task
-    held_out: str | None = None  # a digest of the held-out data, if one can be computed
+    distributed: Distributed
 
+    def __post_init__(self) -> None:
+        check_is_schedule(self.schedule)
+        check_positive(lr=self.lr, **given(clip_norm=self.clip_norm))
+        check_not_negative(weight_decay=self.weight_decay)
+        check_count(accumulate=self.accumulate, log_every=self.log_every)
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision {self.precision} is unknown; available: {', '.join(get_args(Precision))}"
+            )
+        check_rates(self.lr_decay, self.lr_scheduler)
+        if self.distributed not in get_args(Distributed):
+            raise ValueError(f"distributed must be 'auto' or 'none', not {self.distributed!r}")
+        if self.graph not in ("auto", True, False):
+            raise ValueError(f"graph must be 'auto', True or False, not {self.graph!r}")
+        if self.graph is True and self.device.type != "cuda":
+            raise ValueError(
+                f"graph=True needs a CUDA device to capture graphs on; this trainer's is {self.device}"
+            )
+        if self.backward not in get_args(Backward):
+            raise ValueError(f"backward must be 'auto', 'autograd' or 'fused', not {self.backward!r}")
+        if self.backward == "fused":
+            self._check_fusible()
 
-class RunListener(Protocol):
-    """Notified of what happens in a run."""
+    def _check_fusible(self) -> None:
+        for option, needs in (
+            ("clip_norm", self.clip_norm is not None),
+            ("accumulate", self.accumulate > 1),
+            ("precision float16", self.precision == "float16"),
+        ):
+            if needs:
+                raise ValueError(
+                    f'backward="fused" stores no gradient of a table, which {option} needs; leave one of them out'
+                )
 
-    def on_phase(self, phase: PhaseRecord) -> None:
-        """Called when the active tasks have changed."""
-        ...
+    @property
+    def captures(self) -> bool:
+        """Whether steps are captured as CUDA graphs, where they can be."""
+        return self.device.type == "cuda" if self.graph == "auto" else self.graph
 
-    def on_record(self, record: StepRecord) -> None:
-        """Called when losses were read."""
-        ...
+    @property
+    def lr_changes(self) -> bool:
+        """Whether the learning rate changes with every step."""
+        return self.lr_decay != "none" or self.lr_scheduler is not None
 
-
-@dataclass(frozen=True)
-class Rates:
-    """The position of a run and its learning rates, for messages."""
-
-    rate_at: Callable[[int], float]
-    given: float  # what the user asked for
-    steps_done: int
-    steps_per_epoch: int
-
-    def at(self, step: int) -> str:
-        """Describe step, epoch and learning rate, and what to do."""
-        return (
-            f"at step {step}: in epoch {step / self.steps_per_epoch:.2f} at a rate of {self.rate_at(step):g}; "
-            f"lower lr ({self.given:g}), clip gradients, or look for bad values in inputs and targets"
-        )
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The dtype that losses are computed in under autocast; None without it."""
+        return None if self.precision == "float32" else getattr(torch, self.precision)
 
 
 MOST_SHOWN = 200  # characters of a setting
@@ -97,36 +117,6 @@ def steps_of(epochs: float | None, steps: int | None, steps_per_epoch: int) -> i
     epochs = EPOCHS if epochs is None else epochs
     check_positive(epochs=epochs)
     return math.ceil(epochs * steps_per_epoch)
-
-
-def check_finite(
-    losses_mk: Tensor,
-    names: Sequence[str],
-    first_step: int,
-    rates: Rates,
-) -> None:
-    """Raises NonFiniteLossError if a loss of M steps (M, K), the first of them first_step, is not finite."""
-    if torch.isfinite(losses_mk).all():
-        return
-    m, k = (~torch.isfinite(losses_mk)).nonzero()[0].tolist()
-    step = first_step + m
-    raise NonFiniteLossError(f"the loss of {names[k]} is {losses_mk[m, k].item()} {rates.at(step)}")
-
-
-def check_finite_parameters(named: Sequence[tuple[str, Tensor]], tasks: Sequence[str], rates: Rates) -> None:
-    """Raises NonFiniteLossError if a parameter of any shape is not finite, naming the tasks that moved it."""
-    floats = [(name, own_part(p.detach())) for name, p in named if p.is_floating_point()]
-    # All at once, to wait for a device only once. A sum is finite only if every number is, and is computed at the
-    # speed of memory. It may overflow, though, so each number is checked before an error is raised.
-    if not floats or torch.stack([torch.isfinite(p.sum()) for _, p in floats]).all():
-        return
-    name = next((name for name, p in floats if not torch.isfinite(p).all()), None)
-    if name is None:
-        return
-    after = f"{rates.at(rates.steps_done - 1)}" if rates.steps_done else "before the first step"
-    raise NonFiniteLossError(
-        f"{name} is no longer finite, trained on {', '.join(tasks) or 'nothing'} {after}"
-    )
 
 
 def fixed_settings(
@@ -149,7 +139,6 @@ def fixed_settings(
         "lr_decay": options.lr_decay,
         "clip_norm": options.clip_norm,
         "precision": options.precision,
-        **({} if options.held_out is None else {"held-out data": options.held_out}),
         "metrics": ", ".join(f"{name} of {task}" for task, name in sorted(_metrics(options, heads).items()))
         or "the tasks' own",
     }
@@ -159,9 +148,8 @@ def _metrics(options: RunOptions, heads: MultiTaskHeads) -> dict[str, str]:
     """Return the names of the metrics by task, where it is not the default of the task's kind."""
     chosen = {name: metric_of(task).name for name, task in heads.tasks.items()}
     defaults = {name: task.head.kind.metric.name for name, task in heads.tasks.items()}
-    return {name: metric for name, metric in chosen.items() if metric != defaults[name]} | dict(
-        options.metrics
-    )
+    own = {name: metric_name(metric) for name, metric in options.metrics.items()}
+    return {name: metric for name, metric in chosen.items() if metric != defaults[name]} | own
 
 
 def _without_metric(task: Task) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 
 import torch
 from torch import nn
@@ -12,10 +13,13 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.sharded import is_dtensor, let_go_of_gathered
 from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
 from mt2st_fast.training.engines import StepParts
-from mt2st_fast.training.optim import RuleOptimizer
-from mt2st_fast.training.optimizer_upkeep import step_mixed_groups_singly
+from mt2st_fast.training.optim import LazyAdam, RuleOptimizer
+from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, step_mixed_groups_singly, undecayed
+from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.run_options import RunOptions
 from mt2st_fast.training.schedules.abilities import Ability, abilities_of, check_allowed
+
+logger = logging.getLogger(__name__)
 
 # What a schedule may do where every task has features of its own: whatever needs no shared ones.
 WITH_OWN_FEATURES = frozenset(
@@ -39,6 +43,7 @@ def make_parts(
     heads: MultiTaskHeads,
     options: RunOptions,
     learnt: nn.Module | None,
+    processes: Processes,
     *,
     fixed_batches: bool,
 ) -> StepParts:
@@ -57,7 +62,7 @@ def make_parts(
         )
     by_task = Ability.MOMENTS_PER_TASK in abilities
     for adapted in adapted_in(encoder):
-        _check_adapted(adapted, heads, options)
+        _check_adapted(adapted, heads, options, processes)
     modules = modules_of(encoder, heads, learnt).values()
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
     if not trainable:
@@ -65,16 +70,12 @@ def make_parts(
             "every parameter of encoder and heads is frozen, so nothing would train; unfreeze some"
         )
     # An encoder may hold the heads as well: they are trained once.
-    optimizer = options.make_optimizer([*dict.fromkeys(trainable)])
-    step_mixed_groups_singly(optimizer)
-    _check_steps_alone(optimizer)
+    optimizer = _make_optimizer([*dict.fromkeys(trainable)], options, encoder, heads)
     if isinstance(optimizer, RuleOptimizer) and any(map(is_dtensor, trainable)):
         raise InputError(
             f"{type(optimizer).__name__} updates whole parameters in its own kernels, but some are sharded (FSDP); "
             "use LazyAdam, SGD or a torch optimizer"
         )
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", float(group["lr"]))
     if by_task:
         _check_by_task(options, optimizer)
     return StepParts(
@@ -84,17 +85,34 @@ def make_parts(
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(options.device.type, enabled=options.precision == "float16"),
         weights_k=torch.empty(0, dtype=torch.float32, device=options.device),
-        device=options.device,
-        precision=options.precision,
-        clip_norm=options.clip_norm,
-        accumulate=options.accumulate,
-        lr_changes=options.lr_decay != "none" or options.lr_scheduler is not None,
-        graph=options.graph,
-        backward=options.backward,
+        options=options,
         fixed_batches=fixed_batches,
         by_task=by_task,
-        processes=options.processes,
+        processes=processes,
     )
+
+
+def _make_optimizer(
+    parameters: list[nn.Parameter], options: RunOptions, encoder: nn.Module, heads: MultiTaskHeads
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a run, and log a weight decay that some of its parameters do not have."""
+    tables = [*row_sparse_tables(encoder), *row_sparse_tables(heads)]
+    if options.optimizer is not None:
+        optimizer = options.optimizer(parameters)
+    else:
+        adam = LazyAdam if tables else torch.optim.AdamW
+        optimizer = adam(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+    _check_steps_alone(optimizer)
+    step_mixed_groups_singly(optimizer)
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", float(group["lr"]))
+    if decay := undecayed(optimizer, tables):
+        logger.warning(
+            "weight_decay=%g acts on dense parameters only: the rows of a row-sparse table (sparse=True, as the "
+            "command line's word vectors are) are moved by their own batches alone, and are not decayed",
+            decay,
+        )
+    return optimizer
 
 
 def _check_steps_alone(optimizer: torch.optim.Optimizer) -> None:
@@ -107,7 +125,9 @@ def _check_steps_alone(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def _check_adapted(encoder: TaskAdaptedEncoder, heads: MultiTaskHeads, options: RunOptions) -> None:
+def _check_adapted(
+    encoder: TaskAdaptedEncoder, heads: MultiTaskHeads, options: RunOptions, processes: Processes
+) -> None:
     """Raises InputError for a task without features of its own, and for options that need shared features."""
     unknown = [n for n in heads.names if not heads.is_word_task(n) and n not in encoder.tasks]
     if unknown:
@@ -121,7 +141,7 @@ def _check_adapted(encoder: TaskAdaptedEncoder, heads: MultiTaskHeads, options: 
         why_not="but a TaskAdaptedEncoder has separate features per task; leave one of them out",
     )
     for given, what in (
-        (options.processes.are_several, "several processes exchange the gradients of one pass"),
+        (processes.are_several, "several processes exchange the gradients of one pass"),
         (options.backward == "fused", 'backward="fused" steps a table that is read once a step'),
     ):
         if given:

@@ -187,11 +187,18 @@ class Source:
     """The training batches of a run, from one loader for all tasks or a mapping of loaders by task.
 
     Steps per epoch are the main task's batches over `accumulate`. For a stream without a length, which needs `steps`,
-    these steps are one pass. Raises TypeError or ValueError, naming the unusable loader.
+    these steps are one pass. taken: how each loader is divided among several processes (see processes/data.py). Raises
+    TypeError or ValueError, naming the unusable loader.
     """
 
     def __init__(
-        self, train: Any, main: str, tasks: Sequence[str], accumulate: int = 1, steps: int | None = None
+        self,
+        train: Any,
+        main: str,
+        tasks: Sequence[str],
+        accumulate: int = 1,
+        steps: int | None = None,
+        taken: Mapping[str, str] | None = None,
     ) -> None:
         by_task = dict(train) if isinstance(train, Mapping) else {}
         unknown = [name for name in by_task if name not in tasks]
@@ -208,6 +215,7 @@ class Source:
             for name, (shown, loader) in (named or {main: ("train", train)}).items()
         }
         self.main, self.accumulate, self._steps = main, accumulate, steps
+        self.taken = taken or {}
         self.resting: Collection[str] = ()  # loaders that are skipped while their task has weight 0
 
     @property

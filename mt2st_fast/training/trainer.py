@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,54 +14,64 @@ from torch import nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.sharded import is_divided_among_all
-from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
+from mt2st_fast.numbers import check_count, check_positive, given
 from mt2st_fast.training.batch import Batch
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.checkpoint import Checkpoint, check_replaceable
 from mt2st_fast.training.data_digest import held_out_digest
 from mt2st_fast.training.early_stopping import EarlyStopping
-from mt2st_fast.training.engines import AUTOCAST, Backward, Precision
 from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.given_parts import check_parts
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
-from mt2st_fast.training.learning_rate import Decay, SchedulerFactory, check_rates
+from mt2st_fast.training.learning_rate import Decay, SchedulerFactory
 from mt2st_fast.training.loading import LoadedWeights, load_weights
-from mt2st_fast.training.optim import LazyAdam
-from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, undecayed
-from mt2st_fast.training.own_metrics import Metric, check_metrics, metric_name
+from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
+from mt2st_fast.training.own_metrics import Metric, check_metrics
 from mt2st_fast.training.processes.begin import begin_together
 from mt2st_fast.training.processes.checks import check_modules, check_options, check_schedule, check_sharded
 from mt2st_fast.training.processes.data import add_up_sums, divide, in_step, own_batches
 from mt2st_fast.training.processes.group import Processes, own_device, the_processes, the_processes_in
 from mt2st_fast.training.run import Run
-from mt2st_fast.training.run_options import NonFiniteLossError, RunOptions, steps_of
+from mt2st_fast.training.run_options import (
+    Backward,
+    Distributed,
+    OptimizerFactory,
+    Precision,
+    RunOptions,
+    steps_of,
+)
 from mt2st_fast.training.saving import Saving
 from mt2st_fast.training.schedules import Schedule, Switch
-from mt2st_fast.training.schedules.abilities import (
-    ObservingHeldOut,
-    Selecting,
-    check_is_schedule,
-    check_resumable,
-)
+from mt2st_fast.training.schedules.abilities import ObservingHeldOut, Selecting, check_resumable
 from mt2st_fast.training.selection import no_held_out
 from mt2st_fast.training.sources import Source
 
-__all__ = ["NonFiniteLossError", "Trainer"]
-
-logger = logging.getLogger(__name__)
-UNDECAYED = (
-    "weight_decay=%g acts on dense parameters only: the rows of a row-sparse table (sparse=True, as the command line's "
-    "word vectors are) are moved by their own batches alone, and are not decayed"
-)
-
 
 def _device(device: str | torch.device) -> torch.device:
+    """Return the device that was asked for. Raises ValueError if there is none of this name here."""
+    if device == "auto":
+        return own_device()
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device {device!r} is unknown; available: auto, cpu, cuda, cuda:N") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device} is not available: torch sees no CUDA device here; use cpu")
+    return found
+
+
+def _option(name: str) -> Any:
+    """Return an attribute of a Trainer that reads and replaces one of its options."""
+
+    def get(trainer: Trainer) -> Any:
+        return getattr(trainer.options, name)
+
+    def put(trainer: Trainer, value: Any) -> None:
+        trainer.options = replace(trainer.options, **{name: value})
+
+    return property(get, put)
 
 
 class Trainer:
@@ -109,7 +119,7 @@ class Trainer:
         *,
         schedule: Schedule | None = None,
         lr: float = 2e-3,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        optimizer: OptimizerFactory | None = None,
         weight_decay: float = 0.0,
         lr_decay: Decay = "none",
         lr_scheduler: SchedulerFactory | None = None,
@@ -122,72 +132,57 @@ class Trainer:
         metrics: Mapping[str, Metric] | None = None,
         graph: bool | Literal["auto"] = "auto",
         backward: Backward = "auto",
-        distributed: Literal["auto", "none"] = "auto",
+        distributed: Distributed = "auto",
     ) -> None:
         check_parts(encoder, heads, optimizer, callbacks)
-        if schedule is not None:
-            check_is_schedule(schedule)
-        check_positive(lr=lr, **given(clip_norm=clip_norm))
-        check_not_negative(weight_decay=weight_decay)
-        check_count(accumulate=accumulate, log_every=log_every)
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision {precision} is unknown; available: {', '.join(get_args(Precision))}")
-        check_rates(lr_decay, lr_scheduler)
-        if distributed not in ("auto", "none"):
-            raise ValueError(f"distributed must be 'auto' or 'none', not {distributed!r}")
-        self.device = own_device() if device == "auto" else _device(device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device} is not available: torch sees no CUDA device here; use cpu")
-        if graph not in ("auto", True, False):
-            raise ValueError(f"graph must be 'auto', True or False, not {graph!r}")
-        asked_graph = graph is True
-        graph = self.device.type == "cuda" if graph == "auto" else graph
-        if graph and self.device.type != "cuda":
-            raise ValueError(
-                f"graph=True needs a CUDA device to capture graphs on; this trainer's is {self.device}"
-            )
+        if backward == "fused" and not row_sparse_tables(encoder):
+            raise ValueError('backward="fused" needs a row-sparse table; set sparse=True in the encoder')
         words = [name for name in heads.names if heads.is_word_task(name)]
         if words and not hasattr(encoder, "pool"):
             raise ValueError(
                 f"task {words[0]} is on words: it needs an encoder with pool(types), such as BagEncoder"
             )
-        if optimizer is None and weight_decay and (row_sparse_tables(encoder) or row_sparse_tables(heads)):
-            logger.warning(UNDECAYED, weight_decay)
-        if backward not in get_args(Backward):
-            raise ValueError(f"backward must be 'auto', 'autograd' or 'fused', not {backward!r}")
-        if backward == "fused":
-            self._check_fusible(encoder, clip_norm, accumulate, precision)
-        self.metrics = dict(metrics or {})
-        check_metrics(self.metrics, heads)
-        self._graph_is_asked, self.graph = asked_graph, graph
-        self.backward, self.distributed = backward, distributed
-        self.encoder, self.heads = encoder.to(self.device), heads.to(self.device)
-        self.schedule: Schedule = Switch() if schedule is None else schedule
-        self.lr, self.lr_decay, self.lr_scheduler = lr, lr_decay, lr_scheduler
-        self.clip_norm, self.accumulate, self.precision = clip_norm, accumulate, precision
-        self.log_every = log_every
-        self.callbacks = list(callbacks)
-        self._own_optimizer = optimizer is None
-        adam = LazyAdam if row_sparse_tables(encoder) or row_sparse_tables(heads) else torch.optim.AdamW
-        self._make_optimizer = optimizer or (
-            lambda parameters: adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        check_metrics(metrics or {}, heads)
+        self.options = RunOptions(
+            schedule=Switch() if schedule is None else schedule,
+            lr=lr,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            lr_decay=lr_decay,
+            lr_scheduler=lr_scheduler,
+            clip_norm=clip_norm,
+            accumulate=accumulate,
+            precision=precision,
+            device=_device(device),
+            log_every=log_every,
+            metrics=dict(metrics or {}),
+            graph=graph,
+            backward=backward,
+            distributed=distributed,
         )
+        self.encoder, self.heads = encoder.to(self.device), heads.to(self.device)
+        self.callbacks = list(callbacks)
         self._run: Run | None = None
         self.stop_requested = False
 
-    @staticmethod
-    def _check_fusible(encoder: nn.Module, clip_norm: float | None, accumulate: int, precision: str) -> None:
-        if not row_sparse_tables(encoder):
-            raise ValueError('backward="fused" needs a row-sparse table; set sparse=True in the encoder')
-        for option, needs in (
-            ("clip_norm", clip_norm is not None),
-            ("accumulate", accumulate > 1),
-            ("precision float16", precision == "float16"),
-        ):
-            if needs:
-                raise ValueError(
-                    f'backward="fused" stores no gradient of a table, which {option} needs; leave one of them out'
-                )
+    # The options under their own names. One that is set anew is checked like the argument.
+    schedule: Schedule = _option("schedule")
+    lr: float = _option("lr")
+    lr_decay: Decay = _option("lr_decay")
+    lr_scheduler: SchedulerFactory | None = _option("lr_scheduler")
+    clip_norm: float | None = _option("clip_norm")
+    accumulate: int = _option("accumulate")
+    precision: Precision = _option("precision")
+    log_every: int = _option("log_every")
+    metrics: Mapping[str, Metric] = _option("metrics")
+    graph: bool | Literal["auto"] = _option("graph")
+    backward: Backward = _option("backward")
+    distributed: Distributed = _option("distributed")
+
+    @property
+    def device(self) -> torch.device:
+        """Where encoder and heads are, and train."""
+        return self.options.device
 
     # --- what a user calls ------------------------------------------------------------------------------
 
@@ -271,9 +266,6 @@ class Trainer:
             self._run = self._begin(
                 train, val, epochs, steps, processes, stored, watched=checkpoint is not None
             )
-        tables = [*row_sparse_tables(self.encoder), *row_sparse_tables(self.heads)]
-        if not self._own_optimizer and (decay := undecayed(self._run.optimizer, tables)):
-            logger.warning(UNDECAYED, decay)
         if not self.encoder.training:  # parts set to evaluation mode within a training encoder stay so
             self.encoder.train()
         return self._run
@@ -282,37 +274,32 @@ class Trainer:
         self, train: Any, held_out: Iterable[Batch] | None, epochs: float | None, steps: int | None,
         processes: Processes, stored: Checkpoint | None, *, watched: bool,
     ) -> Run:  # fmt: skip
-        check_options(processes, graph=self._graph_is_asked, backward=self.backward, metrics=self.metrics)
-        check_schedule(processes, self.schedule)
+        options = self.options
+        check_options(
+            processes, graph=options.graph is True, backward=options.backward, metrics=options.metrics
+        )
+        check_schedule(processes, options.schedule)
         check_modules(processes, {"encoder": self.encoder, "heads": self.heads})
-        check_sharded(processes, self.schedule, self.encoder, self.heads, self.precision)
+        check_sharded(processes, options.schedule, self.encoder, self.heads, options.precision)
         train, taken = divide(train, processes)
-        source = Source(train, self.heads.main, self.heads.names, self.accumulate, steps)
+        source = Source(train, self.heads.main, self.heads.names, options.accumulate, steps, taken)
         if watched:
             source.watch()
-        options = RunOptions(
-            schedule=self.schedule,
-            make_optimizer=self._make_optimizer,
-            own_optimizer=self._own_optimizer,
-            lr=self.lr,
-            lr_decay=self.lr_decay,
-            lr_scheduler=self.lr_scheduler,
-            clip_norm=self.clip_norm,
-            accumulate=self.accumulate,
-            precision=self.precision,
-            device=self.device,
-            graph=self.graph,
-            backward=self.backward,
-            processes=processes,
-            taken=taken,
-            metrics={task: metric_name(metric) for task, metric in self.metrics.items()},
-            held_out=None if processes.are_several or not watched else held_out_digest(held_out),
-        )
         total_steps = steps_of(epochs, steps, source.steps_per_epoch)
+        digest = held_out_digest(held_out) if watched and not processes.are_several else None
         run = Run(
-            self.encoder, self.heads, options, source, total_steps, self._make_capturer, _Callbacks(self), stored,
-            None if held_out is None else Paired(held_out, self.heads.names),
-        )  # fmt: skip
+            self.encoder,
+            self.heads,
+            options,
+            source,
+            total_steps,
+            self._make_capturer,
+            _Callbacks(self),
+            processes,
+            resume=stored,
+            held_out=None if held_out is None else Paired(held_out, self.heads.names),
+            settings={} if digest is None else {"held-out data": digest},
+        )
         begin_together(processes, run, options, resumed=stored is not None)
         return run
 
@@ -346,7 +333,7 @@ class Trainer:
     ) -> dict[str, float]:
         """together: the processes that evaluate at the same time, each on its own batches."""
         measured = tasks or [name for name in self.heads.active if not self.heads.is_word_task(name)]
-        dtype = AUTOCAST.get(self.precision)
+        dtype = self.options.autocast_dtype
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             options: dict[str, Any] = {"metrics": self.metrics}
             if self._run is not None:

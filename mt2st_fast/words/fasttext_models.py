@@ -39,7 +39,7 @@ class FastTextModel(ABC):
     supported raise InputError, which is also an AttributeError.
     """
 
-    model: Any
+    model: SupervisedModel | Word2Vec
     _label_prefix = "__label__"
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -361,7 +361,7 @@ class Vectors(FastTextModel):
     def _set_matrices(self, inputs: np.ndarray, outputs: np.ndarray) -> None:
         self.model.input_rows[:] = inputs
         (self.model.syn1 if self.model.hs else self.model.syn1neg)[:] = outputs
-        self.model._show_vectors()
+        self.model.show_vectors()
 
     def _word_vectors(self) -> np.ndarray:
         return self.model.vectors

@@ -14,14 +14,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_count, check_not_negative, given
 from mt2st_fast.words.gensim_errors import NoSuchNameError, NoWordsError
 from mt2st_fast.words.gensim_options import one_of, read_text
-from mt2st_fast.words.gensim_vocabulary import (
-    TrimRule,
-    counted_words,
-    estimated_memory,
-    vocabulary_of,
-    vocabulary_report,
-)
-from mt2st_fast.words.keyed import fill_keyed
+from mt2st_fast.words.gensim_vocabulary import TrimRule, counted_words, vocabulary_of, vocabulary_report
 from mt2st_fast.words.vectors import gensims_class
 from mt2st_fast.words.word2vec_queries import sentence_scores, words_in
 from mt2st_fast.words.word2vec_tables import WordTables
@@ -59,6 +52,7 @@ class GensimNames(WordTables, ABC):
     """All of Word2Vec except training; see there. Two abstract methods are left to Word2Vec."""
 
     min_count: int
+    cbow_mean: int
     max_vocab_size: int | None
     sorted_vocab: int
     corpus_count: int
@@ -85,7 +79,7 @@ class GensimNames(WordTables, ABC):
             self._check_words()
             self._keyed = gensims_class()(self.vector_size)
             self._keyed.vectors_lockf = self._locks
-            fill_keyed(self._keyed, self)
+            self._fill(self._keyed)
         return self._keyed
 
     @wv.setter
@@ -209,7 +203,14 @@ class GensimNames(WordTables, ABC):
         """
         words = len(self.words) if vocab_size is None else vocab_size
         check_count(0, vocab_size=words)
-        return {**(report or {}), **estimated_memory(self, words)}
+        rows = words + (self.bucket if self.max_n else 0)
+        tables = {"vectors": rows}
+        if self.hs:
+            tables["syn1"] = words
+        if self.negative:
+            tables["syn1neg"] = words
+        sizes = {name: 4 * self.vector_size * n for name, n in tables.items()}
+        return {**(report or {}), **sizes, "total": sum(sizes.values())}
 
     # --- queries ------------------------------------------------------------------------------------------
 
@@ -230,7 +231,14 @@ class GensimNames(WordTables, ABC):
         RuntimeError, for a model without output vectors of words (hs=1 with negative=0).
         """
         self._check_words()
-        return words_in(self, context_words_list, topn)
+        return words_in(
+            context_words_list,
+            topn,
+            self.vocabulary,
+            self.vectors,
+            self.output_vectors,
+            mean=bool(self.cbow_mean),
+        )
 
     def score(
         self,
@@ -246,7 +254,9 @@ class GensimNames(WordTables, ABC):
         The last three arguments have no effect. Raises NoWordsError, a RuntimeError, for a model without hs=1.
         """
         self._check_words()
-        return sentence_scores(self, sentences, total_sentences)
+        return sentence_scores(
+            sentences, total_sentences, self.vocabulary, self.vectors, self.node_vectors, self._learning()
+        )
 
     @abstractmethod
     def _chosen(self, counted: Vocabulary, trim_rule: TrimRule | None, update: bool) -> Vocabulary:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -135,14 +134,3 @@ def vocabulary_report(counted: Vocabulary, kept: Vocabulary, sample: float) -> d
         "downsample_total": int((np.minimum(shares, 1) * counts).sum()),
         "num_retained_words": len(counts),
     }
-
-
-def estimated_memory(model: Any, vocab_size: int) -> dict[str, int]:
-    """Return the bytes of a model's tables for vocab_size words, by gensim's names."""
-    row = 4 * model.vector_size
-    report = {"vectors": (vocab_size + (model.bucket if model.max_n else 0)) * row}
-    if model.hs:
-        report["syn1"] = vocab_size * row
-    if model.negative:
-        report["syn1neg"] = vocab_size * row
-    return report | {"total": sum(report.values())}

@@ -7,26 +7,27 @@ from typing import Any
 
 import numpy as np
 
+from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import kept_shares
 from mt2st_fast.kernels.context.hierarchy import tree_paths
 from mt2st_fast.kernels.context.training import NO_LOCKS
 
 
-def fill_keyed(keyed: Any, model: Any) -> None:
-    """Fill KeyedVectors with the model's words, its vectors (shared) and gensim's attributes of words.
+def fill_keyed(
+    keyed: Any, vocabulary: Vocabulary, vectors: np.ndarray, *, sample: float, has_tree: bool
+) -> None:
+    """Fill KeyedVectors with words, their vectors (V, D), which are shared, and gensim's attributes of words.
 
-    These are count, sample_int and, with hs=1, code and point: a word's path in the tree.
+    These are count, sample_int (by the option `sample`) and, with has_tree, code and point: a word's path in the tree.
     """
-    words = list(model.words)
+    words, counts = list(vocabulary.words), vocabulary.counts
     keyed.index_to_key, keyed.key_to_index = words, {word: t for t, word in enumerate(words)}
-    keyed.vectors, keyed.norms, keyed.vector_size = model.vectors, None, model.vector_size
-    shares = (
-        np.minimum(kept_shares(model.counts, model.sample), 1) if model.counts.any() else np.ones(len(words))
-    )
-    keyed.expandos = {"count": model.counts.copy(), "sample_int": (shares * (2.0**32 - 1)).astype(np.uint32)}
-    if model.node_vectors is not None:
-        keyed.expandos |= _codes(model.counts)
+    keyed.vectors, keyed.norms, keyed.vector_size = vectors, None, vectors.shape[1]
+    shares = np.minimum(kept_shares(counts, sample), 1) if counts.any() else np.ones(len(words))
+    keyed.expandos = {"count": counts.copy(), "sample_int": (shares * (2.0**32 - 1)).astype(np.uint32)}
+    if has_tree:
+        keyed.expandos |= _codes(counts)
 
 
 def _codes(counts: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,20 +7,22 @@ n-grams.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_count, given
-from mt2st_fast.training.context_run import ContextPlan
+from mt2st_fast.training.context_run import ContextPlan, ContextRun
 from mt2st_fast.training.schedules import Schedule, Switch
-from mt2st_fast.training.table_tasks import check_kinds
+from mt2st_fast.training.table_tasks import TableTasks, check_kinds
 from mt2st_fast.words.gensim_errors import NoSuchNameError, NoWordsError
 from mt2st_fast.words.gensim_names import REFUSED, GensimNames
 from mt2st_fast.words.gensim_options import (
@@ -42,8 +44,9 @@ from mt2st_fast.words.gensim_vocabulary import (
 )
 from mt2st_fast.words.vectors import import_gensim_early
 from mt2st_fast.words.word2vec_device import training_device
-from mt2st_fast.words.word2vec_model import load_word2vec, save_word2vec
-from mt2st_fast.words.word2vec_run import begin_run, tell_of_epoch, tell_of_training
+from mt2st_fast.words.word2vec_model import ARGUMENTS, STATE, StoredWord2Vec, read_word2vec, save_word2vec
+from mt2st_fast.words.word2vec_options import LearnedTables
+from mt2st_fast.words.word2vec_run import tell_of_epoch, tell_of_training, training_over
 
 log = logging.getLogger("mt2st_fast")
 
@@ -155,7 +158,7 @@ class Word2Vec(GensimNames):
         self.words, self.raw_vocab, self._keyed = [], {}, None
         self._locks = np.ones(1, np.float32)
         self.output_vectors = self.node_vectors = None
-        training_device(self)
+        self._training_device()
         self.corpus_count, self.corpus_total_words, self.effective_min_count = 0, 0, min_count
         self.train_count, self.total_train_time = 0, 0.0
         self._forget_training()
@@ -278,7 +281,17 @@ class Word2Vec(GensimNames):
         """
         self._check_words()
         self._check_whole()
-        save_word2vec(self, folder)
+        tables = {"input_rows": self.input_rows, "output_vectors": self.output_vectors}
+        tables |= {"node_vectors": self.node_vectors, "locks": self.lock_factors()}
+        stored = StoredWord2Vec(
+            {name: getattr(self, name) for name in ARGUMENTS},
+            {name: os.fspath(path) for name, path in self.tasks.items()},
+            self.schedule if self.tasks else None,
+            {name: getattr(self, name) for name in STATE},
+            self.vocabulary,
+            {name: table for name, table in tables.items() if table is not None and len(table)},
+        )
+        save_word2vec(stored, folder)
 
     @_of_the_class
     def load(cls, folder: str | Path, *, mmap: str | None = None) -> Word2Vec:  # noqa: N805
@@ -287,7 +300,17 @@ class Word2Vec(GensimNames):
         mmap has no effect: the tables are read into memory, so that they can be trained. Raises InputError, which is
         also an AttributeError, for a folder that holds no such model or a damaged one.
         """
-        return load_word2vec(cls, folder)
+        stored = read_word2vec(folder)
+        model = cls(**stored.arguments, tasks=stored.tasks, schedule=stored.schedule)
+        model._know(stored.vocabulary)
+        model.input_rows = stored.tables["input_rows"]
+        model.output_vectors = stored.tables.get("output_vectors")
+        model.node_vectors = stored.tables.get("node_vectors")
+        model._locks = stored.tables.get("locks", model._locks)
+        for name, value in stored.state.items():
+            setattr(model, name, value)
+        model.show_vectors()
+        return model
 
     def __getstate__(self) -> dict[str, Any]:
         # KeyedVectors share the table and would store a second copy of it: they are made again when asked for.
@@ -308,8 +331,8 @@ class Word2Vec(GensimNames):
         self, text: Tokens, epochs: int, alpha: float, min_alpha: float, callbacks: Sequence[Any]
     ) -> None:
         self._adopt_vectors()
-        tell_of_training(self, alpha)
-        run = begin_run(self, text, ContextPlan(epochs, alpha, min_alpha, self.seed, self.epochs_done))
+        tell_of_training(self._learning(), alpha, self.min_alpha_yet_reached)
+        run = self._begin(text, ContextPlan(epochs, alpha, min_alpha, self.seed, self.epochs_done))
         self.running_training_loss, started = 0.0, time.perf_counter()
         try:
             _tell(callbacks, "on_train_begin", self)
@@ -318,8 +341,9 @@ class Word2Vec(GensimNames):
                 self.losses.append(run.finish_epoch())
                 self.running_training_loss += run.epoch_loss_sums[-1]
                 self.epochs_done += 1
-                self._show_vectors()
-                tell_of_epoch(self, len(text.ids), time.perf_counter() - started)
+                self.show_vectors()
+                seconds = time.perf_counter() - started
+                tell_of_epoch(self.epochs_done, self.losses[-1], len(text.ids), seconds)
                 _tell(callbacks, "on_epoch_end", self)
         finally:
             run.close()
@@ -329,6 +353,31 @@ class Word2Vec(GensimNames):
         self.total_train_time += time.perf_counter() - started
         self.min_alpha_yet_reached = min_alpha
         _tell(callbacks, "on_train_end", self)
+
+    def _begin(self, text: Tokens, plan: ContextPlan) -> ContextRun:
+        """Return a run over the tables; the text is in ids of the words. Raises InputError if the device cannot train
+        it.
+        """
+        tasks = TableTasks(
+            self.tasks, self.vocabulary, self.input_rows, self._subwords, plan.seed + plan.epochs_before
+        )
+        tables = LearnedTables(
+            self.counts,
+            self.input_rows,
+            self.output_vectors,
+            self.node_vectors,
+            self._subwords,
+            self.lock_factors(),
+        )
+        training = training_over(tables, self._learning(), len(text.ids), self._training_device())
+        return ContextRun(training, text, tasks, self.schedule, plan)
+
+    def _training_device(self) -> torch.device:
+        """Return the device that training uses. Raises InputError if `device` cannot train this model."""
+        is_locked = len(self.lock_factors()) > 0
+        return training_device(
+            str(self.device), self._learning(), has_tasks=bool(self.tasks), is_locked=is_locked
+        )
 
 
 def _tell(callbacks: Sequence[Any], event: str, model: Word2Vec) -> None:

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import WordSampler
 from mt2st_fast.kernels.context.walkers import WalkOptions, WalkTraining, choose_walkers, walk_obstacle
+from mt2st_fast.words.word2vec_options import LearnedTables, LearningOptions
 
 CPU = torch.device("cpu")
 DEVICES = "available: cpu, cuda, auto (cuda if there is a GPU that can train this model)"
 
 
-def mode_of(model: Any) -> str:
-    """ "skipgram" or "cbow"."""
-    return "skipgram" if model.sg else "cbow"
+def training_device(name: str, options: LearningOptions, *, has_tasks: bool, is_locked: bool) -> torch.device:
+    """Return the device that a Word2Vec's `device` stands for.
 
-
-def training_device(model: Any) -> torch.device:
-    """Return the device that model.device stands for.
-
-    Raises InputError for a device that is not available, and for one that cannot train such a model; "auto" falls back
-    to the CPU instead.
+    has_tasks, is_locked: whether it has auxiliary tasks, and locked vectors. Raises InputError for a device that is not
+    available, and for one that cannot train such a model; "auto" falls back to the CPU instead.
     """
-    name = str(model.device)
     if name == "cpu":
         return CPU
     there = torch.cuda.is_available()
     if name == "auto":
-        return torch.device("cuda") if there and _obstacle(model) is None else CPU
+        return torch.device("cuda") if there and not _obstacle(options, has_tasks, is_locked) else CPU
     device = _cuda_device(name)
     if not there:
         raise InputError(
             f"device={name!r} is not available: torch sees no CUDA device here; use device='cpu'"
         )
-    if reason := _obstacle(model):
+    if reason := _obstacle(options, has_tasks, is_locked):
         raise InputError(f"device={name!r} {reason}; use device='cpu'")
     return device
 
@@ -52,28 +44,31 @@ def _cuda_device(name: str) -> torch.device:
     return device
 
 
-def _obstacle(model: Any) -> str | None:
-    """Return what keeps a GPU from training the model, or None."""
-    if model.hs:
+def _obstacle(options: LearningOptions, has_tasks: bool, is_locked: bool) -> str | None:
+    """Return what keeps a GPU from training such a model, or None."""
+    if options.hs:
         return "does not train hierarchical softmax (hs=1)"
-    if model.max_n:
+    if options.max_n:
         return "does not train character n-grams (max_n)"
-    if model.tasks:
+    if has_tasks:
         return "does not train auxiliary tasks (tasks)"
-    if not model.shrink_windows:
+    if not options.shrink_windows:
         return "does not train windows of fixed width (shrink_windows=False)"
-    if not model.cbow_mean and not model.sg:
+    if not options.cbow_mean and not options.sg:
         return "does not train the sum of a window (cbow_mean=0)"
-    if not model.sorted_vocab:
+    if not options.sorted_vocab:
         return "does not train words in an order other than by count (sorted_vocab=0)"
-    if len(model.lock_factors()):
+    if is_locked:
         return "does not train with locked vectors (wv.vectors_lockf)"
-    return walk_obstacle(mode_of(model), model.window, model.vector_size)
+    return walk_obstacle(options.mode, options.window, options.vector_size)
 
 
-def walkers_over(model: Any, text: Tokens, sampler: WordSampler, device: torch.device) -> WalkTraining:
-    """Copy the model's tables to a device, for training on a text in ids of its words."""
-    options = WalkOptions(mode_of(model), model.window, model.negative)
-    walkers = choose_walkers(len(text.ids), model.counts, sampler, options)
-    options = WalkOptions(options.mode, options.window, options.negatives, walkers)
-    return WalkTraining(model.input_rows, model.output_vectors, sampler, options, device)
+def walkers_over(
+    tables: LearnedTables, options: LearningOptions, sampler: WordSampler, n_words: int, device: torch.device
+) -> WalkTraining:
+    """Copy tables to a device, for training on a text of n_words."""
+    assert tables.output_vectors is not None  # hierarchical softmax alone has none, and is an obstacle
+    walk = WalkOptions(options.mode, options.window, options.negative)
+    walkers = choose_walkers(n_words, tables.counts, sampler, walk)
+    walk = WalkOptions(walk.mode, walk.window, walk.negatives, walkers)
+    return WalkTraining(tables.input_rows, tables.output_vectors, sampler, walk, device)

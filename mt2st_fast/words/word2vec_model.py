@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.model_folder import model_in, read_model, write_model
-from mt2st_fast.training.schedules import Switch
+from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.words.gensim_errors import NoSuchNameError
 
 KIND = "word2vec"
@@ -27,32 +29,45 @@ STATE = (
 )  # fmt: skip
 
 
-def save_word2vec(model: Any, folder: str | Path) -> None:
+@dataclass(frozen=True)
+class StoredWord2Vec:
+    """What a folder has of a Word2Vec.
+
+    arguments: those of the constructor, without tasks and schedule. state: the attributes named in STATE. tables: by
+    name, without those that the model does not have.
+    """
+
+    arguments: Mapping[str, Any]
+    tasks: Mapping[str, str]
+    schedule: Schedule | None  # None without tasks
+    state: Mapping[str, Any]
+    vocabulary: Vocabulary
+    tables: Mapping[str, np.ndarray]
+
+
+def save_word2vec(stored: StoredWord2Vec, folder: str | Path) -> None:
     """Write a model. Raises InputError for a folder that holds something else, and for a schedule that cannot be
     stored.
     """
-    if model.tasks and type(model.schedule) is not Switch:
+    schedule = stored.schedule
+    if schedule is not None and type(schedule) is not Switch:
         raise InputError(
-            f"a model with tasks can only be saved with a Switch, not {type(model.schedule).__name__}; set "
-            "model.tasks = {}"
+            f"a model with tasks can only be saved with a Switch, not {type(schedule).__name__}; set model.tasks = {{}}"
         )
     configuration = {
-        "arguments": {name: getattr(model, name) for name in ARGUMENTS},
-        "tasks": {name: os.fspath(path) for name, path in model.tasks.items()},
-        "switch_at": model.schedule.at if model.tasks else None,
-        "state": {name: getattr(model, name) for name in STATE},
-        "words": model.words,
-        "counts": model.counts.tolist(),
+        "arguments": dict(stored.arguments),
+        "tasks": dict(stored.tasks),
+        "switch_at": None if schedule is None else schedule.at,
+        "state": dict(stored.state),
+        "words": stored.vocabulary.words,
+        "counts": stored.vocabulary.counts.tolist(),
     }
-    tables = {"input_rows": model.input_rows, "output_vectors": model.output_vectors}
-    tables |= {"node_vectors": model.node_vectors, "locks": model.lock_factors()}
-    tensors = {
-        name: torch.from_numpy(table) for name, table in tables.items() if table is not None and len(table)
-    }
-    write_model(folder, KIND, configuration, tensors)
+    write_model(
+        folder, KIND, configuration, {name: torch.from_numpy(table) for name, table in stored.tables.items()}
+    )
 
 
-def load_word2vec(cls: Any, folder: str | Path) -> Any:
+def read_word2vec(folder: str | Path) -> StoredWord2Vec:
     """Read a model. Raises InputError for a folder that holds no such model."""
     try:
         _check_folder(Path(folder))
@@ -60,20 +75,14 @@ def load_word2vec(cls: Any, folder: str | Path) -> Any:
     except InputError as error:
         raise NoSuchNameError(str(error)) from None
     at = configuration["switch_at"]
-    model = cls(
-        **configuration["arguments"],
-        tasks=configuration["tasks"],
-        schedule=None if at is None else Switch(at=at),
+    return StoredWord2Vec(
+        configuration["arguments"],
+        configuration["tasks"],
+        None if at is None else Switch(at=at),
+        configuration["state"],
+        Vocabulary(configuration["words"], configuration["counts"]),
+        {name: tensor.numpy() for name, tensor in tensors.items()},
     )
-    model._know(Vocabulary(configuration["words"], configuration["counts"]))
-    tables = {name: tensor.numpy() for name, tensor in tensors.items()}
-    model.input_rows = tables["input_rows"]
-    model.output_vectors, model.node_vectors = tables.get("output_vectors"), tables.get("node_vectors")
-    model._locks = tables.get("locks", model._locks)
-    for name, value in configuration["state"].items():
-        setattr(model, name, value)
-    model._show_vectors()
-    return model
 
 
 def _check_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.workspace import WordRows
 from mt2st_fast.words.gensim_errors import NoWordsError
 from mt2st_fast.words.keyed import fill_keyed, lock_factors, with_new_words
+from mt2st_fast.words.word2vec_options import LearningOptions
 
 WORDS_AT_ONCE = 4096  # words whose subword rows are summed in one block
 
@@ -45,6 +47,9 @@ class WordTables:
     _keyed: Any
     _locks: np.ndarray
 
+    def _learning(self) -> LearningOptions:
+        return LearningOptions(**{field.name: getattr(self, field.name) for field in fields(LearningOptions)})
+
     def _forget_training(self) -> None:
         self.losses: list[float] = []
         self.task_losses: dict[str, list[float]] = {name: [] for name in self.tasks}
@@ -69,7 +74,12 @@ class WordTables:
     def _show_words(self) -> None:
         self.vectors = self._means()
         if self._keyed is not None:
-            fill_keyed(self._keyed, self)
+            self._fill(self._keyed)
+
+    def _fill(self, keyed: Any) -> None:
+        fill_keyed(
+            keyed, self.vocabulary, self.vectors, sample=self.sample, has_tree=self.node_vectors is not None
+        )
 
     def _know(self, vocabulary: Vocabulary) -> None:
         """Set the words, their counts and the rows that they consist of; the tables stay as they were."""
@@ -175,7 +185,7 @@ class WordTables:
                 "build_vocab for new tables, or model.wv.save for these vectors"
             )
 
-    def _show_vectors(self) -> None:
+    def show_vectors(self) -> None:
         """Update `vectors` from the input rows, also in `wv`, whose cached norms are dropped."""
         self.vectors = self._means()
         if self._keyed is not None:

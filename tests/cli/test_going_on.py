@@ -17,8 +17,8 @@ from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.runs.comparison_progress import Progress
 from mt2st_fast.runs.tuning import Range
+from mt2st_fast.training.divergence import NonFiniteLossError
 from mt2st_fast.training.run import Run
-from mt2st_fast.training.run_options import NonFiniteLossError
 from mt2st_fast.training.trainer import Trainer
 from tests.cli.running import QUICK, fails, run
 

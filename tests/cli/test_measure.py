@@ -153,3 +153,20 @@ def test_what_was_noted_in_the_data_is_said(
     (tmp_path / "other.csv").write_text(f"text,length\n{rows}")
     run("test", model, f"csv:{tmp_path / 'other.csv'}", "--tasks", "length")
     assert "column 'length': nan in 1 cells counts as unlabelled" in capsys.readouterr().out
+
+
+def test_a_run_and_its_measurement_say_which_held_out_rows_are_training_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, model = tmp_path / "data", str(tmp_path / "run")
+    folder.mkdir()
+    rows = [f"die Katze sitzt heute auf Dach {i},{('NOUN', 'ADJ')[i % 2]}\n" for i in range(60)]
+    for part, chosen in (("train", rows[:40]), ("dev", rows[40:50]), ("test", rows[35:60])):
+        (folder / f"{part}.csv").write_text("".join(["text,pos\n", *chosen]))
+    data = f"csv:{folder}"
+    run("train", "--data", data, "--main", "pos", "--epochs", "1", "--dim", "4", "--out", model)
+    note = "in the training text too, word for word: 5 of 25 test documents (20 % of the rows)"
+    assert capsys.readouterr().out.count(note) == 1
+    for part, expected in (("test", 1), ("dev", 0), ("train", 0)):
+        run("test", model, data, "--part", part)
+        assert capsys.readouterr().out.count(note) == expected

@@ -194,6 +194,73 @@ def test_it_compiles_without_a_graph_break():
     torch.testing.assert_close(compiled(*arguments), total(*arguments))
 
 
+def smoothed():
+    """Heads of which one, which smooths labels of a class of weight 0, is called for anything but its mean."""
+    tasks = {
+        "smoothed": Classification(3, label_smoothing=0.1, class_weights=(1.0, 0.0, 2.0)),
+        "plain": Classification(3),
+        "labels": MultiLabel(2),
+    }
+    targets = {
+        "smoothed": torch.tensor([0, 1, 2, 1]),
+        "plain": torch.tensor([2, 1, 0, 0]),
+        "labels": torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]),
+    }
+    return MultiTaskHeads(4, tasks, main="smoothed"), torch.randn(4, 4), targets
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"denominators": {"smoothed": 5.0, "plain": 9.0}},
+        {"reduction": "sum"},
+        {"token_weights": torch.tensor([1.0, 0.5, 2.0, 1.0])},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_heads_that_are_called_compile_without_a_graph_break(options, evaluated):
+    torch.compiler.reset()
+    heads, features, targets = smoothed()
+    features.requires_grad_(not evaluated)
+
+    def total(features, targets):
+        return heads(features, targets, **options).total
+
+    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(not evaluated):
+        found, expected = compiled(features, targets), total(features, targets)
+    torch.testing.assert_close(found, expected)
+    if not evaluated:
+        gradients = [torch.autograd.grad(value, features)[0] for value in (found, expected)]
+        torch.testing.assert_close(*gradients)
+
+
+def test_heads_that_are_called_refuse_a_class_out_of_range_under_compile_too():
+    torch.compiler.reset()
+    heads, features, targets = smoothed()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def rows(features, targets):
+        return heads.task_losses(features, targets, reduction="none")
+
+    torch.testing.assert_close(
+        rows(features, targets), heads.task_losses(features, targets, reduction="none")
+    )
+    with pytest.raises(
+        ValueError, match=r"targets of plain: 7 lies outside \[0, 3\) and is not ignore_index"
+    ):
+        rows(features, {**targets, "plain": torch.tensor([2, 7, 0, 0])})
+
+
+def test_a_batch_without_some_targets_compiles_without_a_graph_break():
+    torch.compiler.reset()
+    heads, features, targets = smoothed()
+    some = {name: targets[name] for name in ("smoothed", "labels")}
+    compiled = torch.compile(lambda f, t: heads(f, t).total, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(features, some), heads(features, some).total)
+
+
 # --- weights of rows -----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mt2st_fast import Trainer
+from mt2st_fast.training.run_options import RunOptions
 
 RATE = 2.0**-7  # the same in float32, so that a rate on the device is the same number
 
@@ -39,10 +40,14 @@ class Recorder:
         self.released += 1
 
 
+class CapturingOnCpu(RunOptions):
+    captures = True
+
+
 class GraphedOnCpu(Trainer):
     def __init__(self, *args, capturer=None, **options):
         super().__init__(*args, **options)
-        self.graph = True
+        self.options = CapturingOnCpu(**vars(self.options))
         self.capturer = capturer or Recorder()
 
     def _make_capturer(self):

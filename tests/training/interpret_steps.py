@@ -25,6 +25,7 @@ from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.fusing import fuse
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.schedules.base import Part
+from mt2st_fast.training.trainer import Trainer
 from tests.kernels.launches import counted_launches
 
 CPU = torch.device("cpu")
@@ -71,9 +72,8 @@ def tagger(active: tuple[str, ...], part: Part = "all") -> tuple[EagerSteps, Res
     adam = LazyAdam(parameters, lr=torch.tensor(0.01), fused=True)
     parts = StepParts(
         encoder=encoder, heads=heads, learnt=None, optimizer=adam,
-        scaler=torch.amp.GradScaler("cpu", enabled=False), weights_k=torch.ones(len(active)), device=CPU,
-        precision="float32", clip_norm=None, accumulate=1, lr_changes=False, graph=False, backward="fused",
-        fixed_batches=False, part=part,
+        scaler=torch.amp.GradScaler("cpu", enabled=False), weights_k=torch.ones(len(active)),
+        options=Trainer(encoder, heads, device="cpu", backward="fused").options, fixed_batches=False, part=part,
     )  # fmt: skip
     fuse(parts, 1, False)
     windows = torch.randint(-1, 20_000, (2_000, 5), generator=generator, dtype=torch.int32)

@@ -22,7 +22,7 @@ from mt2st_fast import (
     train_supervised,
 )
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
-from mt2st_fast.training.run_options import Rates, check_finite_parameters
+from mt2st_fast.training.divergence import Rates, check_finite_parameters
 
 WORDS, STEPS = 12, 30
 TASKS = {"a": Classification(3), "b": MultiLabel(2), "c": Regression(1)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -176,17 +178,21 @@ def test_a_row_sparse_encoder_with_gradients_is_not_and_says_why():
     }
 
 
-def parts(*, optimizer=LazyAdam, encoder=None, **changed):
+def parts(*, optimizer=LazyAdam, encoder=None, scaler=None, **options):
     encoder = encoder or model(sparse=True)[0]
     _, heads = model()
     whole = [*encoder.parameters(), *heads.parameters()]
-    values = {
-        "encoder": encoder, "heads": heads, "learnt": None, "optimizer": optimizer(whole, lr=RATE),
-        "scaler": torch.amp.GradScaler("cpu", enabled=False), "weights_k": torch.ones(3),
-        "device": torch.device("cuda"), "precision": "float32", "clip_norm": None, "accumulate": 1,
-        "lr_changes": True, "graph": True, "backward": "auto", "fixed_batches": False,
-    }  # fmt: skip
-    return StepParts(**{**values, **changed})
+    given = Trainer(encoder, heads, lr_decay="linear", device="cpu").options
+    return StepParts(
+        encoder=encoder,
+        heads=heads,
+        learnt=None,
+        optimizer=optimizer(whole, lr=RATE),
+        scaler=scaler or torch.amp.GradScaler("cpu", enabled=False),
+        weights_k=torch.ones(3),
+        options=replace(given, **{"device": torch.device("cuda"), **options}),
+        fixed_batches=False,
+    )
 
 
 @pytest.mark.parametrize("optimizer", [LazyAdam, RowwiseAdagrad, SGD])
@@ -247,6 +253,6 @@ def test_a_run_lets_go_of_the_tables_that_it_fused():
 
 
 def test_options_of_graphs(toy):
-    assert Trainer(toy.encoder(), toy.heads(), device="cpu").graph is False
+    assert Trainer(toy.encoder(), toy.heads(), device="cpu").options.captures is False
     with pytest.raises(ValueError, match="graph must be 'auto', True or False, not 'always'"):
         Trainer(toy.encoder(), toy.heads(), device="cpu", graph="always")

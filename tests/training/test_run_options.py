@@ -133,3 +133,19 @@ def test_a_bad_option_is_named(toy, options, message):
 def test_train_that_cannot_serve_is_named(toy, train, options, error, message):
     with pytest.raises(error, match=message):
         Trainer(toy.encoder(), toy.heads()).fit(train(toy), **options)
+
+
+def test_an_option_that_is_set_anew_is_checked_and_counts_from_the_next_run_on(toy):
+    trainer = Trainer(toy.encoder(), toy.heads())
+    trainer.lr, trainer.accumulate = 0.5, 2
+    assert (trainer.options.lr, trainer.options.accumulate) == (0.5, 2)
+    assert len(trainer.fit(toy.batches(4), steps=2).steps) == 1
+    assert {group["lr"] for group in trainer.run.optimizer.param_groups} == {0.5}
+    for name, value, message in (
+        ("accumulate", 0, "accumulate must be a whole number of at least 1, not 0"),
+        ("precision", "int8", "precision int8 is unknown"),
+        ("schedule", "switch", "schedule"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            setattr(trainer, name, value)
+    assert trainer.accumulate == 2

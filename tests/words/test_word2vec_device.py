@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from mt2st_fast import InputError, Word2Vec
-from mt2st_fast.words import word2vec_device, word2vec_run
-from mt2st_fast.words.word2vec_device import training_device
+from mt2st_fast.words import word2vec_device
 
 TEXT = [["a", "b", "c", "d"]] * 40
 SMALL = {"vector_size": 8, "min_count": 1}
@@ -57,14 +56,14 @@ def test_what_a_gpu_does_not_train_is_refused_and_auto_trains_it_on_the_cpu(opti
     ) as caught:
         Word2Vec(device="cuda", **options)
     assert "\n" not in str(caught.value)
-    assert training_device(Word2Vec(device="auto", **options)).type == "cpu"
+    assert Word2Vec(device="auto", **options)._training_device().type == "cpu"
 
 
 def test_a_model_is_asked_again_when_it_is_trained(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     model = Word2Vec(device="cuda:0", **SMALL)
-    assert training_device(model) == torch.device("cuda:0")
+    assert model._training_device() == torch.device("cuda:0")
     monkeypatch.undo()
     model.device = "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -126,8 +125,9 @@ def _has_gensim() -> bool:
 
 
 def test_a_saved_model_is_loaded_where_there_is_no_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(word2vec_run, "training_device", lambda model: torch.device("cpu"))
-    monkeypatch.setattr("mt2st_fast.words.word2vec.training_device", lambda model: None)
+    monkeypatch.setattr(
+        "mt2st_fast.words.word2vec.training_device", lambda *_, **options: torch.device("cpu")
+    )
     model = Word2Vec(TEXT, device="cuda", **SMALL)
     model.save(tmp_path / "model")
     monkeypatch.undo()

@@ -16,7 +16,7 @@ import numpy as np
 from mt2st_fast.data.corpus import Splits, check_main, hide_labels
 from mt2st_fast.data.readers.files import extension_of, parts_by_name, unread_in
 from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, make_request
-from mt2st_fast.data.record import alike_classes, unseen_classes
+from mt2st_fast.data.record import alike_classes, repeated_texts, unseen_classes
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import at_home
 from mt2st_fast.spelling import listed
@@ -120,6 +120,7 @@ def open_data(
     splits = replace(splits, train=train)
     told = (*_without_labels(splits, main_task), *_nothing_to_learn(splits))
     notes += (*told, *alike_classes(splits), *(unseen.line() for unseen in unseen_classes(splits)))
+    notes += repeated_texts(splits)
     return replace(splits, notes=notes)
 
 

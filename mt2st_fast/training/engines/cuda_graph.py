@@ -29,7 +29,7 @@ class CudaGraphSteps(Engine):
         self._parameters: list[nn.Parameter] = []
         self._obstacle: str | None = None
         self._steps: GraphedSteps | None = None
-        if parts.graph:
+        if parts.options.captures:
             self._steps = GraphedSteps(
                 eager_step, parts.device, make_capturer(), self._fingerprint, self._after_failed_capture
             )
@@ -46,7 +46,7 @@ class CudaGraphSteps(Engine):
         parts = self._parts
         self._parameters = [*dict.fromkeys(p for module in parts.modules for p in module.parameters())]
         self._obstacle = optimizer_obstacle(
-            parts.optimizer, lr_changes=parts.lr_changes, loss_scaling=parts.scaler.is_enabled()
+            parts.optimizer, lr_changes=parts.options.lr_changes, loss_scaling=parts.scaler.is_enabled()
         )
         if parts.momentum_changes:
             self._obstacle = (

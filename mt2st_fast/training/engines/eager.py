@@ -77,11 +77,11 @@ class EagerSteps(Engine):
     def _step_optimizer(self) -> None:
         """Step with the current gradients, and then drop them."""
         parts = self._parts
-        if parts.clip_norm is not None:
+        if parts.options.clip_norm is not None:
             parts.scaler.unscale_(parts.optimizer)
             if isinstance(parts.optimizer, RowSparseOptimizer):
                 parts.optimizer.drop_frozen_rows()
-            clip_gradients(parts.trainable(), parts.clip_norm, parts.processes.add_up)
+            clip_gradients(parts.trainable(), parts.options.clip_norm, parts.processes.add_up)
         parts.scaler.step(parts.optimizer)
         parts.scaler.update()
         parts.optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,8 @@ from mt2st_fast.model.shared_parameters import of_encoder
 from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
 from mt2st_fast.training.learnt_weights import learnt_weights, penalty
 from mt2st_fast.training.processes.group import Processes
+from mt2st_fast.training.run_options import RunOptions
 from mt2st_fast.training.schedules.base import Part
-
-Precision = Literal["float32", "bfloat16", "float16"]
-Backward = Literal["auto", "autograd", "fused"]  # how gradients are made, see Trainer
-AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -39,13 +36,7 @@ class StepParts:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     weights_k: Tensor  # (K,) float32 on the device
-    device: torch.device
-    precision: Precision
-    clip_norm: float | None
-    accumulate: int  # batches per step
-    lr_changes: bool  # whether the learning rate changes with every step
-    graph: bool
-    backward: Backward
+    options: RunOptions
     fixed_batches: bool  # whether the same tensors are the same batch throughout a phase
     # Tables that the backward pass steps, without a gradient.
     fused_tables: list[nn.Parameter] = field(default_factory=list)
@@ -53,6 +44,11 @@ class StepParts:
     by_task: bool = False  # whether the optimizer has moments of shared parameters per task
     momentum_changes: bool = False  # whether momentum or betas change with every step
     processes: Processes = field(default_factory=Processes)  # that take the step together
+
+    @property
+    def device(self) -> torch.device:
+        """Where the steps are taken."""
+        return self.options.device
 
     @cached_property
     def adapted(self) -> list[TaskAdaptedEncoder]:
@@ -139,9 +135,8 @@ class StepParts:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which losses are computed."""
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, AUTOCAST[self.precision])
+        dtype = self.options.autocast_dtype
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
 
 class Engine(ABC):

@@ -43,12 +43,12 @@ class GradientCalls:
         parts = self._parts
         if parts.device.type != "cpu":
             return f"its kernels compute on a CPU, the run is on {parts.device.type}"
-        if parts.backward == "autograd":
+        if parts.options.backward == "autograd":
             return 'not asked for (backward="autograd")'
         if parts.fused_tables:
             return "the backward pass steps the table"
-        if parts.precision != "float32":
-            return f"its kernel does not support autocast (precision {parts.precision})"
+        if parts.options.precision != "float32":
+            return f"its kernel does not support autocast (precision {parts.options.precision})"
         if parts.by_task:
             return "an accumulator per task needs a backward pass per task"
         if parts.learnt is not None:

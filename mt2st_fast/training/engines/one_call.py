@@ -57,12 +57,12 @@ class OneCallSteps(Engine):
             return f"its kernels compute on a CPU, the run is on {parts.device.type}"
         if parts.processes.are_several:
             return "several processes exchange gradients, which it never stores"
-        if parts.backward == "autograd":
+        if parts.options.backward == "autograd":
             return 'not asked for (backward="autograd")'
-        if parts.clip_norm is not None:
+        if parts.options.clip_norm is not None:
             return "clip_norm needs the gradients, which it never stores"
-        if parts.precision != "float32":
-            return f"its kernel does not support autocast (precision {parts.precision})"
+        if parts.options.precision != "float32":
+            return f"its kernel does not support autocast (precision {parts.options.precision})"
         if parts.by_task:
             return "an accumulator per task needs a backward pass per task"
         if not isinstance(parts.encoder, WindowEncoder | BagEncoder):

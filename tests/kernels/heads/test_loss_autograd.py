@@ -237,6 +237,16 @@ def test_compiles_without_a_graph_break(dtype, bias):
     assert_compiles_to_the_same(make_problem(HEADS["mixed"], 37, dtype, bias=bias), "aot_eager")
 
 
+def test_the_oracle_compiles_without_a_graph_break():
+    torch.compiler.reset()
+    problem = make_problem(HEADS["mixed"], 37)
+    compiled = torch.compile(
+        lambda *leaves: call(problem, leaves, backend="reference").total, fullgraph=True, backend="aot_eager"
+    )
+    leaves = problem.leaves()
+    torch.testing.assert_close(compiled(*leaves), call(problem, leaves, backend="reference").total)
+
+
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own, on import
 def test_compiles_with_inductor():
