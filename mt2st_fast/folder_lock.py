@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,21 @@ def made(folder: Path) -> Iterator[None]:
                 each.rmdir()
 
 
+def check_can_write(folder: Path) -> None:
+    """Raise OSError where no file can be written to a folder, or to the one in which it would be made."""
+    while not _exists(folder):
+        folder = folder.parent
+    tempfile.TemporaryFile(dir=folder).close()  # without a name, which another process could have as well
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
     """Lock `folder`, `made` if it is missing, against other processes. The lock ends with its process, however that
@@ -46,7 +62,9 @@ def holding(folder: Path) -> Iterator[None]:
     """
     with locked(folder) as why_not:
         if why_not == HELD:
-            raise InputError(f"another run is writing to {folder}; wait until it ends or choose another --out")
+            raise InputError(
+                f"another run is writing to {folder}; wait until it ends or choose another --out"
+            )
         if why_not is not None:
             logger.warning(
                 "%s cannot be locked (%s); do not start another run that writes to it", folder, why_not
