@@ -127,11 +127,11 @@ def partial_folder(path: Path) -> Iterator[Path]:
     the disk, that it is in use.
     """
     partial = path.with_name(f"{_mark(path)}{os.getpid()}-{next(_numbers)}")
-    try:
-        with locked(partial, wait=True):
+    with locked(partial, wait=True):
+        try:
             yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def left_behind(path: Path) -> Iterator[Path]:

@@ -33,8 +33,8 @@ def made(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        with suppress(OSError):  # in use, or not made
-            for each in missing:
+        for each in missing:
+            with suppress(OSError):  # in use, or not made
                 each.rmdir()
 
 

@@ -26,6 +26,7 @@ from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 from .compiling import clock
+from .places import cache_folder
 
 try:
     import fcntl
@@ -95,8 +96,7 @@ def has_none_of(function_name: str) -> bool:
 def _root() -> Path:
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen) / "mt2st-fast"
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(caches) / "mt2st-fast" / "numba"
+    return cache_folder() / "numba"
 
 
 def _remove_unused(root: Path, current: Path) -> None:
