@@ -112,6 +112,30 @@ def test_on_a_full_disk_it_computes_and_says_so_once(house, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.nb?"))
 
 
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+@pytest.mark.parametrize("left", [b"", b"no kernel", None])
+def test_a_damaged_file_is_compiled_anew(house, tmp_path, suffix, left):
+    """As a power cut leaves one: empty, of something else, or a part of it."""
+    house(3.0, tmp_path / "kept")
+    for path in (tmp_path / "kept").rglob(f"*{suffix}"):
+        path.write_bytes(path.read_bytes()[:200] if left is None else left)
+    assert house(3.0, tmp_path / "kept") == "6.0 9.0 3"
+    assert house(3.0, tmp_path / "kept") == "6.0 9.0 0"
+
+
+def test_no_signature_gets_the_code_of_another(empty_folder):
+    """Of two processes without locks, each knows of its own signature only, and writes the index first."""
+
+    def twice(x):
+        return 2 * x
+
+    kernel = _ours(twice)
+    assert kernel(2.0) == 4.0
+    (empty_folder / f"{kernel._cache._impl.filename_base}.nbi").unlink()
+    assert kernel(2) == 4
+    assert len(list(empty_folder.glob("*.nbc"))) == 2
+
+
 def test_folders_that_nobody_used_for_long_go(tmp_path):
     now, long_ago = time.time(), time.time() - cache.UNUSED_SECONDS - 60
     for name, when in (("current", long_ago), ("recent", now), ("old", long_ago)):
@@ -231,6 +255,17 @@ def test_a_turn_is_waited_for_until_it_ends(tmp_path):
     first.end()
 
 
+def test_who_has_stopped_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    if cache.fcntl is None:
+        pytest.skip("this system has no such locks")
+    monkeypatch.setattr(cache, "PATIENCE_SECONDS", 0.1)
+    stopped, other = cache._Turn(tmp_path / "lock"), cache._Turn(tmp_path / "lock")
+    stopped.take(lambda: None)
+    assert other.take(lambda: None) is True  # who has waited looks for what was compiled meanwhile
+    assert other._descriptor is None
+    stopped.end()
+
+
 def test_a_turn_without_a_file_is_nobodys(tmp_path):
     turn = cache._Turn(tmp_path / "gone" / "lock")
     assert turn.take(lambda: None) is False
@@ -246,6 +281,7 @@ def _ours(function):
 def empty_folder(tmp_path, monkeypatch):
     """A folder of its own for kernels: what an earlier run of the tests has compiled is not found."""
     monkeypatch.setattr(cache, "folder", lambda: tmp_path)
+    return tmp_path
 
 
 @pytest.mark.usefixtures("empty_folder")
