@@ -131,7 +131,9 @@ def test_a_reader_gets_one_model_while_another_is_put_in_its_place(tmp_path, mon
     assert (configuration, list(tensors)) == ({"rate": 2}, ["table"])
 
 
-@pytest.mark.parametrize("find", [kind_of, lambda m: read_model(m)[:2], lambda m: read_model(model_in(m.parent))[:2]])
+@pytest.mark.parametrize(
+    "find", [kind_of, lambda m: read_model(m)[:2], lambda m: read_model(model_in(m.parent))[:2]]
+)
 def test_a_reader_waits_for_a_model_that_is_being_replaced(find, tmp_path, monkeypatch):
     model, waited = written(tmp_path / "model"), []
     expected = find(model)

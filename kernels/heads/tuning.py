@@ -27,7 +27,6 @@ from .plans import (
     tuned_tables,
 )
 
-
 try:
     import fcntl
 except ImportError:  # not available on Windows
