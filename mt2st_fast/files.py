@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.folder_lock import locked, trying
 from mt2st_fast.numbers import plain
 
 _GZIP = b"\x1f\x8b"
@@ -54,23 +55,19 @@ def replacing(path: Path) -> Iterator[Path]:
                 shutil.copyfileobj(content, stream)
         return
     target = where_written(path)
-    # A folder, as the block may need temporary files of its own.
-    partial = partial_beside(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         for left in left_behind(target):
             delete(left)
-        partial.mkdir()
-        yield partial / target.name
-        _sync(partial / target.name)
-        (partial / target.name).replace(target)
+        # In a folder, as the block may need temporary files of its own.
+        with partial_folder(target) as partial:
+            yield partial / target.name
+            _sync(partial / target.name)
+            (partial / target.name).replace(target)
     except OSError as error:
-        of_partial = error.filename is None or partial.name in Path(str(error.filename)).parts
+        of_partial = error.filename is None or f"{_mark(target)}{os.getpid()}-" in str(error.filename)
         if error.errno is not None and of_partial:  # an error of the system's
             error.filename = str(path)  # the user knows nothing of partial files
         raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_stream(path: Path) -> bool:
@@ -121,15 +118,44 @@ def where_written(path: Path) -> Path:
     return path.resolve() if path.is_symlink() else path
 
 
-def partial_beside(path: Path) -> Path:
-    """Return the name of what will replace `path`, which no other process or thread writes to."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{next(_numbers)}")
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """Make a folder beside `path` for what will replace it, which no other process or thread writes to; remove what is
+    left of it after the block.
+
+    It is locked meanwhile: its name alone does not tell those in another container, or on another machine that shares
+    the disk, that it is in use.
+    """
+    partial = path.with_name(f"{_mark(path)}{os.getpid()}-{next(_numbers)}")
+    with locked(partial, wait=True):
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def left_behind(path: Path) -> list[Path]:
-    """Return what processes of this machine that no longer run left beside `path`: .name.PID-N, .name.PID-N.old."""
-    beside = path.parent.glob(f".{glob.escape(path.name)}.*")
-    return [found for found in beside if _has_no_writer(*_writer_of(found))]
+def left_behind(path: Path) -> Iterator[Path]:
+    """Yield what processes that no longer run left beside `path`: .name.PID-N, .name.PID-N.old."""
+    for found in path.parent.glob(f"{glob.escape(_mark(path))}*"):
+        if _has_no_writer(*_writer_of(found)):
+            with trying(found) as is_free:
+                if is_free:
+                    yield found
+
+
+def is_being_replaced(path: Path) -> bool:
+    """Whether a process writes what will replace `path`, which may therefore be missing for a moment."""
+    for found in path.parent.glob(f"{glob.escape(_mark(path))}*"):
+        process, number = _writer_of(found)
+        if process.isdecimal():
+            with trying(found) as is_free:
+                if not (is_free and _has_no_writer(process, number)):
+                    return True
+    return False
+
+
+def _mark(path: Path) -> str:
+    return f".{path.name}."
 
 
 def _writer_of(partial: Path) -> tuple[str, str]:

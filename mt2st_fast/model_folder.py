@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import delete, left_behind, partial_beside, write_atomically
+from mt2st_fast.files import delete, is_being_replaced, left_behind, partial_folder, write_atomically
 from mt2st_fast.numbers import plain
 from mt2st_fast.spelling import in_shell
 from mt2st_fast.tensor_files import on_cpu_apart, write_tensors
@@ -31,6 +32,7 @@ FORMAT = "mt2st-fast model 2"
 DESCRIPTION, TENSORS = "model.json", "tensors.safetensors"
 RUN_MODEL = "model"  # the name of the model's folder inside the folder of a run
 RUN_CONFIG = "config.json"  # beside it, from the first step of the run on
+PATIENCE_SECONDS = 5.0  # for others that replace a model, which takes them less than a millisecond
 OF_COMPARISON = (
     "compare.json",
     "compare.progress.json",
@@ -65,21 +67,19 @@ def write_model(
 
 
 def _write(folder: Path, kind: str, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    partial = partial_beside(folder)
-    old = partial.with_name(f"{partial.name}.old")
     _sweep(folder)
-    partial.mkdir(parents=True)
-    try:
-        write_tensors(partial / TENSORS, on_cpu_apart(tensors))
-        described = _description(kind, dict(configuration), _digest_of_file(partial / TENSORS))
-        write_atomically(partial / DESCRIPTION, described)
-        _put(partial, folder, old)
-    except BaseException:  # also Ctrl-C
-        _restore(old, folder)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with partial_folder(folder) as partial:
+        old = partial.with_name(f"{partial.name}.old")
+        try:
+            write_tensors(partial / TENSORS, on_cpu_apart(tensors))
+            described = _description(kind, dict(configuration), _digest_of_file(partial / TENSORS))
+            write_atomically(partial / DESCRIPTION, described)
+            _put(partial, folder, old)
+        except BaseException:  # also Ctrl-C
+            _restore(old, folder)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _put(partial: Path, folder: Path, old: Path) -> None:
@@ -122,7 +122,7 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[s
     folder = Path(folder)
     path = folder / DESCRIPTION
     try:
-        text, content = path.read_bytes(), (folder / TENSORS).read_bytes()
+        text, content = _read_files(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"{folder}: is not a model ({Path(error.filename).name} is missing); pass the folder that a model was "
@@ -152,6 +152,25 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[s
         raise InputError(f"{folder / TENSORS}: is damaged ({error}); save the model again") from None
 
 
+def _read_files(folder: Path) -> tuple[bytes, bytes]:
+    """Return the bytes of both files, of one model, also while others replace it."""
+    path, end = folder / DESCRIPTION, time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            text, content = path.read_bytes(), (folder / TENSORS).read_bytes()
+            if path.read_bytes() == text or time.monotonic() > end:
+                return text, content
+        except FileNotFoundError as error:
+            if time.monotonic() > end or not (_is_moved(folder) or Path(error.filename).exists()):
+                raise
+            time.sleep(0.001)
+
+
+def _is_moved(folder: Path) -> bool:
+    """Whether another process is replacing this model, which may be missing for a moment."""
+    return is_being_replaced(folder.resolve())
+
+
 def kind_of(folder: str | Path) -> str:
     """Return the kind of the model in a folder, as its description says. Raises InputError where there is no model."""
     path = model_in(folder) / DESCRIPTION
@@ -171,8 +190,9 @@ def model_in(folder: str | Path) -> Path:
     folder = Path(folder)
     if (folder / DESCRIPTION).exists():
         return folder
-    if (folder / RUN_MODEL).is_dir():
-        return folder / RUN_MODEL
+    model = folder / RUN_MODEL
+    if model.is_dir() or _is_moved(model) or model.is_dir():  # again: it may just have been put there
+        return model
     if has_comparison(folder):
         raise InputError(f"{folder}: is a comparison, which has no model; pass the folder of a training run")
     if (folder / RUN_CONFIG).exists():

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mt2st_fast.files import partial_beside, write_atomically
+from mt2st_fast.files import partial_folder, write_atomically
+from mt2st_fast.folder_lock import locked
 from mt2st_fast.tensor_files import write_tensors
 
 
@@ -62,11 +63,26 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
     path = tmp_path / "file"
     # An earlier process may have had the id of this one, as the first process of a container has.
     left = [f".file.{ended_process()}-7", f".file.{os.getpid()}-7", f".file.{ended_process()}"]
-    kept = [partial_beside(path).name, f".file.{os.getppid()}-7", ".file.txt"]
+    kept = [f".file.{os.getppid()}-7", ".file.txt"]
     for name in (*left, *kept):
         (tmp_path / name).mkdir()
-    write_atomically(path, b"content")
+    with partial_folder(path) as partial:
+        write_atomically(path, b"content")
+        assert {each.name for each in tmp_path.iterdir()} == {"file", partial.name, *kept}
     assert {each.name for each in tmp_path.iterdir()} == {"file", *kept}
+
+
+def test_what_a_process_of_another_container_writes_is_kept(tmp_path: Path) -> None:
+    """Its id means nothing here: a process with it has ended, or is this one."""
+    path = tmp_path / "file"
+    for process in (ended_process(), os.getpid()):
+        other = tmp_path / f".file.{process}-7"
+        with locked(other):
+            write_atomically(path, b"content")
+            assert other.is_dir()
+        other.mkdir(exist_ok=True)
+        write_atomically(path, b"content")
+        assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")

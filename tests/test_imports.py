@@ -132,6 +132,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     },
     "mt2st_fast.model.word_tasks": None,
     "mt2st_fast.data.batches": {"take_bags"},
+    "mt2st_fast.data.readers.stdlib": {"cache_folder"},
     "mt2st_fast.data.labelled_text": {"split_lines"},
     "mt2st_fast.data.line_bags": {"WordCounter", "split_lines"},
     "mt2st_fast.data.text.word_files": {"END", "PADDING", "WordCounter", "split_lines"},

@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.model_folder import DESCRIPTION, TENSORS, read_model, write_model
+from mt2st_fast.files import partial_folder
+from mt2st_fast.model_folder import (
+    DESCRIPTION,
+    RUN_CONFIG,
+    TENSORS,
+    kind_of,
+    model_in,
+    read_model,
+    write_model,
+)
 
 CONFIGURATION = {"words": ["a", "Ä", "\u2028", '"', "\ud800"], "rate": 0.1, "size": 3}
 
@@ -105,6 +114,36 @@ def test_an_older_model_is_not_put_back_while_another_writer_replaces_the_newer_
     write_model(tmp_path / "m", "toy", {"rate": 2}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["old of another"]
     assert read_model(tmp_path / "old of another")[1] == {"rate": 2}
+
+
+def test_a_reader_gets_one_model_while_another_is_put_in_its_place(tmp_path, monkeypatch):
+    read_bytes, newer = Path.read_bytes, [{"rate": 2}]
+    written(tmp_path / "m")
+
+    def then_replaced(self):
+        content = read_bytes(self)
+        if newer:
+            write_model(tmp_path / "m", "toy", newer.pop(), {"table": torch.zeros(2)})
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", then_replaced)
+    _, configuration, tensors = read_model(tmp_path / "m")
+    assert (configuration, list(tensors)) == ({"rate": 2}, ["table"])
+
+
+@pytest.mark.parametrize(
+    "find", [kind_of, lambda m: read_model(m)[:2], lambda m: read_model(model_in(m.parent))[:2]]
+)
+def test_a_reader_waits_for_a_model_that_is_being_replaced(find, tmp_path, monkeypatch):
+    model, waited = written(tmp_path / "model"), []
+    expected = find(model)
+    (tmp_path / RUN_CONFIG).touch()
+    monkeypatch.setattr("mt2st_fast.model_folder.time.sleep", lambda _: waited.append(old.rename(model)))
+    with partial_folder(model) as partial:
+        old = model.rename(tmp_path / f"{partial.name}.old")
+        found = find(model)
+    assert waited
+    assert found == expected
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..machine.places import cache_folder
 from ..machine.registry import (
     Choice,
 )
@@ -133,8 +134,7 @@ def table_path() -> Path:
     """Path of the tuned tables: $MT2ST_PLANS, or plans.json in the user's cache."""
     if chosen := os.environ.get(TABLE_VARIABLE):
         return Path(chosen)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "mt2st-fast" / "plans.json"
+    return cache_folder() / "plans.json"
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,11 @@ from .plans import (
     table_path,
     tuned_tables,
 )
+
+try:
+    import fcntl
+except ImportError:  # not available on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class Trial(NamedTuple):
@@ -79,18 +86,34 @@ def save(rows: list[dict[str, Any]], device: torch.device, dtype: torch.dtype) -
     """
     path = table_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        tables = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        tables = {}
     key = device_key(ROOM.choose(device.type, dtype).name, device)
-    others = [row for row in tables.get(key, ()) if row["shape"]["itemsize"] != dtype.itemsize]
-    tables[key] = others + rows
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(tables, file, indent=1)
-    os.replace(file.name, path)
+    with _alone_in(path.parent):
+        try:
+            tables = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            tables = {}
+        others = [row for row in tables.get(key, ()) if row["shape"]["itemsize"] != dtype.itemsize]
+        tables[key] = others + rows
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder, path.name)
+            written.write_text(json.dumps(tables, indent=1), encoding="utf-8")
+            os.replace(written, path)
     tuned_tables.cache_clear()
     return str(path)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from saving their tables to this folder during the block, where there are locks."""
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if descriptor is not None:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _time_plans(trial: Trial, device: torch.device, dtype: torch.dtype) -> dict[str, float]:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -23,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from numba.core import config
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
 
 from .compiling import clock
+from .places import cache_folder
 
 try:
     import fcntl
@@ -40,6 +42,7 @@ BOUNDS_CHECKED = bool(config.BOUNDSCHECK)  # type: ignore[attr-defined]
 SOURCES = Path(__file__).resolve().parents[1]
 UNUSED_SECONDS = 30 * 86400  # after which the folder of another source state is removed
 _STAMP = "used"
+PATIENCE_SECONDS = 180.0  # for another process to compile a kernel: ten times what one takes
 
 
 @lru_cache
@@ -95,8 +98,7 @@ def has_none_of(function_name: str) -> bool:
 def _root() -> Path:
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen) / "mt2st-fast"
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(caches) / "mt2st-fast" / "numba"
+    return cache_folder() / "numba"
 
 
 def _remove_unused(root: Path, current: Path) -> None:
@@ -136,6 +138,22 @@ class _Storage(CompileResultCacheImpl):
     _locator_classes = [_Locator]  # noqa: RUF012 (a list, as Numba's own)
 
 
+class _Files(IndexDataCacheFile):
+    """Numba's files of a kernel: an index of signatures, and a file of machine code for each.
+
+    Numba numbers the latter and writes the index first, so that a process without a lock, or a file that an earlier
+    index knew, could make it load the code of another signature. Here, every file has a name that no other had.
+    """
+
+    def _data_name(self, number: int) -> str:
+        return super()._data_name(number).replace(f".{number}.nbc", f".{uuid.uuid4().hex[:16]}.nbc")
+
+    def discard(self) -> None:
+        """Forget all signatures, as in a new folder."""
+        with suppress(OSError):
+            os.unlink(self._index_path)
+
+
 class _Turn:
     """Lock by which processes take turns to compile a function. It is released if its process dies."""
 
@@ -144,7 +162,10 @@ class _Turn:
         self._descriptor: int | None = None
 
     def take(self, on_wait: Callable[[], object]) -> bool:
-        """Wait for other processes, after calling `on_wait`; return whether there were any."""
+        """Wait for other processes, after calling `on_wait`; return whether there were any.
+
+        Waits for PATIENCE_SECONDS only: one of them may have been stopped, as by Ctrl-Z.
+        """
         if fcntl is None or self._descriptor is not None:
             return False
         try:
@@ -159,10 +180,17 @@ class _Turn:
             on_wait()
         except OSError:  # a file system without locks
             return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # or no locks left
-            return False
+        end = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < end:
+            time.sleep(0.02)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            except OSError:  # no locks left
+                return False
+            return True
+        self.end()
         return True
 
     def end(self) -> None:
@@ -217,16 +245,28 @@ class KernelCache(FunctionCache):
 
     def __init__(self, py_func: Callable) -> None:
         super().__init__(py_func)
-        self._turn = _Turn(Path(self.cache_path, f"{self._impl.filename_base}.lock"))
+        base = self._impl.filename_base
+        self._cache_file: _Files = _Files(self.cache_path, base, self._impl.locator.get_source_stamp())
+        self._turn = _Turn(Path(self.cache_path, f"{base}.lock"))
         self._swallowed = _Swallowed()
+
+    def _load(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever is raised for a damaged file, as a power cut leaves them
+            log.info("the cached kernel %s cannot be read (%s), so it is compiled again", self._name, error)
+            self._cache_file.discard()
+            return None
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the machine code for a signature, or None if this process is to compile it."""
         clock.start(None)
         try:
-            found = super().load_overload(sig, target_context)
+            found = self._load(sig, target_context)
             if found is None and self._turn.take(lambda: clock.tell(self._py_func.__name__)):
-                found = super().load_overload(sig, target_context)
+                found = self._load(sig, target_context)
             if found is None:
                 self._swallowed.begin()
             else:

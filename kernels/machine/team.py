@@ -332,47 +332,42 @@ def thread_count() -> int:
     return 1 if sys.platform == "win32" else torch.get_num_threads()
 
 
-_team: Team | None = None
-_stopped: list[Team] = []
-_changing = threading.Lock()
+_teams: dict[int, Team] = {}  # by number of threads; they sleep while nobody uses them
+_making = threading.Lock()
 
 
 def team_address() -> int:
-    """Return the address of the current team's memory, for `in_parallel`; 0 for one thread."""
+    """Return the address of the memory of a team as large as `thread_count`, for `in_parallel`; 0 for one thread."""
     n_threads = thread_count()
     if n_threads == 1:
         return 0
-    if _team is None or _team.n_threads != n_threads:
-        _change_team(n_threads)
-    assert _team is not None
-    return _team.address
+    team = _teams.get(n_threads)
+    return _made(n_threads).address if team is None else team.address
 
 
-def _change_team(n_threads: int) -> None:
-    global _team
-    with _changing:
-        if _team is not None and _team.n_threads != n_threads:
-            _team.stop()
-            _stopped.append(_team)  # kept: another thread's kernel may still be reading its memory
-            _team = None
-        if _team is None:
-            _team = Team(n_threads)
+def _made(n_threads: int) -> Team:
+    """Return the team of this size. It stays: threads of one program may ask for teams of different sizes."""
+    with _making:
+        if n_threads not in _teams:
+            _teams[n_threads] = Team(n_threads)
+        return _teams[n_threads]
 
 
-def _forget_team() -> None:
-    """Reset the team in a forked process, which has no threads yet, and whose locks may have no living owner."""
-    global _team, _changing
-    _team, _changing = None, threading.Lock()
+def _forget_teams() -> None:
+    """Begin anew in a forked process, which has no threads yet, and whose locks may have no living owner."""
+    global _making
+    _making = threading.Lock()
+    _teams.clear()
 
 
 @atexit.register
-def _stop_team() -> None:
-    if _team is not None:
-        _team.stop()
+def _stop_teams() -> None:
+    for team in list(_teams.values()):
+        team.stop()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_team)
+    os.register_at_fork(after_in_child=_forget_teams)
 
 
 class Kernel:

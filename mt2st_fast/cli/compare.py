@@ -21,7 +21,7 @@ from mt2st_fast.cli.options import (
     kept_config,
     takes_options,
 )
-from mt2st_fast.cli.output import OutputOptions, check_not_lost, check_not_of, make_writable
+from mt2st_fast.cli.output import OutputOptions, check_not_lost, check_not_of, writable
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.cli.terminal import plain_console, say, say_notes, say_table
@@ -75,7 +75,7 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
     if not output.resume:
         _check(asked)
         check_used(config, given)
-    folder = make_writable(output.folder("compare"), to_resume=output.resume)
+    folder = writable(output.folder("compare"), to_resume=output.resume)
     with holding(folder), StoppingOnSignals() as stopping:
         check_not_of("train", folder)
         check_not_lost(folder, (COMPARISON, *REPORT_FILES, CHECKPOINT), has_comparison(folder))

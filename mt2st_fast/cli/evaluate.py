@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mt2st_fast.cli.output import make_writable, out_path
+from mt2st_fast.cli.output import out_path, writable
 from mt2st_fast.cli.terminal import plain_console, say, say_table
 from mt2st_fast.errors import InputError
 from mt2st_fast.words.vectors import WordVectors
@@ -44,7 +44,7 @@ def evaluate(
     from mt2st_fast.words.evaluation import evaluate as measure
 
     _check_file(vectors)
-    folder = None if out is None else make_writable(out_path(out))
+    folder = None if out is None else writable(out_path(out))
     queries = tuple(word.strip() for word in (words or "").split(",") if word.strip())
     busy = plain_console(stderr=True)
     with busy.status("reading vectors") as status:

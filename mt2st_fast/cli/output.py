@@ -12,6 +12,7 @@ from typing import Any
 from mt2st_fast.cli.options import COMMANDS
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import at_home
+from mt2st_fast.folder_lock import check_can_write
 from mt2st_fast.model_folder import RUN_CONFIG, RUN_MODEL, foreign_to_model, has_comparison
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.options import check_options, option, positive
@@ -79,18 +80,15 @@ def out_file(text: str) -> Path:
     return path
 
 
-def make_writable(folder: Path, *, to_resume: bool = False) -> Path:
-    """Create `folder` if necessary and test it. Raises InputError if nothing can be written.
+def writable(folder: Path, *, to_resume: bool = False) -> Path:
+    """Return a folder that can be written to, and made if it is missing. Raises InputError if not.
 
-    to_resume: the folder must exist, so that a mistyped name leaves no empty folder.
+    to_resume: the folder must exist, so that a mistyped name is found.
     """
     if to_resume and not folder.is_dir():
         raise InputError(f"nothing to resume in {folder}: no such folder; check --out, or leave out --resume")
-    probe = folder / ".writable"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        check_can_write(folder)
     except OSError as error:
         raise InputError(
             f"--out {folder} cannot be written ({error.strerror}); choose another folder"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt2st_fast.cli.output import make_writable, out_file
+from mt2st_fast.cli.output import out_file, writable
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.data.preparation import prepare as prepare_corpus
 
@@ -32,7 +32,7 @@ def prepare(
     The corpus may be larger than memory. Ctrl-C or an error leaves nothing half-written.
     """
     file = out_file(out)
-    make_writable(file.parent)
+    writable(file.parent)
     console = plain_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     start = time.perf_counter()

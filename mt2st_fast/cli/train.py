@@ -28,7 +28,7 @@ from mt2st_fast.cli.output import (
     check_not_lost,
     check_not_of,
     has_run,
-    make_writable,
+    writable,
 )
 from mt2st_fast.cli.processes import together
 from mt2st_fast.cli.progress import TrainingProgress
@@ -77,7 +77,7 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
         check_used(config, given)
     out = output.folder("train")
     with together(config.device) as processes:
-        folder = make_writable(out, to_resume=output.resume) if processes.writes else out
+        folder = writable(out, to_resume=output.resume) if processes.writes else out
         with holding(folder) if processes.writes else nullcontext():
             check_not_of("compare", folder)
             if output.resume:

@@ -9,6 +9,7 @@ import typer
 
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
+from mt2st_fast.folder_lock import check_can_write
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -22,6 +23,7 @@ def tune(
     Takes about two minutes on two cores. Set MT2ST_PLANS to use a file other than the one in the user's cache; delete
     the file to return to the built-in rules.
     """
+    from mt2st_fast.kernels.heads.plans import table_path
     from mt2st_fast.kernels.heads.tuning import GRID, Trial, save
     from mt2st_fast.kernels.heads.tuning import tune as time_plans
 
@@ -35,6 +37,12 @@ def tune(
         raise InputError(f"--device {device} is unknown; available: auto, cpu, cuda, cuda:N") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {device}: torch finds no CUDA device; use --device cpu")
+    try:
+        check_can_write(table_path().parent)
+    except OSError as error:
+        raise InputError(
+            f"{table_path()} cannot be written ({error.strerror}); set MT2ST_PLANS to another file"
+        ) from None
     console = plain_console()
 
     def show(trial: Trial, ms: dict[str, float]) -> None:

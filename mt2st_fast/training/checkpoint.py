@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.folder_lock import check_can_write
 from mt2st_fast.model.sharded import StoredTensor, divided_as, divided_as_all, gathered, rows_of
 from mt2st_fast.numbers import plain
 from mt2st_fast.tensor_files import digest_of, on_cpu_apart, write_tensors
@@ -79,7 +79,7 @@ def is_checkpoint(path: Path) -> bool:
 
 def check_replaceable(path: Path) -> None:
     """Raise InputError for a folder, for a file with something else than a checkpoint, which would be lost, and for a
-    place where nothing can be written. Makes the folder of the file.
+    place where nothing can be written.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; pass the name of a file as checkpoint")
@@ -88,8 +88,7 @@ def check_replaceable(path: Path) -> None:
             f"{path} is not a checkpoint and would be overwritten; choose another file, or remove it"
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        check_can_write(path.parent)
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror or error}); choose another file"

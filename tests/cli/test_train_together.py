@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.running import QUICK, run
-from tests.training.processes.together import started
+from tests.training.processes.together import SECONDS, all_said, started, wait_for
 
 TRAIN = ["-m", "mt2st_fast", "train"]
 EXACT = [
@@ -42,7 +41,7 @@ def test_two_processes_train_what_one_trains(treebank: str, tmp_path: Path) -> N
     flags = ["--data", treebank, *EXACT]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *TRAIN]
     found = subprocess.run(
-        [*launch, *flags, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=200
+        [*launch, *flags, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=SECONDS
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("Written to") == 1
@@ -63,12 +62,9 @@ def test_two_processes_train_what_one_trains(treebank: str, tmp_path: Path) -> N
 def test_a_killed_process_ends_the_other_in_one_line(treebank: str, tmp_path: Path) -> None:
     flags = [*TRAIN, "--data", treebank, *QUICK, "--out", str(tmp_path), "--epochs"]
     with started([*flags, "100000"]) as (first, second):
-        end = time.monotonic() + 120
-        while not (tmp_path / "checkpoint/last.safetensors").exists():
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        wait_for(tmp_path / "checkpoint/last.safetensors", first, second)
         second.kill()
-        text, _ = first.communicate(timeout=60)
+        text, _ = first.communicate(timeout=120)
         assert first.returncode == 2
         last = text.splitlines()[-1]
         assert last.startswith("mt2st-fast: process 1 of 2 is lost: it stopped responding; restart all")
@@ -87,7 +83,7 @@ def test_a_killed_process_ends_the_other_in_one_line(treebank: str, tmp_path: Pa
 )
 def test_what_is_wrong_in_both_is_said_once(arguments: list[str], line: str, tmp_path: Path) -> None:
     with started(["-m", "mt2st_fast", *arguments, "--out", str(tmp_path)]) as processes:
-        first, second = [process.communicate(timeout=120)[0] for process in processes]
+        first, second = all_said(processes)
         assert [process.returncode for process in processes] == [2, 2]
     assert line in first
     assert len(first.splitlines()) == 1

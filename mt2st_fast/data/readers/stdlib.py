@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -25,6 +24,8 @@ from mt2st_fast.data.tokens import Tokens, bounds_of
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import writing_atomically
+from mt2st_fast.kernels.machine.places import cache_folder
 
 DEFAULT_LABEL_FRACTION = 0.01  # of the training files: multi-task training is for few main labels
 
@@ -184,21 +185,15 @@ def save_cache(source: SourceFiles, path: Path) -> None:
         "units_per_file": source.units_per_file,
         **{f"labels.{task}": ids for task, ids in source.labels.items()},
     }
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            temporary = Path(file.name)
+        with writing_atomically(path) as file:
             np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
     except OSError as error:
         _log.warning(
             "%s: cannot write the standard library cache (%s); the library is parsed again in every run",
             path,
-            error,
+            error.strerror or error,
         )
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def load_cache(path: Path) -> SourceFiles | None:
@@ -241,8 +236,7 @@ def _cache_path(root: Path, paths: Sequence[Path]) -> Path:
                 errors="surrogateescape"
             )
         )
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mt2st-fast"
-    return folder / f"stdlib-{platform.python_version()}-{digest.hexdigest()[:16]}.npz"
+    return cache_folder() / f"stdlib-{platform.python_version()}-{digest.hexdigest()[:16]}.npz"
 
 
 def _read_in_worker(paths: list[str]) -> list[dict | None]:

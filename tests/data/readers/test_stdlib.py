@@ -249,6 +249,17 @@ def test_a_cache_that_cannot_be_written_only_warns(cached_reader, tmp_path, capl
     assert "cannot write" in caplog.text
 
 
+def test_an_interrupt_leaves_no_half_of_a_cache(cached_reader, tmp_path, monkeypatch):
+    def interrupt(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        open_data("stdlib")
+    assert not list((tmp_path / "cache").rglob("*"))
+
+
 def test_real_modules_have_the_expected_shape():
     root = stdlib.Path(stdlib.sysconfig.get_path("stdlib"))
     paths = [root / name for name in ("ast.py", "json/decoder.py", "typing.py", "tokenize.py")]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +119,47 @@ def test_tuning_writes_a_table_that_is_used_and_keeps_other_rows(table, monkeypa
     targets = [torch.zeros(64, dtype=torch.int64)] * 2
     out = multitask_loss(torch.randn(64, 16), torch.randn(8, 16), None, targets, torch.ones(2), layout)
     assert out.total.isfinite()
+
+
+def test_tables_that_two_processes_save_at_once_are_both_kept(table, monkeypatch):
+    path = table({"shape": SMALL, "plan": "tile", "ms": {"tile": 1.0}})
+    read_text, others = Path.read_text, []
+
+    def meanwhile(self, **options):
+        text = read_text(self, **options)
+        if not others:
+            rows = [{"shape": SMALL._replace(itemsize=8)._asdict(), "plan": "tile", "ms": {"tile": 1.0}}]
+            others.append(threading.Thread(target=tuning.save, args=(rows, CPU, torch.float64)))
+            others[0].start()
+            others[0].join(0.2)
+            assert others[0].is_alive()
+        return text
+
+    monkeypatch.setattr(Path, "read_text", meanwhile)
+    tuning.save([{"shape": SMALL._asdict(), "plan": "packed", "ms": {"packed": 1.0}}], CPU, torch.float32)
+    others[0].join()
+    rows = [row for of_one in json.loads(path.read_text()).values() for row in of_one]
+    assert sorted(row["shape"]["itemsize"] for row in rows) == [4, 8]
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_anything_is_timed(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MT2ST_PLANS", str(tmp_path / "file" / "plans.json"))
+    monkeypatch.setattr(tuning, "tune", None)
+    with pytest.raises(SystemExit):
+        main(["tune", "--device", "cpu"])
+    assert "plans.json cannot be written (Not a directory); set MT2ST_PLANS" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a user has another home there")
+def test_a_user_without_a_home_writes_nothing_to_the_working_directory(monkeypatch):
+    def nobody(uid):
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "MT2ST_PLANS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert choices.table_path() == Path("/.cache/mt2st-fast/plans.json")
 
 
 @pytest.mark.parametrize(

@@ -122,11 +122,31 @@ def test_another_number_of_threads_is_another_team(threads):
     assert team_address() == 0
     threads(2)
     assert team_address() == first
-    workers = {t for t in threading.enumerate() if t.name.startswith("mt2st_fast-")}
     threads(3)
     run(9, rounds=10)
-    assert not any(worker.is_alive() for worker in workers)
-    assert len({t for t in threading.enumerate() if t.name.startswith("mt2st_fast-")}) == 2
+    assert team_address() not in (0, first)
+    threads(2)
+    assert team_address() == first
+
+
+def test_threads_of_different_thread_counts_keep_their_teams(threads):
+    """Torch's number of threads is each caller's own: one team for all was made anew in every call."""
+    addresses, both = {}, threading.Barrier(2)
+
+    def call(n_threads):
+        torch.get_num_threads()  # which takes over, once in a thread, what another has set last
+        both.wait(60)
+        torch.set_num_threads(n_threads)
+        for _ in range(20):
+            both.wait(60)
+            addresses.setdefault(n_threads, set()).add(team_address())
+
+    callers = [threading.Thread(target=call, args=(n,)) for n in (2, 3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert [len(found) for found in addresses.values()] == [1, 1]
 
 
 def test_a_team_that_is_stopped_in_a_job_leaves_the_job_whole(threads):

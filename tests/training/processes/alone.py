@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,19 @@ from mt2st_fast import (
 )
 from mt2st_fast.errors import InputError
 from mt2st_fast.model import meeting
+from tests.training.processes.together import wait_for
 
-meeting.PATIENCE_SECONDS = meeting.GIVE_UP_SECONDS = 1.0
+meeting.PATIENCE_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def _giving_up() -> Iterator[None]:
+    """Within the block, a call is waited for by others for a second. Elsewhere they come later on a busy machine."""
+    before, meeting.GIVE_UP_SECONDS = meeting.GIVE_UP_SECONDS, 1.0
+    try:
+        yield
+    finally:
+        meeting.GIVE_UP_SECONDS = before
 
 
 def _encoder() -> BagEncoder:
@@ -55,7 +66,8 @@ def _alone(call: Callable[[], Any], then: Callable[[], Any]) -> dict[str, Any]:
     if dist.get_rank() == 0:
         began = time.monotonic()
         try:
-            call()
+            with _giving_up():
+                call()
         except Exception as error:
             found = {"line": f"{type(error).__name__}: {error}", "seconds": time.monotonic() - began}
     dist.barrier()
@@ -89,15 +101,17 @@ def gathered(folder: Path) -> dict[str, Any]:
 
 def late(folder: Path) -> dict[str, Any]:
     """Process 1 comes when process 0 has given up once and waits again."""
-    encoder, lines = _encoder(), []
+    encoder, lines, given_up = _encoder(), [], folder / "given up"
     if dist.get_rank():
-        time.sleep(2.5)
+        wait_for(given_up)
+        time.sleep(0.5)
     else:
         try:
-            encoder.vectors()
+            with _giving_up():
+                encoder.vectors()
         except Exception as error:
             lines.append(str(error))
-        time.sleep(1.0)
+        given_up.touch()
     encoder.vectors()
     return {"lines": lines}
 
@@ -107,7 +121,7 @@ def in_a_new_group(folder: Path) -> dict[str, Any]:
     encoder = _encoder()
     for _ in range(2):
         if dist.get_rank() == 0:
-            with contextlib.suppress(InputError):
+            with contextlib.suppress(InputError), _giving_up():
                 encoder.vectors()
     dist.barrier()
     dist.destroy_process_group()
@@ -172,10 +186,20 @@ def slow_passes(folder: Path) -> dict[str, Any]:
     """A pass waits for a late process, and the log says so."""
     lines: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    told = folder / "told"
+
+    def tell(record: logging.LogRecord) -> None:
+        lines.append(record.getMessage())
+        meeting.PATIENCE_SECONDS = 60.0  # what comes then may take a moment
+        told.touch()
+
+    handler.emit = tell  # type: ignore[method-assign]
     meeting.logger.addHandler(handler)
     encoder = _encoder()
-    time.sleep(2.0 * dist.get_rank())
+    if dist.get_rank():
+        wait_for(told)
+        meeting.PATIENCE_SECONDS = 60.0
     encoder(_batches()[0][0])
     meeting.logger.removeHandler(handler)
+    meeting.PATIENCE_SECONDS = 1.0
     return {"lines": lines}

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.meeting import _Meeting
 from mt2st_fast.training.processes.watch import WAITING_SECONDS, LostProcessError, Watch
-from tests.training.processes.together import run_together, scenarios, started
+from tests.training.processes.together import all_said, run_together, scenarios, started
 
 ALONE = {
     "evaluated": "Trainer.evaluate was called by process 0 of 2 and needs all of them: process 1 of 2 did not come",
@@ -62,7 +62,7 @@ def test_all_must_evaluate_as_many_batches(found: Any) -> None:
 @pytest.mark.long
 def test_an_error_in_one_ends_the_evaluation_of_the_others(tmp_path: Path) -> None:
     with started(scenarios("alone", ["failing_batch"], tmp_path)) as processes:
-        text, _ = processes[0].communicate(timeout=60.0)
+        text, _ = processes[0].communicate(timeout=120.0)
         assert "mt2st-fast: process 1 of 2 stopped: a held-out batch has no target of any task" in text
 
 
@@ -83,7 +83,7 @@ def test_a_pass_that_waits_says_for_what(found: Any) -> None:
 def test_a_checkpoint_that_one_saves_alone_ends_all(tmp_path: Path) -> None:
     line = "Run.save was called by process 0 of 2 and needs all of them: process 1 of 2 did something else"
     with started(scenarios("alone", ["saved"], tmp_path)) as processes:
-        ends = [process.communicate(timeout=90.0)[0] for process in processes]
+        ends = all_said(processes)
     assert f"InputError: {line}" in ends[0]
     assert f"mt2st-fast: process 0 of 2 stopped: {line}" in ends[1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.processes.together import ROOT, started
+from tests.training.processes.together import ROOT, all_said, started
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "processes.md").read_text("utf-8"), re.DOTALL)
 
@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "processes.md").rea
 def test_the_program_trains_one_model(block: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(block, encoding="utf-8")
     with started([str(tmp_path / "program.py")]) as processes:
-        texts = [process.communicate(timeout=120)[0] for process in processes]
+        texts = all_said(processes)
         assert [process.returncode for process in processes] == [0, 0], texts
     losses = re.fullmatch(r"\{'topic': (\d\.\d+)\}\n", texts[0])
     assert losses is not None, texts[0]
