@@ -97,7 +97,7 @@ if "$PYTHON" -c 'import xdist' 2>/dev/null; then
     workers=(-n 12)
 fi
 stage 2 "tests on the GPU" 85 tests.txt "$PYTHON" -m pytest -v -W default --tb=short -rfE "${workers[@]}" \
-    tests/on_gpu/test_memory_safety.py tests/on_gpu/test_kernels.py tests/on_gpu
+    tests/on_gpu/test_memory_safety.py tests/on_gpu/test_vocabulary.py tests/on_gpu/test_kernels.py tests/on_gpu
 wait "$warming"
 
 stage 4 ceilings 8 - "$PYTHON" -m bench.measure floors --device cuda --records "$records"

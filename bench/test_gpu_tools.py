@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bench import profile_gpu
 from bench.cases import HeadCase
 from bench.environment import ROOT
 from bench.memory import peak_extra_bytes
@@ -80,6 +81,31 @@ def test_a_kernel_too_many_is_found():
     assert difference(profile_of("a", "b"), profile_of("b", "a")) == []
     assert difference(profile_of("a", "b", "b"), profile_of("a", "b")) == [
         "b: 2 per step after the switch, 1 in the STL step"
+    ]
+
+
+def test_a_profile_that_is_stopped_keeps_what_it_has(monkeypatch, tmp_path):
+    """bench/gpu.sh stops it at a time limit, as Ctrl-C does."""
+
+    def steps(traces, write):
+        write(["the steps", ""])
+        return True
+
+    def heads(traces, write):
+        write(["the first case", ""])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["profile_gpu", "--out", str(tmp_path)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(profile_gpu, "profile_steps", steps)
+    monkeypatch.setattr(profile_gpu, "profile_heads", heads)
+    with pytest.raises(KeyboardInterrupt):
+        profile_gpu.main()
+    assert (tmp_path / "profile.md").read_text("utf-8").split("\n\n")[1:] == [
+        "the steps",
+        "the first case",
+        "",
     ]
 
 

@@ -7,6 +7,7 @@ compare the kernels with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +31,11 @@ def multitask_loss(
     """
     losses, correct = [], []
     for (first, last, head), name, target in zip(layout, layout.names, targets, strict=True):
-        check_targets(name, target, head)
+        known, refused = accepted_targets(name, target, head)
         logits = F.linear(features, weight[first:last], None if bias is None else bias[first:last])
-        losses.append(head_loss(logits, target, head))
-        correct.append(head_correct(logits.detach(), target, head))
+        loss = head_loss(logits, known, head)
+        losses.append(loss if refused is None else torch.where(refused.any(), float("nan"), loss))
+        correct.append(head_correct(logits.detach(), known, head))
     losses_k, correct_k = torch.stack(losses), torch.stack(correct)
     if skip_zero_weights:
         # Not a product with 0: the loss may be infinite.
@@ -63,13 +65,33 @@ def _exact(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def check_targets(name: str, target: Tensor, head: HeadSpec) -> None:
-    """Raise ValueError for a class outside [0, C) that is not ignored, and for a value outside the kind's bounds."""
+class AcceptedTargets(NamedTuple):
+    """Targets that a head accepts, and the rows (N,) whose own targets it did not; None: it accepted all of them."""
+
+    target: Tensor
+    refused: Tensor | None
+
+
+def accepted_targets(name: str, target: Tensor, head: HeadSpec) -> AcceptedTargets:
+    """Raise ValueError for a class outside [0, C) that is not ignored, and for a value outside the kind's bounds.
+
+    Elsewhere than on a CPU, looking for one would wait for the device: there it becomes a missing target of a row that
+    is refused, whose loss has to be NaN.
+    """
     is_outside = head.is_outside(target)
     if is_outside is None or _is_batched(is_outside):
-        return
-    if is_outside.any():
-        raise ValueError(head.refusal(name, target[is_outside][0].item()))
+        return AcceptedTargets(target, None)
+    if _is_at_hand(target):
+        if is_outside.any():
+            raise ValueError(head.refusal(name, target[is_outside][0].item()))
+        return AcceptedTargets(target, None)
+    if head.kind.takes_classes:
+        return AcceptedTargets(torch.where(is_outside, head.ignore_index, target.long()), is_outside)
+    return AcceptedTargets(target.masked_fill(is_outside, float("nan")), is_outside.any(1))
+
+
+def _is_at_hand(values: Tensor) -> bool:
+    return values.is_cpu
 
 
 def _is_batched(values: Tensor) -> bool:
