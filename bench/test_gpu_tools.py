@@ -58,8 +58,8 @@ def test_the_stages_of_a_gpu_machine_fit_its_budget():
 FAKE_PYTHON = """#!/bin/bash
 case "$*" in
 -) cat >/dev/null ;;
-*pytest*) (trap "" INT; exec sleep 60) & echo $! >"$LEFT"; echo "2 passed, 1 failed in 3s"; exit 1 ;;
-*bench*) echo "ran $*" ;;
+"-m pytest"*) (trap "" INT; exec sleep 60) & echo $! >"$LEFT"; echo "2 passed, 1 failed in 3s"; exit 1 ;;
+"-m bench"*) echo "ran $*" ;;
 esac
 """
 
