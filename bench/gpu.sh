@@ -39,8 +39,10 @@ summary=""
 
 # stage BIT NAME SECONDS FILE COMMAND...: run within its limit plus what earlier stages have left of theirs, and within
 # the budget; its output goes to the log and, unless FILE is -, to that file. It is asked to stop (as by Ctrl-C) before
-# it is killed.
+# it is killed. What it leaves running, as pytest's workers, is killed too: it would hold the device and the next stage.
 deadline=0
+group=$(mktemp)
+trap 'rm -f "$group"' EXIT
 stage() {
     local bit=$1 name=$2 limit=$3 file=$4 left rc started
     shift 4
@@ -55,8 +57,11 @@ stage() {
     fi
     echo "=== $name (at most $left s)" >>"$log"
     started=$SECONDS
-    timeout --signal=INT --kill-after=5 "$left" "$@" 2>&1 | tee -a "$log" >>"$file"
-    rc=${PIPESTATUS[0]}
+    # timeout leads a process group of its own. A pipe would last as long as anyone in it has it open.
+    bash -c 'echo $$ >"$0"; exec timeout --signal=INT --kill-after=5 "$@"' "$group" "$left" "$@" \
+        > >(tee -a "$log" >>"$file") 2>&1
+    rc=$?
+    kill -KILL -- "-$(cat "$group")" 2>/dev/null
     if [ "$rc" -ne 0 ]; then
         failed=$((failed | bit))
     fi
@@ -97,7 +102,7 @@ if "$PYTHON" -c 'import xdist' 2>/dev/null; then
     workers=(-n 12)
 fi
 stage 2 "tests on the GPU" 85 tests.txt "$PYTHON" -m pytest -v -W default --tb=short -rfE "${workers[@]}" \
-    tests/on_gpu/test_memory_safety.py tests/on_gpu/test_kernels.py tests/on_gpu
+    tests/on_gpu/test_memory_safety.py tests/on_gpu/test_vocabulary.py tests/on_gpu/test_kernels.py tests/on_gpu
 wait "$warming"
 
 stage 4 ceilings 8 - "$PYTHON" -m bench.measure floors --device cuda --records "$records"

@@ -70,6 +70,7 @@ class Peer:
 
 
 Builder = Callable[[HeadInputs, Direction], Peer]
+ALIGNED_OUTPUTS = 8  # 16 bytes in 16 bits
 
 
 def ours(inputs: HeadInputs, direction: Direction) -> Peer:
@@ -183,6 +184,7 @@ def gemms(inputs: HeadInputs, direction: Direction) -> Peer:
     """The three bare GEMMs of the packed layout (one for forward only): no loss, no gradients."""
     features_nd, weight_sd = inputs.features_nd, inputs.weight_sd
     if features_nd.is_cuda:
+        weight_sd = aligned(weight_sd)
         weight_ds = weight_sd.t()
 
         def run() -> Tensor:
@@ -203,6 +205,11 @@ def gemms(inputs: HeadInputs, direction: Direction) -> Peer:
             return logits_sn
 
     return Peer("gemms", run, features_nd)
+
+
+def aligned(weight_sd: Tensor) -> Tensor:
+    """Return the weight with rows of 0 added for a floor on a GPU: without, cuBLAS is up to eight times as slow."""
+    return F.pad(weight_sd, (0, 0, 0, -len(weight_sd) % ALIGNED_OUTPUTS))
 
 
 BUILDERS: dict[str, Builder] = {

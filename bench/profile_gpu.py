@@ -26,6 +26,8 @@ from bench.device import NO_GPU
 if TYPE_CHECKING:
     from bench.step_cases import StepCase
 
+Write = Callable[[list[str]], None]  # adds lines to the report
+
 REPEATS = 10  # calls under the profiler
 WARM_UP_CALLS = 15
 MOST_KERNELS = 10  # per table; the last line sums up the others
@@ -163,7 +165,7 @@ def difference(after: Profile, single: Profile) -> list[str]:
 # --- what is profiled ------------------------------------------------------------------------------------
 
 
-def profile_heads(traces: Path | None) -> list[str]:
+def profile_heads(traces: Path | None, write: Write) -> None:
     """Profile forward and backward of every GPU case; with a folder for traces, trace the first."""
     from bench.cases import GPU_HEAD_CASES
     from bench.floors import copy_bytes_per_second, gemm_flops_per_second
@@ -175,7 +177,7 @@ def profile_heads(traces: Path | None) -> list[str]:
         dtype: gemm_flops_per_second(device, dtype)
         for dtype in dict.fromkeys(case.dtype for case in GPU_HEAD_CASES)
     }
-    lines = ["## Heads, forward and backward", ""]
+    write(["## Heads, forward and backward", ""])
     for number, case in enumerate(GPU_HEAD_CASES):
         torch.cuda.empty_cache()
         peer = ours(case.inputs(device=device), "forward+backward")
@@ -188,29 +190,28 @@ def profile_heads(traces: Path | None) -> list[str]:
         try:
             found = profile(case.name, run, trace)
         except Exception as error:  # the failure of one case must not affect the others
-            lines += [f"### {case.name}", "", f"Failed: {type(error).__name__}: {error}", ""]
+            write([f"### {case.name}", "", f"Failed: {type(error).__name__}: {error}", ""])
             continue
         n_bytes = case.input_bytes + case.gradient_bytes
-        lines += [f"### {case.name}: {case.shape}", ""]
-        lines += against_ceilings(found, n_bytes, case.gemm_flops, copy, gemm[case.dtype])
-        lines += [*kernel_table(found), ""]
-    return lines
+        rates = against_ceilings(found, n_bytes, case.gemm_flops, copy, gemm[case.dtype])
+        write([f"### {case.name}: {case.shape}", "", *rates, *kernel_table(found), ""])
 
 
-def profile_steps(traces: Path | None) -> tuple[list[str], bool]:
+def profile_steps(traces: Path | None, write: Write) -> bool:
     """Profile each model's step with all tasks, after the switch and as STL; False if the last two differ."""
     from bench.step_cases import GPU_STEP_CASES
 
-    lines, same = ["## Training step", ""], True
+    same = True
+    write(["## Training step", ""])
     for case in GPU_STEP_CASES[:2]:  # the tagger, as `train` makes it, and an embedding model
         for graph in (False, True):
             try:
                 of_case, alike = _profile_step(case, graph, traces)
             except Exception as error:  # a step that is not captured must not affect the others
                 of_case, alike = [f"### {case.name}{', graph' * graph}", "", f"Failed: {error}", ""], False
-            lines += of_case
+            write(of_case)
             same = same and alike
-    return lines, same
+    return same
 
 
 def _profile_step(case: StepCase, graph: bool, traces: Path | None) -> tuple[list[str], bool]:
@@ -254,15 +255,18 @@ def main() -> int:
         return 0
     arguments.out.mkdir(parents=True, exist_ok=True)
     traces = arguments.out if arguments.traces else None
-    step_lines, same = profile_steps(traces)
-    heading = f"# Profile on {torch.cuda.get_device_name()}, torch {torch.__version__}"
     file = arguments.out / "profile.md"
-    lines = [heading, "", *step_lines]
-    file.write_text("\n".join(lines), encoding="utf-8")  # written now, in case the next part fails
-    file.write_text("\n".join([*lines, *profile_heads(traces)]), encoding="utf-8")
-    print(
-        f"wrote {arguments.out / 'profile.md'}; after the switch: {'the same kernels' if same else 'different kernels'}"
-    )
+    with file.open("w", encoding="utf-8") as report:
+
+        def write(lines: list[str]) -> None:
+            # At once: what follows may fail, or be stopped at a time limit.
+            report.write("\n".join([*lines, ""]))
+            report.flush()
+
+        write([f"# Profile on {torch.cuda.get_device_name()}, torch {torch.__version__}", ""])
+        same = profile_steps(traces, write)
+        profile_heads(traces, write)
+    print(f"wrote {file}; after the switch: {'the same kernels' if same else 'different kernels'}")
     return 0 if same else 1
 
 

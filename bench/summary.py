@@ -29,6 +29,7 @@ STEPS = (
     "stl, graph",
 )  # fmt: skip
 MOST_FAILURES, MOST_COLUMNS = 25, 170
+REASON = "because "  # begins a line by which a test on the GPU tells at once why it has failed
 
 
 def summary(folder: Path, found: Sequence[Record]) -> str:
@@ -51,7 +52,9 @@ def tests(path: Path) -> list[str]:
     counted = [line.strip("= ") for line in lines if re.search(r"\d+ (passed|failed|skipped|error)", line)]
     failures = [line[:MOST_COLUMNS] for line in lines if re.match(r"(FAILED|ERROR) .*::", line)]
     if not counted:  # stopped or killed: use what was printed before
-        failures = [line[:MOST_COLUMNS] for line in lines if re.search(r" (FAILED|ERROR)\b", line)]
+        failed = [line for line in lines if re.search(r" (FAILED|ERROR)\b", line)]
+        reasons = [line for line in lines if line.startswith(REASON)]
+        failures = [line[:MOST_COLUMNS] for line in reasons or failed]
         counted = (
             [f"not finished; {sum(' PASSED' in line for line in lines)} passed until then"] if lines else []
         )

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bench import profile_gpu
 from bench.cases import HeadCase
 from bench.environment import ROOT
 from bench.memory import peak_extra_bytes
@@ -53,6 +54,39 @@ def test_the_stages_of_a_gpu_machine_fit_its_budget():
     assert sum(limits.values()) <= budget <= 330
 
 
+# Stands for Python: its tests fail, and leave a process behind that hears no Ctrl-C, as pytest's workers do.
+FAKE_PYTHON = """#!/bin/bash
+case "$*" in
+-) cat >/dev/null ;;
+"-m pytest"*) (trap "" INT; exec sleep 60) & echo $! >"$LEFT"; echo "2 passed, 1 failed in 3s"; exit 1 ;;
+"-m bench"*) echo "ran $*" ;;
+esac
+"""
+
+
+def test_no_stage_lives_longer_than_its_command(tmp_path):
+    python, left, out = tmp_path / "python", tmp_path / "left", tmp_path / "out"
+    python.write_text(FAKE_PYTHON, "utf-8")
+    python.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python), "OUT": str(out), "LEFT": str(left)}
+    run = subprocess.run(
+        ["bash", str(Path("bench") / "gpu.sh")], cwd=ROOT, env=environment, capture_output=True, text=True,
+        check=False, timeout=40,
+    )  # fmt: skip
+    assert run.returncode == 2, run.stdout
+    stages = [
+        line.split(":")[0] for line in run.stdout.split("--- stages")[0].splitlines() if " after " in line
+    ]
+    assert stages == [
+        "tests on the GPU", "ceilings", "heads", "whole jobs", "training step", "bags of words", "profile",
+        "memory safety",
+    ]  # fmt: skip
+    assert "2 passed, 1 failed" in (out / "tests.txt").read_text("utf-8")
+    assert "bench.measure heads" in (out / "log.txt").read_text("utf-8")
+    process = Path("/proc", left.read_text("utf-8").strip())
+    assert not process.exists() or "Z" in (process / "status").read_text("utf-8").split("State:")[1][:3]
+
+
 def profile_of(*names, microseconds=2.0):
     launches = [Launch(name, 10.0 * i, microseconds) for i, name in enumerate(names)]
     return Profile("x", [launch for launch in launches for _ in range(REPEATS)])
@@ -80,6 +114,31 @@ def test_a_kernel_too_many_is_found():
     assert difference(profile_of("a", "b"), profile_of("b", "a")) == []
     assert difference(profile_of("a", "b", "b"), profile_of("a", "b")) == [
         "b: 2 per step after the switch, 1 in the STL step"
+    ]
+
+
+def test_a_profile_that_is_stopped_keeps_what_it_has(monkeypatch, tmp_path):
+    """bench/gpu.sh stops it at a time limit, as Ctrl-C does."""
+
+    def steps(traces, write):
+        write(["the steps", ""])
+        return True
+
+    def heads(traces, write):
+        write(["the first case", ""])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["profile_gpu", "--out", str(tmp_path)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(profile_gpu, "profile_steps", steps)
+    monkeypatch.setattr(profile_gpu, "profile_heads", heads)
+    with pytest.raises(KeyboardInterrupt):
+        profile_gpu.main()
+    assert (tmp_path / "profile.md").read_text("utf-8").split("\n\n")[1:] == [
+        "the steps",
+        "the first case",
+        "",
     ]
 
 

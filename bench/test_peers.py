@@ -106,6 +106,14 @@ def test_a_peer_that_is_not_needed_waits_for_time(capsys):
     assert "skipped linear_cross_entropy: no time left" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("S", "rows"), [(45, 48), (151_969, 151_976), (256, 256)])
+def test_the_floor_of_a_gpu_is_of_aligned_products(S, rows):
+    weight_sd = torch.ones(S, 1)
+    found = peers.aligned(weight_sd)
+    assert found.shape == (rows, 1)
+    assert found.sum() == S
+
+
 # --- graphs ----------------------------------------------------------------------------------------------
 
 

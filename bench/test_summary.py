@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.cases import VOCABULARY
-from bench.summary import MOST_COLUMNS, MOST_FAILURES, summary
+from bench.summary import MOST_COLUMNS, MOST_FAILURES, REASON, summary
 from bench.test_report import record_of
 
 
@@ -26,6 +26,10 @@ def test_tests_that_were_stopped_still_name_their_failures(tmp_path):
     (tmp_path / "tests.txt").write_text("\n".join(lines))
     said = summary(tmp_path, []).splitlines()
     assert said[1:3] == ["not finished; 1 passed until then", lines[1]]
+    lines.append(f"{REASON}tests/on_gpu/a.py::c: RuntimeError: an illegal memory access")
+    (tmp_path / "tests.txt").write_text("\n".join(lines))
+    said = summary(tmp_path, []).splitlines()
+    assert said[1:4] == ["not finished; 1 passed until then", lines[2], ""]
 
 
 def test_every_part_is_there_and_stays_short(tmp_path):

@@ -36,7 +36,7 @@ from .heads.plans import (
     table_path,
 )
 from .heads.pooling import POOLINGS, Pooling
-from .heads.reference import checked_targets, head_correct, row_losses
+from .heads.reference import accepted_targets, head_correct, row_losses
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_backend
 from .step.bags import bag_step, bag_step_obstacle
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
@@ -105,10 +105,10 @@ __all__ = [
     "TypeRows",
     "WordCounter",
     "Words",
+    "accepted_targets",
     "asked_for",
     "bag_step",
     "bag_step_obstacle",
-    "checked_targets",
     "choose_backend",
     "choose_embedding_backend",
     "choose_plan",

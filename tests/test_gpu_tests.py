@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
+from bench.summary import REASON
+from tests.on_gpu import helpers
 from tests.test_imports import ROOT
 
 ON_GPU = sorted((ROOT / "tests" / "on_gpu").glob("*.py"))
@@ -42,3 +46,30 @@ def test_graphs_are_captured_in_one_place(path):
     assert path == CAPTURE or not uses(path.read_text("utf-8"), "torch.cuda.graph"), (
         f"{path.name}: take `captured` of bench/device.py, whose graphs own their workspaces"
     )
+
+
+# Its own fixture takes the place of the one that skips where there is no GPU.
+FAILS = """
+import pytest
+
+@pytest.fixture(autouse=True)
+def _on_a_gpu():
+    pass
+
+def test_a():
+    a = 1
+    assert a == 2, "too small"
+"""
+
+
+def test_a_failure_is_explained_at_once(tmp_path):
+    """A run that is stopped at its time limit prints no tracebacks at its end."""
+    failing = tmp_path / "test_fails.py"
+    failing.write_text(FAILS, "utf-8")
+    options = ["-p", "tests.on_gpu.conftest", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", *options, "-W", "default", "-v", str(failing)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    at_once, failures, _ = run.stdout.partition("= FAILURES =")
+    assert failures, run.stdout + run.stderr
+    assert f"{REASON}test_fails.py::test_a: AssertionError: too small" in at_once.splitlines()
+    assert helpers.reason_of("worker gw3 crashed") == "worker gw3 crashed"

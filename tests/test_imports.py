@@ -86,8 +86,8 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.model.called_heads": {
         "REFERENCE",
         "HeadSpec",
+        "accepted_targets",
         "asked_for",
-        "checked_targets",
         "head_correct",
         "row_losses",
     },

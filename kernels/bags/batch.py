@@ -47,6 +47,25 @@ class Bags(NamedTuple):
         assert self.starts is not None, "this backend requires starts"
         return self.starts
 
+    def without(self, left_out: Tensor) -> Bags:
+        """Return the same bags, with the same scales, but none of the rows that are True in left_out (V,).
+
+        No size depends on data: a device need not be waited for, and a CUDA graph can capture it.
+        """
+        V = len(left_out)
+
+        def kept(rows: Tensor, none: int) -> Tensor:
+            # What lies outside the table stands for no row on a GPU, and may become NONE.
+            return torch.where(left_out[rows.clamp(0, V - 1).long()], none, rows)
+
+        if (
+            self.order is not None
+        ):  # equal keys stay side by side, which is all that an update needs of their order
+            return self._replace(order=self.order._replace(keys=kept(self.order.keys, V)))
+        if self.types is not None:
+            return self._replace(types=self.types._replace(rows=kept(self.types.rows, NONE)))
+        return self._replace(ids=kept(self.ids, NONE))
+
 
 class DeviceBags(NamedTuple):
     """A batch of B bags whose positions are sorted by row: a step on it pools, sums pieces and updates rows.

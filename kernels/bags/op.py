@@ -229,12 +229,9 @@ def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
                 "the backward pass steps a table for which an earlier read has already stepped it: read the table once "
                 'a step, or train it by its gradient (the Trainer\'s backward="autograd")'
             )
-        if (frozen := fused.frozen()) is None:
-            module.update_from_bags(fused.rule(), table.detach(), bags, gradient, fused.state)
-        else:
-            rows, values = module.row_gradient(gradient, bags, len(table))
-            moving = ~frozen[rows.long()]
-            module.update_rows(fused.rule(), table.detach(), rows[moving], values[moving], fused.state)
+        if (frozen := fused.frozen()) is not None:
+            bags = bags.without(frozen)
+        module.update_from_bags(fused.rule(), table.detach(), bags, gradient, fused.state)
         increment_version(table)
         return None
     if not ctx.sparse:

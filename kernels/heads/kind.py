@@ -319,6 +319,26 @@ def elementwise_kinds() -> tuple[Kind, ...]:
     return tuple(kind for kind in Kind if kind.element is not None)
 
 
+def column_weights_on(head: HeadSpec, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the weights (C,) of a head's outputs on a device."""
+    # What is made within a transformation belongs to it.
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    make = _made_weights if transformed else _kept_weights
+    return make(head.column_weights, dtype, device)
+
+
+def _made_weights(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(weights, dtype=dtype, device=device)
+
+
+# Copying them to a device would wait for it in every step. Never freed: a CUDA graph may read them.
+@cache
+def _kept_weights(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Kept for later calls, so they must not be an inference tensor.
+    with torch.inference_mode(False):
+        return _made_weights(weights, dtype, device)
+
+
 def elementwise_kind(
     name: str,
     *,
@@ -343,7 +363,7 @@ def elementwise_kind(
     def row_losses(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
         target = target.to(logits.dtype)
         valid = ~torch.isnan(target)
-        weights = torch.tensor(head.column_weights, dtype=logits.dtype, device=logits.device)
+        weights = column_weights_on(head, logits.dtype, logits.device)
         # Zeros in place of the invalid elements before computing the loss, too: masking only the loss would not help
         # where it is infinite. No selection by a mask, whose size vmap could not know.
         z, y = (torch.where(valid, values, 0.0) for values in (logits, target))

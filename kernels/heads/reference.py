@@ -7,7 +7,7 @@ compare the kernels with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +32,11 @@ def multitask_loss(
     """
     losses, correct = [], []
     for (first, last, head), name, target in zip(layout, layout.names, targets, strict=True):
-        target = checked_targets(name, target, head)
+        known, refused = accepted_targets(name, target, head)
         logits = F.linear(features, weight[first:last], None if bias is None else bias[first:last])
-        losses.append(head_loss(logits, target, head))
-        correct.append(head_correct(logits.detach(), target, head))
+        loss = head_loss(logits, known, head)
+        losses.append(loss if refused is None else torch.where(refused.any(), float("nan"), loss))
+        correct.append(head_correct(logits.detach(), known, head))
     losses_k, correct_k = torch.stack(losses), torch.stack(correct)
     if skip_zero_weights:
         # Not a product with 0: the loss may be infinite.
@@ -65,18 +66,35 @@ def _exact(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def checked_targets(name: str, target: Tensor, head: HeadSpec) -> Tensor:
-    """Return the targets. Raises ValueError for a class outside [0, C) that is not ignored, and for a value outside the
-    kind's bounds.
+class AcceptedTargets(NamedTuple):
+    """Targets that a head accepts, and the rows (N,) whose own targets it did not; None: it accepted all of them."""
+
+    target: Tensor
+    refused: Tensor | None
+
+
+def accepted_targets(name: str, target: Tensor, head: HeadSpec) -> AcceptedTargets:
+    """Raise ValueError for a class outside [0, C) that is not ignored, and for a value outside the kind's bounds.
+
+    Elsewhere than on a CPU, looking for one would wait for the device: there it becomes a missing target of a row that
+    is refused, whose loss has to be NaN.
     """
     is_outside = head.is_outside(target)
     if is_outside is None:
-        return target
+        return AcceptedTargets(target, None)
+    if not _is_at_hand(target):
+        if head.kind.takes_classes:
+            return AcceptedTargets(torch.where(is_outside, head.ignore_index, target.long()), is_outside)
+        return AcceptedTargets(target.masked_fill(is_outside, float("nan")), is_outside.any(1))
     if torch.compiler.is_compiling():
-        return _checked_op(target, is_outside, name, head.wanted_targets)  # type: ignore[no-any-return]
+        return AcceptedTargets(_checked_op(target, is_outside, name, head.wanted_targets), None)
     if not _is_batched(is_outside):
         _refuse(target, is_outside, name, head.wanted_targets)
-    return target
+    return AcceptedTargets(target, None)
+
+
+def _is_at_hand(values: Tensor) -> bool:
+    return values.is_cpu
 
 
 def _refuse(target: Tensor, is_outside: Tensor, name: str, wanted: str) -> None:
@@ -85,7 +103,7 @@ def _refuse(target: Tensor, is_outside: Tensor, name: str, wanted: str) -> None:
 
 
 # torch.compile cannot trace a look at values, but an op that returns something else than its arguments, for the loss.
-@torch.library.custom_op("mt2st_fast::checked_targets", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+@torch.library.custom_op("mt2st_fast::checked_targets", mutates_args=())
 def _checked_op(target: Tensor, is_outside: Tensor, name: str, wanted: str) -> Tensor:
     _refuse(target, is_outside, name, wanted)
     return target.clone()

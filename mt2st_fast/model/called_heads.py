@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from mt2st_fast.kernels import REFERENCE, HeadSpec, asked_for, checked_targets, head_correct, row_losses
+from mt2st_fast.kernels import REFERENCE, HeadSpec, accepted_targets, asked_for, head_correct, row_losses
 
 logger = logging.getLogger("mt2st_fast")
 
@@ -62,9 +62,12 @@ def _log_once(name: str, reason: str) -> None:
 def called(name: str, layer: nn.Module, features: Tensor, target: Tensor, head: HeadSpec) -> RowLosses:
     """Return the losses of features (N, D), by the layer's own forward pass, with autograd.
 
-    Raises ValueError for a target outside the range of the head.
+    Raises ValueError for a target outside the range of the head; on a GPU the loss of that row is NaN instead, since
+    checking would wait for the device.
     """
-    target = checked_targets(name, target, head)
+    target, refused = accepted_targets(name, target, head)
     logits = layer(features)
     losses, counts = row_losses(logits, target, head)
+    if refused is not None:
+        losses = torch.where(refused, float("nan"), losses)
     return RowLosses(losses, counts, head_correct(logits.detach(), target, head))

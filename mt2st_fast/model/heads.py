@@ -408,6 +408,8 @@ class MultiTaskHeads(HeadBank):
             return weights
         by_name = (self._default_weights if weights is None else weights) or {}
         self._check_known(by_name)
-        return torch.tensor(
-            [float(by_name.get(name, 1.0)) for name in self._active], dtype=torch.float32, device=device
-        )
+        if not by_name:  # filled in, which a CUDA graph can capture
+            return torch.ones(len(self._active), dtype=torch.float32, device=device)
+        given = [float(by_name.get(name, 1.0)) for name in self._active]
+        values = torch.tensor(given, dtype=torch.float32, device="cpu")
+        return values.to(device, non_blocking=True)  # the host does not wait for this copy

@@ -19,6 +19,8 @@ from mt2st_fast import (
     Trainer,
     save_modules,
 )
+from mt2st_fast.kernels import HeadSpec, Kind
+from mt2st_fast.kernels.heads import reference
 from mt2st_fast.model import called_heads
 
 D = 6
@@ -209,6 +211,32 @@ def test_a_class_out_of_range_is_named():
     features, targets = data()
     with pytest.raises(ValueError, match=r"targets of a: 9 lies outside \[0, 4\)"):
         heads(features, targets | {"a": torch.full((20,), 9)})
+
+
+@pytest.mark.parametrize("head", [HeadSpec(Kind.SOFTMAX, 4), HeadSpec(Kind.BINARY, 4)], ids=str)
+def test_off_the_cpu_nobody_waits_for_targets_of_a_called_head(head):
+    """meta stands for a GPU: what nobody can look at cannot have been waited for."""
+    on = {"device": "meta"}
+    target = torch.zeros(5, dtype=torch.int32, **on) if head.kind.takes_classes else torch.zeros(5, 4, **on)
+    rows = called_heads.called("a", nn.Linear(D, 4, **on), torch.zeros(5, D, **on), target, head)
+    assert rows.losses.shape == (5,)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_off_the_cpu_a_target_out_of_range_is_nan_in_the_loss_of_its_task_alone(monkeypatch, backend):
+    monkeypatch.setattr(reference, "_is_at_hand", lambda values: False)
+    heads, (features, targets) = make("subclass"), data()
+    heads.backend = backend
+    good = heads(features, targets).losses
+    wrong = {name: target.clone() for name, target in targets.items()}
+    for value in (-3, 4, 2**40):
+        wrong["a"][3] = value
+        out = heads(features, wrong)
+        assert out.losses.isnan().tolist() == [True, False, False]
+        assert torch.equal(out.losses[1:], good[1:])
+    if backend == "reference":  # a kernel on a CPU refuses it
+        wrong["c"][5, 1] = 1.5
+        assert heads(features, wrong).losses.isnan().tolist() == [True, False, True]
 
 
 def test_autocast_and_half_precision_come_through():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -90,6 +91,17 @@ def test_weights_as_a_tensor_by_name_or_left_out(heads):
     as_tensor = heads(features, targets, torch.tensor([1.0, 1.0, 3.0, 0.5]))
     assert torch.equal(by_name.total, as_tensor.total)
     assert torch.equal(heads(features, targets).total, heads(features, targets, torch.ones(4)).total)
+
+
+@pytest.mark.parametrize("weights", [None, {"topics": 3.0}], ids=["left out", "by name"])
+def test_weights_reach_a_device_without_a_wait(heads, weights, monkeypatch):
+    """meta stands for a GPU, and torch.tensor(device=) for a copy that the host waits for."""
+    made = mock.MagicMock(wraps=torch.tensor)
+    monkeypatch.setattr(torch, "tensor", made)
+    _, targets = data(20)
+    batch = heads.batch(targets, torch.Size([20]), weights, torch.device("meta"))
+    assert batch.weights.device.type == "meta"
+    assert all(call.kwargs.get("device", "cpu") == "cpu" for call in made.call_args_list)
 
 
 def test_learned_weights_get_the_losses_as_gradient(heads):

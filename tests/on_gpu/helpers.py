@@ -22,6 +22,13 @@ def obstacle() -> str | None:
     return None if torch.cuda.is_available() else NO_GPU
 
 
+def reason_of(traceback: str) -> str:
+    """The first line of the error in a traceback as pytest prints it, or its last line."""
+    lines = [line for line in traceback.splitlines() if line.strip()] or ["no message"]
+    errors = [line.removeprefix("E").strip() for line in lines if line.startswith("E  ")]
+    return (errors or lines[-1:])[0]
+
+
 def assert_as_accurate_as_torch(ours, by_torch, truth, dtype):
     """1.5 times torch's own error, and a few roundings on top: torch is sometimes exact by luck."""
     eps = torch.finfo(dtype).eps

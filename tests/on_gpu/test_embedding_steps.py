@@ -115,6 +115,29 @@ def test_one_graph_serves_every_batch_and_rate(kind, subwords, optimizer):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5 if optimizer == "sgd" else 1e-3)
 
 
+@pytest.mark.parametrize(("kind", "subwords"), [*product(("window", "mean"), (True, False))])
+def test_frozen_rows_stay_in_a_step_that_never_waits_and_in_its_graph(kind, subwords):
+    eager, graphed = (Model(kind, subwords, "adam") for _ in range(2))
+    frozen = torch.arange(len(eager.encoder.table)) % 3 == 0
+    before = eager.encoder.table.detach().clone()
+    for model in (eager, graphed):
+        model.optimizer.freeze_rows(model.encoder.table, frozen)
+    batch = batch_of(kind, 0)
+    replay = captured(lambda: graphed.step(batch), DEVICE, warm_ups=2)
+    replay()
+    for _ in range(2):
+        eager.step(batch)
+    with no_waiting():
+        eager.step(batch)
+    torch.cuda.synchronize()
+    for model in (eager, graphed):
+        moved = (model.encoder.table != before).any(1).cpu()
+        assert moved[~frozen].any()
+        assert not moved[frozen].any()
+    for a, b in zip(graphed.parameters, eager.parameters, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("mode", ["mean", "sum"])
 def test_a_batch_that_was_sorted_before_is_the_same_batch(mode):
     as_it_is, sorted_before = (Model(mode, True, "adam") for _ in range(2))

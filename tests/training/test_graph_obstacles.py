@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mt2st_fast import SGD, Callback, MultiTask, Switch, Trainer
+from mt2st_fast import MultiTask, Trainer
 from mt2st_fast.training.engines.cuda_graph import optimizer_obstacle
 from mt2st_fast.training.engines.graphed_steps import WARM_UP_STEPS
-from tests.training import test_text_training as window
 from tests.training.graphs_on_cpu import RATE, GraphedOnCpu, Recorder
 
 
@@ -175,23 +174,3 @@ def test_the_optimizers_reason_stands_in_the_history(toy):
     assert trainer.capturer.captured == trainer.capturer.warmed_up == 0
     reason = "not captured: the optimizer Adagrad is not capturable: take AdamW(capturable=True)"
     assert [phase.graph for phase in history.phases] == [reason, reason]
-
-
-def test_frozen_rows_of_a_table_that_the_backward_pass_steps_are_a_reason():
-    """Picking the rows that move makes a tensor of a length that only the device knows."""
-    torch.manual_seed(3)
-    encoder, heads = window.model(dropout=0.0)
-
-    class FreezesRows(Callback):  # as AdaptiveTaskSelector does where the last auxiliary task retires
-        def on_step(self, trainer):
-            trainer.run.optimizer.freeze_rows(encoder.table, torch.arange(window.V) < 5)
-
-    trainer = GraphedOnCpu(
-        encoder, heads, schedule=Switch(at=0.5), optimizer=lambda p: SGD(p, lr=0.01), device="cpu",
-        backward="fused", callbacks=[FreezesRows()],
-    )  # fmt: skip
-    before, after = (phase.graph for phase in trainer.fit(window.BATCHES, epochs=4).phases)
-    assert "frozen" not in before
-    assert after.startswith(
-        "not captured: rows of a table are frozen, and picking those of a batch that move waits"
-    )

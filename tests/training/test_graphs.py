@@ -9,9 +9,11 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
-from mt2st_fast import Callback, Diminish, History, MultiTask, Switch, Trainer
+from mt2st_fast import SGD, Callback, Diminish, History, MultiTask, Switch, Trainer
 from mt2st_fast.training.engines.graphed_steps import MOST_GRAPHS, WARM_UP_STEPS
+from tests.training import test_text_training as window
 from tests.training.graphs_on_cpu import RATE, GraphedOnCpu, assert_same, both
 from tests.training.small_runs import Stop
 
@@ -83,6 +85,27 @@ def test_every_phase_is_captured_anew_after_its_warm_up(toy):
     assert [phase.graph for phase in history.phases] == ["captured", "captured"]
 
 
+def test_the_last_step_before_a_capture_reads_the_memory_that_the_graph_will_read(toy):
+    """So that kernels compiled for its alignment are there: none may be compiled in a capture."""
+
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = toy.encoder()
+
+        def forward(self, inputs):
+            read.append(inputs.data_ptr())
+            return self.inner(inputs)
+
+    read: list = []
+    trainer = GraphedOnCpu(Looks(), toy.heads(), schedule=MultiTask())
+    trainer.fit(toy.batches(6), epochs=1)
+    assert trainer.capturer.replayed == 6 - WARM_UP_STEPS
+    before, in_graph = read[: WARM_UP_STEPS - 1], read[WARM_UP_STEPS - 1 :]
+    assert len({*in_graph}) == 1
+    assert not {*in_graph} & {*before}
+
+
 def test_a_phase_that_is_too_short_says_so(toy):
     _, (history, _), trainer = both(toy, toy.batches(WARM_UP_STEPS), epochs=1, schedule=MultiTask())
     assert trainer.capturer.captured == 0
@@ -128,6 +151,38 @@ def test_what_a_callback_changes_makes_another_graph(toy, change):
     )
     assert_same(eager, graphed)
     assert trainer.capturer.captured == 2
+
+
+def test_rows_that_freeze_make_another_graph():
+    """A graph reads which rows are frozen where they were when it was captured."""
+    ends = []
+    for kind in (Trainer, GraphedOnCpu):
+        torch.manual_seed(3)
+        encoder, heads = window.model(dropout=0.0)
+        heads.plan = "tile"  # a plan of their own keeps the CPU's one kernel call away
+        start = encoder.table.detach().clone()
+
+        class FreezesRows(Callback):
+            def on_step(self, trainer):
+                if trainer.step in (8, 16):
+                    frozen = torch.arange(window.V) % 2 == int(trainer.step == 8)
+                    trainer.run.optimizer.freeze_rows(encoder.table, frozen)  # noqa: B023 (of this run)
+                    tables.append(encoder.table.detach().clone())  # noqa: B023
+
+        tables: list = []
+        trainer = kind(
+            encoder, heads, schedule=MultiTask(), optimizer=lambda p: SGD(p, lr=0.01), device="cpu",
+            backward="fused", callbacks=[FreezesRows()],
+        )  # fmt: skip
+        history = trainer.fit(window.BATCHES, steps=24)
+        first, second = tables
+        assert torch.equal(second[1::2], first[1::2])
+        assert torch.equal(encoder.table[::2], second[::2])
+        assert (encoder.table != start).any(1).sum() > window.V / 2
+        ends.append(encoder.table.detach())
+    assert trainer.capturer.captured == 3
+    assert history.phases[-1].graph == "captured"
+    assert torch.equal(*ends)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..f1 import MACRO_F1, macro_f1
-from ..kind import HeadSpec, Kind, Metric, Options, as_weights, check_size, check_weights, take_plain_numbers
+from ..kind import (
+    HeadSpec,
+    Kind,
+    Metric,
+    Options,
+    as_weights,
+    check_size,
+    check_weights,
+    column_weights_on,
+    take_plain_numbers,
+)
 from ..pooling import Pooling, check_pooling
 
 
@@ -49,7 +58,7 @@ def _row_losses(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
     return F.cross_entropy(
         logits,
         target.long(),
-        weight=_class_weights(head, logits.dtype, logits.device),
+        weight=column_weights_on(head, logits.dtype, logits.device),
         ignore_index=head.ignore_index,
         label_smoothing=head.label_smoothing,
         reduction="none",
@@ -60,22 +69,9 @@ def _counts(target: Tensor, head: HeadSpec, dtype: torch.dtype) -> Tensor:
     valid = head.is_labelled(target)
     if head.options.column_weights is None:
         return valid.to(dtype)
-    weights = _class_weights(head, dtype, target.device)
+    weights = column_weights_on(head, dtype, target.device)
     # Classes out of range are refused with the loss, and may be counted before.
     return weights[torch.where(valid, target, 0).long().clamp(0, head.size - 1)] * valid
-
-
-def _class_weights(head: HeadSpec, dtype: torch.dtype, device: torch.device) -> Tensor:
-    make = _made_weights if torch.compiler.is_compiling() else _kept_weights
-    return make(head.column_weights, dtype, device)
-
-
-def _made_weights(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(weights, dtype=dtype, device=device)
-
-
-# Cached: copying them to a device would wait for it in every step.
-_kept_weights = lru_cache(maxsize=256)(_made_weights)
 
 
 def _correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:

@@ -11,10 +11,23 @@ from torch import Tensor, nn
 from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.graphed_steps import GraphedSteps
-from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.training.optim import FROZEN_ROWS, RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 
 NUMBERS = (int, float, tuple)  # types of group options that a capture would freeze
+
+
+class ByIdentity:
+    """A tensor as a key that keeps it alive: a graph reads its memory, whatever its numbers are."""
+
+    def __init__(self, tensor: Tensor | None) -> None:
+        self._tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ByIdentity) and self._tensor is other._tensor
+
+    def __hash__(self) -> int:
+        return id(self._tensor)
 
 
 class CudaGraphSteps(Engine):
@@ -60,14 +73,6 @@ class CudaGraphSteps(Engine):
                 "the length of a row-sparse gradient varies by batch: keep the default of backward= and avoid "
                 "what needs gradients (clip_norm, accumulate, float16), or set sparse=False in the encoder"
             )
-        optimizer = parts.optimizer
-        if isinstance(optimizer, RowSparseOptimizer) and any(
-            optimizer.frozen_rows(table) is not None for table in parts.fused_tables
-        ):
-            self._obstacle = (
-                "rows of a table are frozen, and picking those of a batch that move waits for the device: freeze whole "
-                "parameters, or take a schedule that selects no parts, such as Switch"
-            )
         if parts.processes.are_several:
             self._obstacle = "the size of what processes exchange varies by step"
         self._steps.enter_phase(self._obstacle)
@@ -88,7 +93,15 @@ class CudaGraphSteps(Engine):
             self._parts.part,
             tuple([p.requires_grad for p in self._parameters]),
             optimizer_constants(self._parts.optimizer),
+            self._frozen_rows(),
         )
+
+    def _frozen_rows(self) -> Hashable:
+        optimizer = self._parts.optimizer
+        if not self._parts.fused_tables or not isinstance(optimizer, RowSparseOptimizer):
+            return ()
+        states = [optimizer.state.get(table, {}) for table in self._parts.fused_tables]
+        return tuple([ByIdentity(state.get(FROZEN_ROWS)) for state in states])
 
     def _after_failed_capture(self) -> None:
         """Clean up after a broken-off step: gradients that were never computed, and a half-updated scaler."""

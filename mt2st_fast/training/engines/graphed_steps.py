@@ -56,6 +56,7 @@ class GraphedSteps:
         """Drop all graphs; with an `obstacle`, every step of the phase is eager."""
         self._capturer.release()
         self._graphs: dict[Hashable, _Graph] = {}
+        self._inputs: dict[Hashable, StaticInputs] = {}  # of signatures whose next step is captured
         self._seen: Counter[Hashable] = Counter()
         self._declined: set[Hashable] = set()
         self._reasons: list[str] = []
@@ -88,10 +89,7 @@ class GraphedSteps:
                 return self._capturer.warm_up(lambda: self._step(micro_steps))
         if self._seen[key] < WARM_UP_STEPS:
             return self._capturer.warm_up(lambda: self._step(micro_steps))
-        losses, obstacle = self._capturer.probe(lambda: self._step(micro_steps))
-        if obstacle is not None:
-            self._decline(key, obstacle)
-        return losses
+        return self._probed(key, micro_steps)
 
     def _has_room(self, key: Hashable) -> bool:
         if len(self._graphs) >= MOST_GRAPHS:
@@ -99,8 +97,22 @@ class GraphedSteps:
             return False
         return key in self._seen or len(self._seen) < MOST_SIGNATURES
 
-    def _captured(self, key: Hashable, micro_steps: Any) -> Tensor:
+    def _probed(self, key: Hashable, micro_steps: Any) -> Tensor:
+        """Take the last eager step on the memory that the graph will read.
+
+        Triton compiles for the alignment of that memory, which a batch's own may not have, and must not in a capture.
+        """
         inputs = StaticInputs(micro_steps, self._device)
+        inputs.copy_from(micro_steps)
+        losses, obstacle = self._capturer.probe(lambda: self._step(inputs.value))
+        if obstacle is not None:
+            self._decline(key, obstacle)
+        elif len(self._graphs) + len(self._inputs) < MOST_GRAPHS:
+            self._inputs[key] = inputs
+        return losses
+
+    def _captured(self, key: Hashable, micro_steps: Any) -> Tensor:
+        inputs = self._inputs.pop(key, None) or StaticInputs(micro_steps, self._device)
         inputs.copy_from(micro_steps)
         try:
             replay = self._capturer.capture(lambda: self._step(inputs.value))

@@ -183,6 +183,38 @@ def check_waits() -> dict[str, bool]:
     return held
 
 
+def check_frozen() -> dict[str, bool]:
+    """Frozen rows stay as they are, the others move as beside them in the reference, and nobody waits."""
+    held = {}
+    frozen = torch.arange(R) % 3 == 0
+    frozen[4] = True  # the frequent word
+    for kind in ("window", "mean", "sum"):
+        for subwords in (True, False):
+            found = {}
+            for way in ("reference", "fused", *(("prepared",) if kind != "window" else ())):
+                backend = "reference" if way == "reference" else "triton"
+                model = encoder(kind, subwords, backend, sparse=True)
+                before, stays = model.table.detach().clone(), frozen[: len(model.table)]
+                optimizer = OPTIMIZERS["adam"]([model.table], lr=0.125)
+                optimizer.freeze_rows(model.table, stays)
+                batch, upstream = inputs_of(kind, 0), upstream_of(model(inputs_of(kind, 0)), 0)
+                if way == "reference":
+                    model(batch).backward(upstream)
+                    optimizer.step()
+                else:
+                    batch = model.prepare(*batch) if way == "prepared" else batch
+                    optimizer.fuse([model.table])
+                    with refused_waits():
+                        model(batch).backward(upstream)
+                moved = (model.table != before).any(1)
+                name = f"{kind}{', subwords' if subwords else ''}, {way}"
+                held[f"stay: {name}"] = bool(moved.any()) and not moved[stays].any()
+                state = optimizer.state[model.table]
+                found[way] = [model.table.detach(), *(state[key] for key in state if key.startswith("row_"))]
+                held[f"as the reference: {name}"] = close(found[way], found["reference"], 1e-5)
+    return held
+
+
 def what_waits_is_seen() -> dict[str, bool]:
     tensor, held = torch.tensor([1, 0]), {}
     asked = {
@@ -288,6 +320,7 @@ IN_SMALL_BLOCKS: dict[str, Callable[[], dict[str, Any]]] = {
     "encoders": check_encoders,
     "capacity": check_capacity,
     "waits": check_waits,
+    "frozen": check_frozen,
     "seen": what_waits_is_seen,
 }
 

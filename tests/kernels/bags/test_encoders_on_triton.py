@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from tests.kernels.interpreter import run_interpreted
 
-SHARES = [("encoders",), ("launches", "refusals", "capacity", "waits", "seen")]
+SHARES = [("encoders",), ("launches", "refusals", "capacity", "waits", "frozen", "seen")]
 
 
 def _run_worker(checks: tuple[str, ...]) -> dict[str, Any]:
@@ -42,6 +42,10 @@ def test_ids_past_the_last_bag_change_no_bit_nor_does_sorting_before(found):
 
 def test_a_step_of_every_encoder_waits_for_nothing(found):
     assert broken(found, "waits", 36) == []
+
+
+def test_frozen_rows_stay_while_nobody_waits(found):
+    assert broken(found, "frozen", 32) == []
 
 
 def test_a_wait_would_have_been_seen(found):

@@ -8,8 +8,8 @@ import pickle
 import pytest
 import torch
 
-from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, task_of_column
-from mt2st_fast.kernels.heads.kind import MAX_NUMBERS, elementwise_kinds
+from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, row_losses, task_of_column
+from mt2st_fast.kernels.heads.kind import MAX_NUMBERS, column_weights_on, elementwise_kinds
 
 ELEMENTWISE = elementwise_kinds()
 
@@ -80,3 +80,54 @@ def test_every_column_of_labels_has_its_task():
         match="0 kinds of head fit a column of ranks, but there must be exactly one; columns are of classes, labels",
     ):
         task_of_column("ranks", 3)
+
+
+WEIGHTED = {
+    "classes": lambda last: HeadSpec(Kind.SOFTMAX, 3, class_weights=(1.0, 2.0, last)),
+    "values": lambda last: HeadSpec(Kind.BINARY, 3, pos_weight=(1.0, 2.0, last)),
+}
+
+
+def losses_of(head, logits):
+    target = torch.tensor([0, 1]) if head.kind.takes_classes else torch.tensor([[1.0, 0, 1], [0, 1, 1]])
+    return row_losses(logits, target, head)[0]
+
+
+@pytest.mark.parametrize("make", WEIGHTED.values(), ids=WEIGHTED)
+def test_weights_that_a_prediction_has_made_serve_training(make):
+    """torch refuses to save for a backward pass what was made within torch.inference_mode."""
+    head, logits = make(0.25), torch.randn(2, 3, requires_grad=True)
+    with torch.inference_mode():
+        expected = losses_of(head, logits)
+    losses = losses_of(head, logits)
+    losses.sum().backward()
+    assert torch.equal(losses.detach(), expected)
+
+
+@pytest.mark.parametrize("make", WEIGHTED.values(), ids=WEIGHTED)
+def test_weights_stay_where_a_graph_reads_them(make):
+    """However many other heads there are: a CUDA graph keeps only an address."""
+    of_graph = column_weights_on(make(0.5), torch.float32, torch.device("cpu"))
+    losses_of(make(0.5), torch.randn(2, 3))
+    for i in range(300):
+        losses_of(make(1.0 + i), torch.randn(2, 3))
+    assert column_weights_on(make(0.5), torch.float32, torch.device("cpu")) is of_graph
+
+
+@pytest.mark.parametrize("make", WEIGHTED.values(), ids=WEIGHTED)
+def test_a_step_copies_no_weights_to_its_device(make, monkeypatch):
+    """A host waits for such a copy."""
+    logits, head = torch.randn(2, 3), make(0.75)
+    losses_of(head, logits)
+    monkeypatch.setattr(torch, "tensor", None)
+    row_losses(
+        logits, torch.zeros(2, dtype=torch.long) if head.kind.takes_classes else torch.zeros(2, 3), head
+    )
+
+
+@pytest.mark.parametrize("make", WEIGHTED.values(), ids=WEIGHTED)
+def test_weights_of_a_transformation_are_not_kept(make):
+    head = make(1.25)
+    torch.func.grad(lambda logits: losses_of(head, logits).sum())(torch.randn(2, 3))
+    kept = column_weights_on(head, torch.float32, torch.device("cpu"))
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(kept)
