@@ -83,17 +83,7 @@ def multitask_loss(
     if chosen == "reference":
         check_plan(plan, chosen)
         weight, bias, _ = parameters.by_autograd()
-        with torch.autocast(features.device.type, enabled=False):
-            total, losses, correct = reference.multitask_loss(
-                features,
-                weight.to(features.dtype),
-                None if bias is None else bias.to(features.dtype),
-                targets,
-                task_weights,
-                layout,
-                skip_zero_weights,
-            )
-        return MultitaskLoss(total, losses.detach(), correct)
+        return _by_reference(features, weight, bias, targets, task_weights, layout, skip_zero_weights)
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "multitask_loss computes its gradients in kernels that torch.func transforms cannot see; "
@@ -131,6 +121,23 @@ def multitask_loss(
             *parts,
         )
     )
+
+
+def _by_reference(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    skip_zero_weights: bool,
+) -> MultitaskLoss:
+    weight, bias = weight.to(features.dtype), None if bias is None else bias.to(features.dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        total, losses, correct = reference.multitask_loss(
+            features, weight, bias, targets, task_weights, layout, skip_zero_weights
+        )
+    return MultitaskLoss(total, losses.detach(), correct)
 
 
 def _chosen_backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:

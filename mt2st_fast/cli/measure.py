@@ -16,7 +16,10 @@ from mt2st_fast.cli.terminal import plain_console, say, say_table
 from mt2st_fast.errors import InputError
 
 if TYPE_CHECKING:  # reading options must not import torch
+    from rich.console import Console
+
     from mt2st_fast.data import Splits
+    from mt2st_fast.serving.scores import TaskScore
 
 PARTS = ("train", "dev", "test")
 
@@ -85,7 +88,6 @@ def _measure_corpus(
     from mt2st_fast.data.readers import READERS, parse_spec, takes
     from mt2st_fast.data.readers.same_data import same_data
     from mt2st_fast.data.record import repeated_texts
-    from mt2st_fast.runs.shown import shown, spans_line
     from mt2st_fast.runs.what_was_read import summary, what_was_read
     from mt2st_fast.serving.scores import scores
     from mt2st_fast.serving.text_model import TextModel
@@ -111,10 +113,7 @@ def _measure_corpus(
     )  # fmt: skip
     splits = _named_as(splits, names)
     console = plain_console()
-    table = Table("task", "metric", "value", "rows", "rows of classes not seen in training")
     measured = scores(found, splits, parts, names)
-    for score in measured:
-        table.add_row(score.task, score.metric, shown(score.value), f"{score.rows:,}", f"{score.unseen:,}")
     say(console, summary(what_was_read(splits), parts=chosen != "all"))
     # Of a run's own data, its report has the notes; this one is on the result.
     for note in repeated_texts(splits, [p for p in parts if p != "train"]) if as_then else splits.notes:
@@ -125,6 +124,16 @@ def _measure_corpus(
         for line in score.lines():
             say(console, line)
     say(console, (str(model), "bold"), f" on {splits.name}, {chosen}")
+    _say_scores(console, measured)
+
+
+def _say_scores(console: Console, measured: Sequence[TaskScore]) -> None:
+    """Print the metric of each task, then what it has on spans and on each class."""
+    from mt2st_fast.runs.shown import shown, spans_line
+
+    table = Table("task", "metric", "value", "rows", "rows of classes not seen in training")
+    for score in measured:
+        table.add_row(score.task, score.metric, shown(score.value), f"{score.rows:,}", f"{score.unseen:,}")
     say_table(console, table)
     for score in measured:
         if score.spans is not None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -99,17 +99,7 @@ def prepare(
                 if progress is not None:
                     progress("read", block.done, total)
         vocabulary = seen.vocabulary(min_count, ", ".join(map(str, paths)))
-        size = waiting.tell()
-        waiting.seek(0)
-
-        def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            new_id = seen.ids_in(vocabulary)
-            while encoded := waiting.read(BLOCK_BYTES // 4 * 4):
-                yield _kept_ids_and_ends(new_id[np.frombuffer(encoded, dtype=np.int32)])
-                if progress is not None:
-                    progress("write", waiting.tell(), size)
-
-        sentences = write_stream(out, parts(), vocabulary)
+        sentences = write_stream(out, _kept(waiting, seen.ids_in(vocabulary), progress), vocabulary)
     found.tell()
     return Prepared(
         files=len(files),
@@ -120,6 +110,18 @@ def prepare(
         types_kept=len(vocabulary),
         sentences=sentences,
     )
+
+
+def _kept(
+    waiting: BinaryIO, new_id: np.ndarray, progress: Progress | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the ids of a file in blocks, as those in new_id, with the ends of sentences."""
+    size = waiting.tell()
+    waiting.seek(0)
+    while encoded := waiting.read(BLOCK_BYTES // 4 * 4):
+        yield _kept_ids_and_ends(new_id[np.frombuffer(encoded, dtype=np.int32)])
+        if progress is not None:
+            progress("write", waiting.tell(), size)
 
 
 class _SeenWords:

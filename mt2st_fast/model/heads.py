@@ -88,14 +88,13 @@ class MultiTaskHeads(HeadBank):
         `multitask_loss` raises; RuntimeError if a backend was requested by name and a head must be called.
         """
         if isinstance(features, TaskFeatures):
+            options: dict[str, Any] = {
+                "denominators": denominators, "token_weights": token_weights, "reduction": reduction,
+            }  # fmt: skip
             parts = []
             for name in self._present(targets):
                 own, own_mask = features_of(features, name, mask)
-                out = self.forward(
-                    own, {name: targets[name]}, weights, mask=own_mask, denominators=denominators,
-                    token_weights=token_weights, reduction=reduction,
-                )  # fmt: skip
-                parts.append(out)
+                parts.append(self.forward(own, {name: targets[name]}, weights, mask=own_mask, **options))
             return sum_losses(parts)
         reasons = self.reasons_to_call()
         if not (self._open or self._poolings or reasons or denominators or token_weights is not None) and (
@@ -117,7 +116,7 @@ class MultiTaskHeads(HeadBank):
         )
         reasons |= dict.fromkeys(by_row, "has token weights")
         parts = []
-        fused: dict[Pooling, list[str]] = {}
+        fused: list[str] = []
         for name in present:
             if name in self._open:
                 parts.append(self._open_loss(name, features, targets[name], mask, scaled_k))
@@ -126,10 +125,8 @@ class MultiTaskHeads(HeadBank):
                 rows = self._rows(name, features, targets[name], mask)
                 parts.append(self._of_rows(name, rows, by_row.get(name), scaled_k, as_sum=name in sums))
             else:
-                fused.setdefault(self.pooling(name), []).append(name)
-        for how, names in fused.items():
-            pooled = pool(features, how, mask, names[0])
-            parts.append(self._fused_loss(pooled, {name: targets[name] for name in names}, scaled_k))
+                fused.append(name)
+        parts += self._fused_by_pooling(fused, features, targets, mask, scaled_k)
         out = sum_losses(parts)
         return out if scale_k is None else MultitaskLoss(out.total, out.losses * scale_k, out.correct)
 
@@ -215,6 +212,23 @@ class MultiTaskHeads(HeadBank):
             plan=self.plan,
         )
         return out if batch.places is None else spread_losses(out, batch.places, len(self._active))
+
+    def _fused_by_pooling(
+        self,
+        names: Sequence[str],
+        features: Tensor,
+        targets: Mapping[str, Tensor],
+        mask: Tensor | None,
+        weights: Tensor,
+    ) -> list[MultitaskLoss]:
+        """Return the weighted losses of heads, computed together where they pool alike."""
+        alike: dict[Pooling, list[str]] = {}
+        for name in names:
+            alike.setdefault(self.pooling(name), []).append(name)
+        return [
+            self._fused_loss(pool(features, how, mask, some[0]), {n: targets[n] for n in some}, weights)
+            for how, some in alike.items()
+        ]
 
     def _rows(self, name: str, features: Tensor, target: Tensor, mask: Tensor | None) -> RowLosses:
         """Return the losses of the rows of one task, by calling its head."""

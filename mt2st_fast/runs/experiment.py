@@ -72,6 +72,46 @@ def _options_as_input() -> Iterator[None]:
         raise InputError(" ".join(str(error).split())) from error
 
 
+def _labelled_main(splits: Splits) -> str:
+    """Return the main task. Raises InputError for data without labels, and without any for development."""
+    if splits.main is None:
+        labelled = any(word.startswith("__label__") for word in splits.vocabulary.words)
+        hint = "; for __label__ words, use train_supervised in Python" if labelled else ""
+        raise InputError(
+            f"{splits.name} has no labels to train a main task on; use a reader for labelled data{hint}"
+        )
+    if not splits.dev.targets[splits.main].labelled().any():
+        raise InputError(f"no development row has a label of the main task {splits.main}; label some rows")
+    return splits.main
+
+
+def _make_trainer(
+    config: Config,
+    splits: Splits,
+    encoder: WindowEncoder | BagEncoder,
+    heads: MultiTaskHeads,
+    callbacks: Sequence[Callback],
+) -> Trainer:
+    trained, trained_heads, engine = _on_engine(config, encoder, heads)
+    strategy = find_strategy(config.strategy)
+    patience = config.patience
+    stopping = [] if patience is None else [EarlyStopping(patience, config.min_delta)]
+    return Trainer(
+        strategy.encoder_of(trained, splits.tasks, config.strategy_options),
+        trained_heads,
+        schedule=config.schedule(),
+        lr=config.lr,
+        lr_decay=config.lr_decay,  # type: ignore[arg-type]
+        clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
+        precision=config.precision,  # type: ignore[arg-type]
+        device=config.device,
+        callbacks=[*callbacks, *stopping],
+        metrics=_own_metrics(config.metric, splits, splits.dev),
+        **engine,
+    )
+
+
 @dataclass
 class Experiment:
     """A run that is ready to start: `run` trains, `test` measures the result, `vectors` gives vectors of any word.
@@ -93,17 +133,8 @@ class Experiment:
     def prepare(cls, config: Config, splits: Splits, callbacks: Sequence[Callback] = ()) -> Experiment:
         """Make encoder, heads, batches and trainer for a corpus. Raises InputError for a value that cannot be used."""
         config.check_strategy_options((find_strategy(config.strategy).name,))
-        if splits.main is None:
-            labelled = any(word.startswith("__label__") for word in splits.vocabulary.words)
-            hint = "; for __label__ words, use train_supervised in Python" if labelled else ""
-            raise InputError(
-                f"{splits.name} has no labels to train a main task on; use a reader for labelled data{hint}"
-            )
+        main = _labelled_main(splits)
         config = config.resolved(splits)
-        if not splits.dev.targets[splits.main].labelled().any():
-            raise InputError(
-                f"no development row has a label of the main task {splits.main}; label some rows"
-            )
         torch.manual_seed(config.seed)
         with _options_as_input():
             table = subword_rows(
@@ -116,29 +147,11 @@ class Experiment:
             vectors = SubwordVectors(splits.vocabulary, table, encoder)
             coverage = start_from_vectors(encoder, config, splits)
             of_columns = {name: make_task(splits.train.targets[name]) for name in splits.tasks}
-            of_columns[splits.main] = judged_by(config.metric, splits, of_columns[splits.main])
+            of_columns[main] = judged_by(config.metric, splits, of_columns[main])
             tasks: dict[str, Task | WordTask] = {**of_columns, **context_task(config, splits)}
-            heads = MultiTaskHeads(encoder.out_features, tasks, splits.main, backend=config.backend)
-            patience = config.patience
-            stopping = [] if patience is None else [EarlyStopping(patience, config.min_delta)]
-            trained, trained_heads, engine = _on_engine(config, encoder, heads)
-            strategy = find_strategy(config.strategy)
-            trained = strategy.encoder_of(trained, splits.tasks, config.strategy_options)
-            trainer = Trainer(
-                trained,
-                trained_heads,
-                schedule=config.schedule(),
-                lr=config.lr,
-                lr_decay=config.lr_decay,  # type: ignore[arg-type]
-                clip_norm=config.clip_norm,
-                accumulate=config.accumulate,
-                precision=config.precision,  # type: ignore[arg-type]
-                device=config.device,
-                callbacks=[*callbacks, *stopping],
-                metrics=_own_metrics(config.metric, splits, splits.dev),
-                **engine,
-            )
-            dtype = torch.float32 if config.precision == "float32" else getattr(torch, config.precision)
+            heads = MultiTaskHeads(encoder.out_features, tasks, main, backend=config.backend)
+            trainer = _make_trainer(config, splits, encoder, heads, callbacks)
+            dtype = trainer.options.autocast_dtype or torch.float32
             backend = choose_backend(trainer.device, dtype, config.backend)
             scales = scales_of(splits.train)
             train = make_batches(config, replace(splits, train=scaled(splits.train, scales)))

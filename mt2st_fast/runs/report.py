@@ -19,7 +19,7 @@ from mt2st_fast.runs.run_facts import read_facts, read_history
 from mt2st_fast.runs.run_tables import NEIGHBOURS, PHASES, TASKS, neighbour_rows, phase_rows, task_rows
 from mt2st_fast.runs.shown import early_end_of, left_out_of_vectors, quality_of, spans_line
 from mt2st_fast.runs.what_was_read import section_on_data
-from mt2st_fast.training.history import History
+from mt2st_fast.training.history import History, PhaseRecord
 
 REPORT_FILES = ("report.json", "report.md", "report.html", "curves.png", PICTURE, beside.PICTURE)
 
@@ -82,25 +82,24 @@ def make_report(facts: Mapping[str, Any], history: History) -> dict[str, Any]:
         "epochs": facts["epochs"],
         "train_seconds": seconds,
         "tokens_per_second": facts["tokens"] / seconds if seconds else 0.0,
-        "phases": [
-            {
-                "first_step": phase.first_step,
-                "active": list(phase.active),
-                "turns": phase.turns,
-                "engine": phase.engine,
-                "passed_over": phase.passed_over,
-                "graph": phase.graph,
-                "step_ms_median": history.step_ms_median(phase),
-                "step_ms_median_by_part": {
-                    part: history.step_ms_median(phase, part) for part in _parts_in(history)
-                },
-            }
-            for phase in history.phases
-        ],
+        "phases": [_phase(phase, history) for phase in history.phases],
         "decisions": facts["decisions"],
         "chosen_parts": chosen_parts(history),
         "vectors": facts["vectors"],
         "neighbours": facts["neighbours"],
+    }
+
+
+def _phase(phase: PhaseRecord, history: History) -> dict[str, Any]:
+    return {
+        "first_step": phase.first_step,
+        "active": list(phase.active),
+        "turns": phase.turns,
+        "engine": phase.engine,
+        "passed_over": phase.passed_over,
+        "graph": phase.graph,
+        "step_ms_median": history.step_ms_median(phase),
+        "step_ms_median_by_part": {part: history.step_ms_median(phase, part) for part in _parts_in(history)},
     }
 
 

@@ -1,7 +1,8 @@
 """Documents from tables with a column of text and columns of labels, whatever kind of file the tables come from."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
@@ -131,35 +132,30 @@ def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[Task
             for lists in [columns.holds_lists(task)]
             if task != main
         ]
-    for task in tasks:
-        values = columns.values(task.name)
-        if (
-            task.kind == "classes"
-            and task.name in columns.unfit
-            and all(map(is_number, values))
-            and len(values) > 1
-        ):
-            notes.append(
-                f"column {task.name!r} has {len(values)} classes, all of them numbers; to predict the number itself, "
-                f"use {task.name}:regression"
-            )
-        if task.kind == "labels" and columns.holds_single_labels(task.name):
-            notes.append(
-                f"column {task.name!r}: no cell has | or ;, which separate labels, so each cell is one label"
-            )
-        if task.kind == "values" and columns.has_decimal_commas(task.name):
-            notes.append(f"column {task.name!r}: commas are read as decimal points (1,5 is 1.5)")
-        nan = columns.read_as(task.name, "").nan
-        if nan and (task.kind == "values" or columns.nan_is_none(task.name)):
-            marks = columns.marks_of_nothing(task.name)
-            kept = "" if task.kind == "values" else "; if it is a class, give it another name"
-            notes.append(f"column {task.name!r}: {marks} in {nan:,} cells counts as unlabelled{kept}")
-        elif nan:
-            notes.append(
-                f"column {task.name!r}: {columns.marks_of_nothing(task.name)} in {nan:,} cells is treated as a class; "
-                "empty those cells if they have no label"
-            )
-    return notes
+    return [*notes, *chain.from_iterable(_notes_on_cells(columns, task) for task in tasks)]
+
+
+def _notes_on_cells(columns: Columns, task: TaskRequest) -> Iterator[str]:
+    """Yield notes on cells of a task's column that may have another meaning."""
+    name, kind, values = task.name, task.kind, columns.values(task.name)
+    if kind == "classes" and name in columns.unfit and all(map(is_number, values)) and len(values) > 1:
+        yield (
+            f"column {name!r} has {len(values)} classes, all of them numbers; to predict the number itself, use "
+            f"{name}:regression"
+        )
+    if kind == "labels" and columns.holds_single_labels(name):
+        yield f"column {name!r}: no cell has | or ;, which separate labels, so each cell is one label"
+    if kind == "values" and columns.has_decimal_commas(name):
+        yield f"column {name!r}: commas are read as decimal points (1,5 is 1.5)"
+    if not (nan := columns.read_as(name, "").nan):
+        return
+    cells = f"column {name!r}: {columns.marks_of_nothing(name)} in {nan:,} cells"
+    if kind == "values":
+        yield f"{cells} counts as unlabelled"
+    elif columns.nan_is_none(name):
+        yield f"{cells} counts as unlabelled; if it is a class, give it another name"
+    else:
+        yield f"{cells} is treated as a class; empty those cells if they have no label"
 
 
 def _notes_on_files(tables: Mapping[str, Table], auxiliary: Sequence[TaskRequest]) -> list[str]:
