@@ -86,9 +86,11 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[str | None]:
                 why_not = _lock(descriptor, wait)
                 if why_not == HELD or _is_at(descriptor, folder):
                     break
-                os.close(descriptor)  # another process has removed it, just before it was locked here
-                folder.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(folder, os.O_RDONLY)
+                folder.mkdir(
+                    parents=True, exist_ok=True
+                )  # another process removed it just before it was locked here
+                gone, descriptor = descriptor, os.open(folder, os.O_RDONLY)
+                os.close(gone)
             yield why_not
         finally:
             os.close(descriptor)
