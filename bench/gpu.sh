@@ -96,13 +96,14 @@ lacking=$(missing)
 timeout 80 "$PYTHON" -m bench.jobs --device cpu --warm-up >>"$log" 2>&1 &
 warming=$!
 
-# Compiling the kernels is most of the tests' time, and the processes share what is compiled.
+# Compiling the kernels is most of the tests' time, and the processes share what is compiled. First what takes longest:
+# Word2Vec is compared with a CPU's, whose kernels are compiled, too.
 workers=()
 if "$PYTHON" -c 'import xdist' 2>/dev/null; then
     workers=(-n 12)
 fi
 stage 2 "tests on the GPU" 85 tests.txt "$PYTHON" -m pytest -v -W default --tb=short -rfE "${workers[@]}" \
-    tests/on_gpu/test_memory_safety.py tests/on_gpu/test_vocabulary.py tests/on_gpu/test_kernels.py tests/on_gpu
+    tests/on_gpu/test_{memory_safety,vocabulary,word2vec,kernels}.py tests/on_gpu
 wait "$warming"
 
 stage 4 ceilings 8 - "$PYTHON" -m bench.measure floors --device cuda --records "$records"

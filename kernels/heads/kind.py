@@ -322,21 +322,20 @@ def elementwise_kinds() -> tuple[Kind, ...]:
 def column_weights_on(head: HeadSpec, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the weights (C,) of a head's outputs on a device."""
     # What is made within a transformation belongs to it.
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    make = _made_weights if transformed else _kept_weights
-    return make(head.column_weights, dtype, device)
-
-
-def _made_weights(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(weights, dtype=dtype, device=device)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return torch.tensor(head.column_weights, dtype=dtype, device=device)
+    key = (head.column_weights, dtype, device)
+    if key in _WEIGHTS:
+        return _WEIGHTS[key]
+    with torch.inference_mode(False):  # kept for later calls, so they must not be an inference tensor
+        made = torch.tensor(head.column_weights, dtype=dtype, device=device)
+    return (
+        _WEIGHTS.setdefault(key, made) if type(made) is Tensor else made
+    )  # else without numbers, for a trace
 
 
 # Copying them to a device would wait for it in every step. Never freed: a CUDA graph may read them.
-@cache
-def _kept_weights(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    # Kept for later calls, so they must not be an inference tensor.
-    with torch.inference_mode(False):
-        return _made_weights(weights, dtype, device)
+_WEIGHTS: dict[tuple[tuple[float, ...], torch.dtype, torch.device], Tensor] = {}
 
 
 def elementwise_kind(
