@@ -169,7 +169,13 @@ def multitask_gradients(
     implementation = _implementation(chosen, plan, features, layout)
     with torch.no_grad():
         call = HeadsCall(
-            features.detach(), parameters.weight, parameters.bias, targets, task_weights.contiguous(), layout, needs
+            features.detach(),
+            parameters.weight,
+            parameters.bias,
+            targets,
+            task_weights.contiguous(),
+            layout,
+            needs,
         )
         result = implementation.forward(call)
         d_features, d_weight, d_bias = implementation.backward(call, result.residual, _ONE, own=True)

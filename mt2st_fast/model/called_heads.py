@@ -36,7 +36,12 @@ def reason_to_call(layer: nn.Module) -> str | None:
 
 def reason_to_call_module(module: nn.Module) -> str | None:
     """Return why calling a module does more than its class's forward does, or None."""
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
         return "has hooks"
     if "forward" in module.__dict__:
         return "overrides forward"

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.kernels import HeadLayout, MultitaskLoss, Pooling, multitask_gradients, multitask_loss
-from mt2st_fast.model.called_heads import RowLosses, called, reason_to_call_module, say_once, takes_gradient_directly
+from mt2st_fast.model.called_heads import (
+    RowLosses,
+    called,
+    reason_to_call_module,
+    say_once,
+    takes_gradient_directly,
+)
 from mt2st_fast.model.denominators import (
     Reduction,
     TokenWeights,
@@ -18,6 +24,7 @@ from mt2st_fast.model.denominators import (
     weights_of_rows,
 )
 from mt2st_fast.model.head_bank import HeadBank
+from mt2st_fast.model.one_head import backward_of_one, is_for_torch
 from mt2st_fast.model.over_tasks import (
     check_features,
     check_tensor,
@@ -42,6 +49,11 @@ class HeadBatch(NamedTuple):
     targets: list[Tensor]  # (N,) or (N, C)
     weights: Tensor  # (K',)
     places: list[int] | None  # their positions among the active tasks; None: they are all of them
+
+
+def _records() -> bool:
+    """Return whether autograd would record this call as it stands: gradients are wanted, in the features' dtype."""
+    return torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 class FusedCall(NamedTuple):
@@ -145,38 +157,48 @@ class MultiTaskHeads(HeadBank):
     def backward(
         self, features: Tensor | TaskFeatures, targets: Mapping[str, Tensor], weights: Tensor
     ) -> Tensor | None:
-        """Do at once what `forward` and its `total.backward()` do; returns the losses (K,).
+        """Do at once what `forward` and its `total.backward()` do on a CPU; returns the losses (K,).
 
-        None, with nothing done, if that takes autograd: on other devices than a CPU, under autocast, for heads that
-        are called, pool or compute their own loss, for hooks on these heads or their parameters, for learned weights,
-        and where nothing needs a gradient. Faster where it is possible: autograd's record of small heads costs more
-        than they do. Errors are those of `forward`.
+        None, with nothing done, if only they can: on other devices, under autocast, for heads that are called, pool or
+        compute their own loss, for hooks on these heads or their parameters, for learned weights, and where nothing
+        needs a gradient. Faster where it is possible: autograd's record of the fused loss costs more than small heads
+        do, and for a single one torch's own loss costs less. Errors are those of `forward`.
 
         The parameters must be the heads' own: what else waits for their gradients is not told of these.
         """
-        if type(self) is not MultiTaskHeads or isinstance(features, TaskFeatures) or reason_to_call_module(self):
+        if (
+            type(self) is not MultiTaskHeads
+            or isinstance(features, TaskFeatures)
+            or reason_to_call_module(self)
+        ):
             return None
-        if self._open or self._poolings or self.reasons_to_call():
+        if self._open or self._poolings or weights.requires_grad or self.reasons_to_call() or not _records():
             return None
+        if len(self._active) == 1 and self.main in targets and len(targets) == 1:
+            spec, layer = self._specs[self.main], self.linear(self.main)
+            if isinstance(features, Tensor) and is_for_torch(spec, self.backend, self.plan):
+                found = backward_of_one(features, layer.weight, layer.bias, targets[self.main], weights, spec)
+                if found is not None:
+                    return found
         call = self._fused_call(features, targets, weights)
         parameters = [*call.weight, *(call.bias or ())]
         if not all(map(takes_gradient_directly, parameters)):
             return None
         if not (features.requires_grad or any(p.requires_grad for p in parameters)):
             return None
-        found = multitask_gradients(
+        made = multitask_gradients(
             call.features, call.weight, call.bias, call.batch.targets, call.batch.weights, call.batch.layout,
             backend=self.backend, plan=self.plan,
         )  # fmt: skip
-        if found is None:
+        if made is None:
             return None
-        for parameter, gradient in zip(parameters, (*found.weights, *found.biases), strict=True):
+        for parameter, gradient in zip(parameters, (*made.weights, *made.biases), strict=True):
             if gradient is not None and parameter.requires_grad:
                 # A layer may serve two tasks.
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        if found.features is not None:
-            features.backward(found.features.view(features.shape))  # type: ignore[no-untyped-call]
-        return self.over_active(found.losses, call.batch)
+        if made.features is not None:
+            features.backward(made.features.view(features.shape))  # type: ignore[no-untyped-call]
+        return self.over_active(made.losses, call.batch)
 
     def task_losses(
         self,

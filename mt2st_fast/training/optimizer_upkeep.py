@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import optimizer as _optimizer
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.sharded import is_dtensor, is_sharded, norm_of_all, own_part
@@ -45,6 +46,36 @@ def remove(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter])
     known = {id(parameter) for parameter in gone}
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in known]
+
+
+def step_and_drop_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Step an optimizer and drop the gradients, without what torch adds to both for profilers and the compiler.
+
+    It costs as much as the step of a small model. Whatever somebody else has added (hooks, a scheduler that counts
+    steps, methods of a class) is called.
+    """
+    step, usual = type(optimizer).step, torch.optim.Optimizer
+    if getattr(step, "hooked", False) and "step" not in vars(optimizer) and not _is_observed(optimizer):
+        step.__wrapped__(optimizer)  # type: ignore[attr-defined]
+    else:
+        optimizer.step()
+    if type(optimizer).zero_grad is not usual.zero_grad or "zero_grad" in vars(optimizer):
+        optimizer.zero_grad(set_to_none=True)
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+def _is_observed(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether hooks or a profiler are to see the optimizer's steps."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _optimizer._global_optimizer_pre_hooks
+        or _optimizer._global_optimizer_post_hooks
+        or torch.autograd._profiler_enabled()
+    )
 
 
 def put_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

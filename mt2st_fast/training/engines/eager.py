@@ -18,7 +18,7 @@ from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.shares import Shares, labelled_in, shares_here
 from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.optim import RowSparseOptimizer
-from mt2st_fast.training.optimizer_upkeep import clip_gradients
+from mt2st_fast.training.optimizer_upkeep import clip_gradients, step_and_drop_gradients
 from mt2st_fast.training.schedules.abilities import WeighsByLosses
 
 
@@ -39,7 +39,9 @@ class EagerSteps(Engine):
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
         self._one: Tensor | None = None
-        self._own_heads = False  # whether nothing but the loss reaches the heads' parameters, see `enter_phase`
+        self._own_heads = (
+            False  # whether nothing but the loss reaches the heads' parameters, see `enter_phase`
+        )
         self._moves = True  # whether the current step has a gradient
         self._weigher = parts.learnt if isinstance(parts.learnt, WeighsByLosses) else None
 
@@ -104,6 +106,9 @@ class EagerSteps(Engine):
             if isinstance(parts.optimizer, RowSparseOptimizer):
                 parts.optimizer.drop_frozen_rows()
             clip_gradients(parts.trainable(), parts.clip_norm, parts.processes.add_up)
+        if not parts.scaler.is_enabled():
+            step_and_drop_gradients(parts.optimizer)
+            return
         parts.scaler.step(parts.optimizer)
         parts.scaler.update()
         parts.optimizer.zero_grad(set_to_none=True)
