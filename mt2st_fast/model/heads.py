@@ -12,6 +12,7 @@ from mt2st_fast.kernels import HeadLayout, MultitaskLoss, Pooling, multitask_gra
 from mt2st_fast.model.called_heads import (
     RowLosses,
     called,
+    reason_to_call,
     reason_to_call_module,
     say_once,
     takes_gradient_directly,
@@ -24,6 +25,7 @@ from mt2st_fast.model.denominators import (
     weights_of_rows,
 )
 from mt2st_fast.model.head_bank import HeadBank
+from mt2st_fast.model.module_names import module_name
 from mt2st_fast.model.one_head import backward_of_one, is_for_torch
 from mt2st_fast.model.over_tasks import (
     check_features,
@@ -172,14 +174,16 @@ class MultiTaskHeads(HeadBank):
             or reason_to_call_module(self)
         ):
             return None
-        if self._open or self._poolings or weights.requires_grad or self.reasons_to_call() or not _records():
+        if self._open or self._poolings or weights.requires_grad or not _records():
             return None
-        if len(self._active) == 1 and self.main in targets and len(targets) == 1:
-            spec, layer = self._specs[self.main], self.linear(self.main)
-            if isinstance(features, Tensor) and is_for_torch(spec, self.backend, self.plan):
-                found = backward_of_one(features, layer.weight, layer.bias, targets[self.main], weights, spec)
+        if len(targets) == len(self._active) == 1 and self.main in targets and isinstance(features, Tensor):
+            layer, spec = self.linears[module_name(self.main)], self._specs[self.main]
+            if is_for_torch(spec, self.backend, self.plan) and reason_to_call(layer) is None:
+                found = backward_of_one(features, layer, targets[self.main], weights, spec)
                 if found is not None:
                     return found
+        if self.reasons_to_call():
+            return None
         call = self._fused_call(features, targets, weights)
         parameters = [*call.weight, *(call.bias or ())]
         if not all(map(takes_gradient_directly, parameters)):

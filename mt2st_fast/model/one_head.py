@@ -10,7 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mt2st_fast.kernels import REFERENCE, HeadSpec, Kind, asked_for
 
@@ -29,7 +29,7 @@ def is_for_torch(spec: HeadSpec, backend: str, plan: str) -> bool:
 
 
 def backward_of_one(
-    features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, task_weight: Tensor, spec: HeadSpec
+    features: Tensor, layer: nn.Module, target: Tensor, task_weight: Tensor, spec: HeadSpec
 ) -> Tensor | None:
     """Compute the loss of one head and its weighted gradients; returns the loss (1,).
 
@@ -37,17 +37,19 @@ def backward_of_one(
     heads, a weight of 0, a batch without a label (torch's loss is then NaN), and targets of another type or shape, or
     out of range.
     """
+    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
     if not (
-        features.device.type == "cpu"
+        features.is_cpu
         and features.dtype is torch.float32
+        and weight is not None
         and weight.dtype is torch.float32
         and isinstance(target, Tensor)
         and target.dtype is torch.int64
-        and target.device.type == "cpu"
+        and target.is_cpu
         and target.shape == features.shape[:-1]
         and features.numel() * spec.size <= MOST_PRODUCTS
         and features.shape[-1] == weight.shape[-1]
-        and task_weight.item() != 0.0
+        and (scale := task_weight.item()) != 0.0
     ):
         return None
     logits = F.linear(features, weight, bias)
@@ -55,11 +57,14 @@ def backward_of_one(
         logits, target = logits.flatten(0, -2), target.flatten()
     try:
         loss = F.cross_entropy(
-            logits, target, ignore_index=spec.ignore_index, label_smoothing=spec.label_smoothing
+            logits,
+            target,
+            ignore_index=spec.options.ignore_index,
+            label_smoothing=spec.options.label_smoothing,
         )
     except IndexError:  # a class out of range, which kernels name
         return None
     if not loss.requires_grad or math.isnan(loss.item()):
         return None
-    loss.backward(task_weight.view(()))  # type: ignore[no-untyped-call]
+    loss.backward(None if scale == 1.0 else task_weight.view(()))  # type: ignore[no-untyped-call]
     return loss.detach().view(1)

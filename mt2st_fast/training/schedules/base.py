@@ -57,6 +57,9 @@ class AuxiliaryWeights:
         raise TypeError(f"{type(self).__name__} must say what an auxiliary task weighs")
 
     def _check_tasks(self, auxiliary: Sequence[str]) -> None:
+        if self.__dict__.get("_checked") == (checked := tuple(auxiliary)):  # nearly always: every step asks
+            return
+        object.__setattr__(self, "_checked", checked)
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, AuxiliaryWeights):
