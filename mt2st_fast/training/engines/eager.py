@@ -16,6 +16,7 @@ from mt2st_fast.training.batch import Batch, PlainBatch, materialised, to_device
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.shares import Shares, labelled_in, shares_here
+from mt2st_fast.training.fused_adam import FusedAdam
 from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import clip_gradients, step_and_drop_gradients
@@ -37,7 +38,7 @@ class EagerSteps(Engine):
     name = "eager"
 
     def __init__(self, parts: StepParts) -> None:
-        self._parts = parts
+        self._parts, self._adam = parts, FusedAdam(parts.optimizer)
         self._one: Tensor | None = None
         self._own_heads = (
             False  # whether nothing but the loss reaches the heads' parameters, see `enter_phase`
@@ -107,7 +108,7 @@ class EagerSteps(Engine):
                 parts.optimizer.drop_frozen_rows()
             clip_gradients(parts.trainable(), parts.clip_norm, parts.processes.add_up)
         if not parts.scaler.is_enabled():
-            step_and_drop_gradients(parts.optimizer)
+            step_and_drop_gradients(parts.optimizer, self._adam.step)
             return
         parts.scaler.step(parts.optimizer)
         parts.scaler.update()
