@@ -26,7 +26,7 @@ from .context.gradients import ContextGradients, context_gradients
 from .context.training import ContextOptions, ContextTraining
 from .heads.kind import HeadSpec, Kind, task_of_column
 from .heads.layout import HeadLayout
-from .heads.op import MultitaskLoss, multitask_loss, warm_up
+from .heads.op import MultitaskLoss, multitask_gradients, multitask_loss, warm_up
 from .heads.parts import lay_adjacent
 from .heads.plans import (
     PLANS,
@@ -120,6 +120,7 @@ __all__ = [
     "gradient_model",
     "head_correct",
     "lay_adjacent",
+    "multitask_gradients",
     "multitask_loss",
     "pools_types",
     "prepare_bags",

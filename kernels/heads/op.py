@@ -140,6 +140,72 @@ def _by_reference(
     return MultitaskLoss(total, losses.detach(), correct)
 
 
+class GradientsAtOnce(NamedTuple):
+    """Losses, and the gradients of their weighted sum; None for what needs no gradient."""
+
+    losses: Tensor  # (K,) float32
+    features: Tensor | None  # (N, D)
+    weights: Sequence[Tensor | None]  # K, each (C, D)
+    biases: Sequence[Tensor | None]  # K, each (C,); empty without biases
+
+
+def multitask_gradients(
+    features: Tensor,
+    weight: Sequence[Tensor],
+    bias: Sequence[Tensor] | None,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    *,
+    backend: str = "auto",
+    plan: str = "auto",
+) -> GradientsAtOnce | None:
+    """Compute what `multitask_loss(...).total.backward()` would, without autograd; None if it takes autograd.
+
+    On a CPU the kernels make the gradients together with the losses, and for small heads autograd's record of that
+    costs more than both. Arguments and errors are those of `multitask_loss`, with one tensor per head.
+    """
+    if task_weights.requires_grad or not _takes_no_autograd(features):
+        return None
+    chosen = _chosen_backend(features.device, features.dtype, backend)
+    if chosen == "reference":
+        return None
+    parameters = take_parameters(weight, bias, layout)
+    check_arguments(features, parameters.weight, parameters.bias, targets, task_weights, layout)
+    needs = (features.requires_grad, *parameters.needs)
+    implementation = _implementation(chosen, plan, features, layout)
+    with torch.no_grad():
+        call = HeadsCall(
+            features.detach(),
+            parameters.weight,
+            parameters.bias,
+            targets,
+            task_weights.contiguous(),
+            layout,
+            needs,
+        )
+        result = implementation.forward(call)
+        d_features, d_weight, d_bias = implementation.backward(call, result.residual, _ONE, own=True)
+    if not parameters.parts:
+        return GradientsAtOnce(result.losses, d_features, (d_weight,), () if bias is None else (d_bias,))
+    of_bias = () if bias is None else gradient_parts(d_bias, layout)
+    return GradientsAtOnce(result.losses, d_features, gradient_parts(d_weight, layout), of_bias)
+
+
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
+
+
+def _takes_no_autograd(features: Tensor) -> bool:
+    """Return whether nothing between the features and the losses has to be recorded."""
+    return (
+        features.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
 def _chosen_backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:
     choice = ROOM.choose(device.type, dtype, requested)
     if choice.name == "reference" and requested == "auto":

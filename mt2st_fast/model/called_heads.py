@@ -31,11 +31,30 @@ def reason_to_call(layer: nn.Module) -> str | None:
     """Return why a head cannot be computed from its weight and bias; None for a plain torch.nn.Linear."""
     if type(layer) is not nn.Linear:
         return f"is a {type(layer).__module__}.{type(layer).__qualname__}, not a plain torch.nn.Linear"
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+    return reason_to_call_module(layer)
+
+
+def reason_to_call_module(module: nn.Module) -> str | None:
+    """Return why calling a module does more than its class's forward does, or None."""
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
         return "has hooks"
-    if "forward" in vars(layer):
+    if "forward" in module.__dict__:
         return "overrides forward"
     return "is affected by global module hooks" if torch_module._has_any_global_hook() else None
+
+
+def takes_gradient_directly(parameter: Tensor) -> bool:
+    """Return whether nobody is told when autograd adds to a parameter's gradient, so that it can be set instead."""
+    return (
+        type(parameter) is nn.Parameter
+        and not parameter._backward_hooks
+        and not getattr(parameter, "_post_accumulate_grad_hooks", None)
+    )
 
 
 def say_once(name: str, reason: str, backend: str, plan: str) -> None:

@@ -8,8 +8,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mt2st_fast.kernels import HeadLayout, MultitaskLoss, Pooling, multitask_loss
-from mt2st_fast.model.called_heads import RowLosses, called, say_once
+from mt2st_fast.kernels import HeadLayout, MultitaskLoss, Pooling, multitask_gradients, multitask_loss
+from mt2st_fast.model.called_heads import (
+    RowLosses,
+    called,
+    reason_to_call,
+    reason_to_call_module,
+    say_once,
+    takes_gradient_directly,
+)
 from mt2st_fast.model.denominators import (
     Reduction,
     TokenWeights,
@@ -18,6 +25,8 @@ from mt2st_fast.model.denominators import (
     weights_of_rows,
 )
 from mt2st_fast.model.head_bank import HeadBank
+from mt2st_fast.model.module_names import module_name
+from mt2st_fast.model.one_head import backward_of_one, is_for_torch
 from mt2st_fast.model.over_tasks import (
     check_features,
     check_tensor,
@@ -42,6 +51,20 @@ class HeadBatch(NamedTuple):
     targets: list[Tensor]  # (N,) or (N, C)
     weights: Tensor  # (K',)
     places: list[int] | None  # their positions among the active tasks; None: they are all of them
+
+
+def _records() -> bool:
+    """Return whether autograd would record this call as it stands: gradients are wanted, in the features' dtype."""
+    return torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+class FusedCall(NamedTuple):
+    """What the kernels get: features as rows, the parameters of the heads, and the batch."""
+
+    features: Tensor  # (N, D)
+    weight: list[Tensor]  # K', each (C, D)
+    bias: list[Tensor] | None  # K', each (C,)
+    batch: HeadBatch
 
 
 class MultiTaskHeads(HeadBank):
@@ -130,6 +153,54 @@ class MultiTaskHeads(HeadBank):
         out = sum_losses(parts)
         return out if scale_k is None else MultitaskLoss(out.total, out.losses * scale_k, out.correct)
 
+    def backward(
+        self, features: Tensor | TaskFeatures, targets: Mapping[str, Tensor], weights: Tensor
+    ) -> Tensor | None:
+        """Do at once what `forward` and its `total.backward()` do on a CPU; returns the losses (K,).
+
+        None, with nothing done, if only they can: on other devices, under autocast, for heads that are called, pool or
+        compute their own loss, for hooks on these heads or their parameters, for learned weights, and where nothing
+        needs a gradient. Faster where it is possible: autograd's record of the fused loss costs more than small heads
+        do, and for a single one torch's own loss costs less. Errors are those of `forward`.
+
+        The parameters must be the heads' own: what else waits for their gradients is not told of these.
+        """
+        if (
+            type(self) is not MultiTaskHeads
+            or isinstance(features, TaskFeatures)
+            or reason_to_call_module(self)
+        ):
+            return None
+        if self._open or self._poolings or weights.requires_grad or not _records():
+            return None
+        if len(targets) == len(self._active) == 1 and self.main in targets and isinstance(features, Tensor):
+            layer, spec = self.linears[module_name(self.main)], self._specs[self.main]
+            if is_for_torch(spec, self.backend, self.plan) and reason_to_call(layer) is None:
+                found = backward_of_one(features, layer, targets[self.main], weights, spec)
+                if found is not None:
+                    return found
+        if self.reasons_to_call():
+            return None
+        call = self._fused_call(features, targets, weights)
+        parameters = [*call.weight, *(call.bias or ())]
+        if not all(map(takes_gradient_directly, parameters)):
+            return None
+        if not (features.requires_grad or any(p.requires_grad for p in parameters)):
+            return None
+        made = multitask_gradients(
+            call.features, call.weight, call.bias, call.batch.targets, call.batch.weights, call.batch.layout,
+            backend=self.backend, plan=self.plan,
+        )  # fmt: skip
+        if made is None:
+            return None
+        for parameter, gradient in zip(parameters, (*made.weights, *made.biases), strict=True):
+            if gradient is not None and parameter.requires_grad:
+                # A layer may serve two tasks.
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        if made.features is not None:
+            features.backward(made.features.view(features.shape))  # type: ignore[no-untyped-call]
+        return self.over_active(made.losses, call.batch)
+
     def task_losses(
         self,
         features: Tensor | TaskFeatures,
@@ -197,21 +268,26 @@ class MultiTaskHeads(HeadBank):
 
     def _fused_loss(self, features: Tensor, targets: Mapping[str, Tensor], weights: Weights) -> MultitaskLoss:
         """Return the weighted loss of the tasks with a head."""
+        call = self._fused_call(features, targets, weights)
+        batch = call.batch
+        out = multitask_loss(
+            call.features, call.weight, call.bias, batch.targets, batch.weights, batch.layout,
+            backend=self.backend, plan=self.plan,
+        )  # fmt: skip
+        return out if batch.places is None else spread_losses(out, batch.places, len(self._active))
+
+    def _fused_call(self, features: Tensor, targets: Mapping[str, Tensor], weights: Weights) -> FusedCall:
+        """Return what the kernels get for the tasks with a head."""
         check_features(features)
         batch = self.batch(targets, features.shape[:-1], weights, features.device)
         linears = [self.linear(name) for name in batch.layout.names]
         check_width(features, linears[0].in_features)
-        out = multitask_loss(
+        return FusedCall(
             features.flatten(0, -2) if features.dim() > 2 else features,
             [linear.weight for linear in linears],
             [linear.bias for linear in linears] if linears[0].bias is not None else None,
-            batch.targets,
-            batch.weights,
-            batch.layout,
-            backend=self.backend,
-            plan=self.plan,
+            batch,
         )
-        return out if batch.places is None else spread_losses(out, batch.places, len(self._active))
 
     def _fused_by_pooling(
         self,

@@ -62,4 +62,8 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 def to_device(inputs: Any, device: torch.device) -> Any:
     """Move the tensors in any nesting of tuples, lists and dicts, without waiting."""
+    if type(inputs) is Tensor and inputs.device == device:  # nearly always on a CPU
+        return inputs
+    if type(inputs) is dict and all(type(t) is Tensor and t.device == device for t in inputs.values()):
+        return inputs
     return map_tensors(inputs, lambda tensor: tensor.to(device, non_blocking=True))

@@ -15,7 +15,7 @@ def paired(batch: Any, tasks: Collection[str]) -> Any:
     Targets are the values under the names of tasks, and in a dictionary under "labels". The inputs are what remains: a
     single value by itself, several as a dictionary.
     """
-    if not isinstance(batch, Mapping):
+    if type(batch) is tuple or not isinstance(batch, Mapping):  # the latter is slow
         return batch
     inputs = {key: value for key, value in batch.items() if key not in tasks}
     targets = {name: batch[name] for name in tasks if name in batch}

@@ -104,6 +104,7 @@ class Run:
         self._options, self._listener, self.processes = options, listener, processes
         self._phase_active: tuple[str, ...] = ()  # the tasks of losses and weights (K,)
         self._weight_values: list[float] = []
+        self._given_weights: dict[str, float] | None = None  # by the schedule for the last step
         self._weighted: set[str] = set()  # tasks with a weight in some step since the last record
         self._unread_losses: list[Tensor] = []  # (K,) each, on the device until the next record
         self._interval_seconds = 0.0  # spent in steps since the last record
@@ -299,7 +300,14 @@ class Run:
         moment = self.moment
         main, *auxiliary = self.heads.names
         weights = self._options.schedule.task_weights(moment, main, auxiliary)
-        weights = {name: float(weight) for name, weight in weights.items()}
+        if (
+            weights == self._given_weights
+            and self.heads.active == self._phase_active
+            and not self._takes_turns
+        ):
+            self._rate.set_for(moment.step)  # nearly always: nothing else is new
+            return
+        given, weights = dict(weights), {name: float(weight) for name, weight in weights.items()}
         weights = agreed_weights(self.processes, self._options.schedule, weights)
         active = tuple(name for name in self.heads.active if name in weights)
         if active != self._phase_active:
@@ -321,6 +329,7 @@ class Run:
         self._set_weights([weights[name] for name in active])
         self.source.resting = {n for n in active if not weights[n] and self.heads.is_word_task(n)}
         self._rate.set_for(moment.step)
+        self._given_weights = None if self.processes.are_several else given
 
     def _check_trains(self, active: tuple[str, ...]) -> None:
         """Raises InputError for a phase in which nothing would train: what still did has retired."""

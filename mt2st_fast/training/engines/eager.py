@@ -39,6 +39,8 @@ class EagerSteps(Engine):
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
         self._one: Tensor | None = None
+        # Whether nothing but the loss reaches the heads' parameters.
+        self._own_heads = False
         self._moves = True  # whether the current step has a gradient
         self._weigher = parts.learnt if isinstance(parts.learnt, WeighsByLosses) else None
 
@@ -54,10 +56,7 @@ class EagerSteps(Engine):
         self._moves = False
         with parts.others_still():
             if len(plain) == 1:
-                encoded = [self._encoded(batch) for batch in plain[0]]
-                tasks = self._tasks_of(plain)
-                total, losses = self._total(encoded, self._weights(encoded, tasks), tasks)
-                self._backward(total)
+                losses = self._of_one_step(plain)
             else:
                 shares = shares_here(parts.heads, plain, parts.device)
                 losses = self._accumulate(plain, shares._replace(tasks=self._tasks_of(plain)))
@@ -65,6 +64,30 @@ class EagerSteps(Engine):
             self._step_optimizer()
         if self._weigher is not None:
             self._weigher.learn(parts.heads.active, losses, self._losses_now(plain[0]))
+        return losses
+
+    def enter_phase(self) -> None:
+        """Check again whether the heads' parameters are theirs alone."""
+        parts = self._parts
+        of_encoder = {id(p) for p in parts.encoder.parameters()}
+        self._own_heads = (
+            parts.learnt is None
+            and not parts.adapted
+            and parts.precision == "float32"
+            and not any(id(p) in of_encoder for p in parts.heads.parameters())
+        )
+
+    def _of_one_step(self, micro_steps: list[list[PlainBatch]]) -> Tensor:
+        """Make the gradients of one micro-step; returns its losses (K,)."""
+        encoded = [self._encoded(batch) for batch in micro_steps[0]]
+        if len(encoded) == 1 and self._own_heads and (features := encoded[0].features) is not None:
+            losses = self._parts.heads.backward(features, encoded[0].targets, self._parts.weights_k)
+            if losses is not None:
+                self._moves = True
+                return losses
+        tasks = self._tasks_of(micro_steps)
+        total, losses = self._total(encoded, self._weights(encoded, tasks), tasks)
+        self._backward(total)
         return losses
 
     def _tasks_of(self, micro_steps: list[list[PlainBatch]]) -> set[str]:

@@ -104,17 +104,20 @@ class StepParts:
         ids = {id(p) for p in of_shared}
         return [p for module in self.modules[1:] for p in module.parameters() if id(p) not in ids]
 
-    @contextmanager
-    def others_still(self) -> Iterator[None]:
-        """Within the block, compute no gradient of the parameters of heads that do not train in this step.
+    def others_still(self) -> AbstractContextManager[Any]:
+        """Return the context in which parameters of heads that do not train in this step get no gradient.
 
         Those of the encoder have none where only the tasks' own train (see `encoding`), but for those that a head has,
         too.
         """
-        moved = {id(p) for p in self.parameters_of(self.part)} if self.part != "all" else set()
+        return nullcontext() if self.part == "all" else self._others_still()
+
+    @contextmanager
+    def _others_still(self) -> Iterator[None]:
+        moved = {id(p) for p in self.parameters_of(self.part)}
         still = [
             p
-            for module in (self.modules[1:] if self.part != "all" else ())
+            for module in self.modules[1:]
             for p in module.parameters()
             if p.requires_grad and id(p) not in moved
         ]
