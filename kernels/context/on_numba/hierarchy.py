@@ -12,17 +12,9 @@ import numpy as np
 
 from ...machine.jit import exact_entry, helper
 from ...machine.team import Kernel, in_parallel
-from .draw import draw_positions, number_rows
-from .rounds import (
-    NO_LOCKS,
-    add_changes,
-    clear_factors,
-    copy_in,
-    rate_of,
-    set_factors,
-    shard_words_of,
-    to_changes,
-)
+from .draw import draw_positions
+from .rounds import NO_LOCKS, rate_of, shard_words_of
+from .shard_rows import copy_in, forget_rows, merge_rows, number_rows, sort_by_part
 from .tile import SKIPGRAM
 
 f32 = np.float32
@@ -111,7 +103,7 @@ def _step(i, mode, mean, w, p, path, step):
     begin, end = path.bounds[word], path.bounds[word + 1]
     signs, on_path = path.signs[begin:end], w.path_slots[p]
     for k in range(begin, end):
-        on_path[k - begin] = w.node_slot_of[p, path.nodes[k]]
+        on_path[k - begin] = w.nodes.slot_of[p, path.nodes[k]]
     D = len(h)
     around = high - low - 1
     if around == 0:
@@ -149,24 +141,11 @@ def _step(i, mode, mean, w, p, path, step):
 
 @helper
 def _number_nodes(w, p, n, path):
-    """Assign a row of y to every node on the paths of the shard's words, and count its visits.
-
-    Returns the number of rows.
-    """
-    n_nodes = 0
+    """Number every node on the paths of the shard's words, and count its visits."""
+    slots = w.path_slots[p]  # unused afterwards
     for i in range(n):
-        word = w.words[p, i]
-        for k in range(path.bounds[word], path.bounds[word + 1]):
-            node = path.nodes[k]
-            slot = w.node_slot_of[p, node]
-            if slot < 0:
-                slot = n_nodes
-                w.node_slot_of[p, node] = slot
-                w.nodes[p, slot] = node
-                w.node_visits[p, slot] = 0
-                n_nodes += 1
-            w.node_visits[p, slot] += 1
-    return n_nodes
+        begin, end = path.bounds[w.words[p, i]], path.bounds[w.words[p, i] + 1]
+        number_rows(path.nodes[begin:end], end - begin, w.nodes, p, slots)
 
 
 @helper
@@ -177,35 +156,25 @@ def _train_shard(p, stream, keep, path, steps, rate, tables, w, r, found):
         stream.tokens, stream.bounds, first, last, keep, stream.key, (steps.window, steps.shrink),
         w.words[p], w.low[p], w.high[p],
     )  # fmt: skip
-    n_inputs = number_rows(w.words[p], n, w.slot_of[p], w.slots[p], w.rows[p], w.visits[p], 0)
-    n_nodes = _number_nodes(w, p, n, path)
-    w.n_rows[p], w.n_nodes[p] = n_inputs, n_nodes
-    copy_in(tables.inputs, w.rows[p], n_inputs, w.x[p])
-    copy_in(tables.outputs, w.nodes[p], n_nodes, w.y[p])
+    forget_rows(w.touched, p)
+    number_rows(w.words[p], n, w.touched, p, w.slots[p])
+    forget_rows(w.nodes, p)
+    _number_nodes(w, p, n, path)
+    sort_by_part(w.touched, p)
+    sort_by_part(w.nodes, p)
+    copy_in(tables.inputs, w.touched.rows[p], w.touched.counts[p], w.x[p])
+    copy_in(tables.outputs, w.nodes.rows[p], w.nodes.counts[p], w.y[p])
     for i in range(n):
         loss, pairs = _step(i, steps.mode, steps.mean, w, p, path, f32(rate))
         found[p, 0] += loss
         found[p, 1] += pairs
-    for u in range(n_inputs):
-        w.slot_of[p, w.rows[p, u]] = -1
-    for u in range(n_nodes):
-        w.node_slot_of[p, w.nodes[p, u]] = -1
-    to_changes(tables.inputs, w.rows[p], n_inputs, w.x[p])
-    to_changes(tables.outputs, w.nodes[p], n_nodes, w.y[p])
 
 
 @helper
 def _merge_part(p, tables, w, rate, pull):
     """Add the changes of all shards to the rows of one part of both tables."""
-    P = len(w.rows)
-    set_factors(w.rows, w.visits, w.n_rows, w.factors, rate, pull, p)
-    for q in range(P):
-        add_changes(tables.inputs, w.rows[q], w.n_rows[q], w.x[q], w.factors, tables.locks, p, P)
-    clear_factors(w.rows, w.n_rows, w.factors, p)
-    set_factors(w.nodes, w.node_visits, w.n_nodes, w.factors, rate, pull, p)
-    for q in range(P):
-        add_changes(tables.outputs, w.nodes[q], w.n_nodes[q], w.y[q], w.factors, NO_LOCKS, p, P)
-    clear_factors(w.nodes, w.n_nodes, w.factors, p)
+    merge_rows(tables.inputs, w.touched, w.touched.counts, w.x, tables.locks, rate * pull, p)
+    merge_rows(tables.outputs, w.nodes, w.nodes.counts, w.y, NO_LOCKS, rate * pull, p)
 
 
 def _train_hierarchy(team, stream, keep, path, steps, rates, rounds, tables, w, found):
