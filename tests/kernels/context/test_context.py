@@ -275,7 +275,8 @@ def test_a_round_adds_the_changes_of_all_shards_to_each_row(D, locked):
         assert ((changes != 0).any(1)).sum() > 30
         moved = (np.abs(changes) > 1e-3).any(1)
         shrink = np.abs(pulled[table] - before[table])[moved].sum(1) / np.abs(changes)[moved].sum(1)
-        assert (shrink < 1).all() and (shrink > 0.3).all()
+        assert (shrink < 1).all()
+        assert (shrink > 0.3).all()
 
 
 def test_vectors_of_a_workspace_do_not_straddle_cache_lines():
