@@ -32,17 +32,28 @@ def elementwise(function: Callable) -> Any:
 
     Without reordering, so range reduction stays exact.
     """
-    return numba.njit(fastmath={"contract"}, inline="never", error_model="numpy", **_LINKED)(function)
+    return numba.njit(fastmath={"contract"}, inline="never", error_model="numpy", _nrt=True, **_LINKED)(function)
 
 
 def helper(function: Callable) -> Any:
     """For a serial loop that kernels call."""
-    return numba.njit(fastmath=_REORDERED, error_model="numpy", **_LINKED)(function)
+    # Unless told, Numba compiles it as the function that calls it first: here that may be a borrower.
+    return numba.njit(fastmath=_REORDERED, error_model="numpy", _nrt=True, **_LINKED)(function)
+
+
+def borrower(function: Callable) -> Any:
+    """For a helper that is called for every row or tile: it counts no references to the arrays that it works on.
+
+    Counting takes a call for each array, for which every vector leaves its register. The caller keeps the arrays. A
+    borrower makes none, also by numba.carray, which Numba refuses; and it calls nothing that returns a new one, which
+    would never be freed.
+    """
+    return numba.njit(fastmath=_REORDERED, error_model="numpy", _nrt=False, **_LINKED)(function)
 
 
 def entry(function: Callable) -> Any:
     """For a serial loop that Python calls; kernels may call it, too."""
-    return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy")(function))
+    return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy", _nrt=True)(function))
 
 
 def free_entry(function: Callable) -> Any:
@@ -52,7 +63,7 @@ def free_entry(function: Callable) -> Any:
 
 def exact_entry(function: Callable) -> Any:
     """An entry whose arithmetic is performed as written."""
-    return _kept(numba.njit(function))
+    return _kept(numba.njit(_nrt=True)(function))
 
 
 def _kept(dispatcher: Any) -> Any:

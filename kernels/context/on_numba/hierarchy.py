@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ...machine.jit import exact_entry, helper
+from ...machine.jit import borrower, exact_entry, helper
 from ...machine.team import Kernel, in_parallel
 from .draw import draw_positions
 from .rounds import NO_LOCKS, rate_of, shard_words_of
@@ -69,7 +69,7 @@ def huffman_paths(parents, right, order, bounds, nodes, signs, fill):
             at = parents[at]
 
 
-@helper
+@borrower
 def _follow(h, d_h, signs, on_path, y, step):
     """Update the nodes of a path, rows on_path of y, by h, and add their gradients to d_h; return the loss."""
     D = len(h)
@@ -90,7 +90,7 @@ def _follow(h, d_h, signs, on_path, y, step):
     return loss
 
 
-@helper
+@borrower
 def _step(i, mode, mean, w, p, path, step):
     """Process position i: in skip-gram each word of its window predicts it, in CBOW their mean or sum does.
 
@@ -139,7 +139,7 @@ def _step(i, mode, mean, w, p, path, step):
     return loss, 1
 
 
-@helper
+@borrower
 def _number_nodes(w, p, n, path):
     """Number every node on the paths of the shard's words, and count its visits."""
     slots = w.path_slots[p]  # unused afterwards
@@ -148,7 +148,7 @@ def _number_nodes(w, p, n, path):
         number_rows(path.nodes[begin:end], end - begin, w.nodes, p, slots)
 
 
-@helper
+@borrower
 def _train_shard(p, stream, keep, path, steps, rate, tables, w, r, found):
     """Process shard p's part of round r: compute its changes, and add up its loss and pairs."""
     first, last = shard_words_of(len(stream.tokens), p, len(w.words), steps.shard_words, r)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...machine.jit import helper
+from ...machine.jit import borrower, helper
 from ...machine.team import Kernel, in_parallel
 from ..batch import TILE
 from .draw import draw_negatives, draw_positions
@@ -35,7 +35,7 @@ def merge(tables, w, rate, pull, part):
     merge_rows(tables.outputs, touched, touched.counts, w.y, NO_LOCKS, rate * pull, part)
 
 
-@helper
+@borrower
 def go_over_shard(stream, first, last, sampler, steps, rate, tables, w, p):
     """Process words first..last as shard p; return (loss, positive pairs) of every LOSS_EVERY-th tile.
 
@@ -69,20 +69,20 @@ def go_over_shard(stream, first, last, sampler, steps, rate, tables, w, p):
     return loss, pairs
 
 
-@helper
+@borrower
 def tile_options(steps, rate, M, D):
     """Return the options of a tile with M negatives and D columns, at a rate."""
     each = f32(steps.negatives / M)
     return TileOptions(steps.mode, each, f32(-rate), steps.window, steps.mean, steps.spread, D)
 
 
-@helper
+@borrower
 def scratch_of(w, p):
     """Return shard p's scratch for a tile."""
     return Scratch(w.mark[p], w.tile_rows[p], w.band[p], w.z[p], w.share[p], w.h_t[p])
 
 
-@helper
+@borrower
 def pairs_of(mode, low, high, first, last):
     """Return the number of positive pairs of positions first..last."""
     pairs = 0
@@ -92,7 +92,7 @@ def pairs_of(mode, low, high, first, last):
     return pairs
 
 
-@helper
+@borrower
 def shard_words_of(n_words, shard, shards, shard_words, r):
     """Return the words (first, last) of a shard in round r of an epoch over n_words."""
     end = (shard + 1) * n_words // shards
@@ -100,7 +100,7 @@ def shard_words_of(n_words, shard, shards, shard_words, r):
     return first, min(first + shard_words, end)
 
 
-@helper
+@borrower
 def rate_of(rates, n_words_before):
     """Return the rate after this many words of an epoch; rates (3,): initial rate, decrease per word, minimum."""
     return max(rates[2], rates[0] - rates[1] * n_words_before)

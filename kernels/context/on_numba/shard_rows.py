@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from ...bags.on_numba.ids import LINE_BYTES, part_of
-from ...machine.jit import helper, pointer_to_float32
+from ...machine.jit import borrower, helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, prefetch, prefetch_to_write, splat, store
 
 f32 = np.float32
@@ -22,7 +22,7 @@ AHEAD = 4  # rows that are prefetched
 VECTOR_BYTES = FLOAT_BYTES * WIDTH
 
 
-@helper
+@borrower
 def forget_rows(touched, p):
     """Begin a round of shard p: it has no rows."""
     slot_of, rows = touched.slot_of[p], touched.rows[p]
@@ -31,7 +31,7 @@ def forget_rows(touched, p):
     touched.counts[p] = 0
 
 
-@helper
+@borrower
 def number_rows(values, n, touched, p, slots):
     """Set slots (n,) to the local rows of these rows in shard p; new ones are appended."""
     slot_of, rows, visits = touched.slot_of[p], touched.rows[p], touched.visits[p]
@@ -50,7 +50,7 @@ def number_rows(values, n, touched, p, slots):
     touched.counts[p] = n_rows
 
 
-@helper
+@borrower
 def sort_by_part(touched, p):
     """Group the local rows of shard p, all of which are known now, by part of the table."""
     rows, by_part, ends = touched.rows[p], touched.by_part[p], touched.ends[p]
@@ -69,12 +69,12 @@ def sort_by_part(touched, p):
     ends[0] = 0
 
 
-@helper
+@borrower
 def _row_at(table, row, D):
     return table + FLOAT_BYTES * np.int64(row) * D
 
 
-@helper
+@borrower
 def copy_in(table, rows, n, copies):
     """Copy rows of table (V, D) into copies (n, ld), zero past D."""
     D, ld = table.shape[1], copies.shape[1]
@@ -87,7 +87,7 @@ def copy_in(table, rows, n, copies):
         _copy_padded(_row_at(source, rows[u], D), D, _row_at(target, u, ld), ld)
 
 
-@helper
+@borrower
 def _copy_padded(row, D, copy, ld):
     """copy (ld,) = row (D,), zero past D."""
     last = FLOAT_BYTES * (D - WIDTH)
@@ -97,12 +97,16 @@ def _copy_padded(row, D, copy, ld):
     if last >= 0:  # the last vector ends with the last column
         store(load(row + last), copy + last)
     else:
-        source, target = (
-            numba.carray(pointer_to_float32(row), (D,)),
-            numba.carray(pointer_to_float32(copy), (D,)),
-        )
-        for d in range(D):
-            target[d] = source[d]
+        _copy_narrow(row, copy, D)
+
+
+@helper
+def _copy_narrow(row, copy, D):
+    """copy (D,) = row, for rows that do not fill a vector."""
+    source = numba.carray(pointer_to_float32(row), (D,))
+    target = numba.carray(pointer_to_float32(copy), (D,))
+    for d in range(D):
+        target[d] = source[d]
 
 
 @helper
@@ -111,8 +115,13 @@ def merge_rows(table, touched, counts, copies, locks, pull, part):
 
     counts (P,): the first local rows of a shard, which have a copy in copies (P, U, ld). pull: see `_factor`.
     """
-    P, D, ld = len(counts), table.shape[1], copies.shape[2]
-    target, of_shards = table.ctypes.data, np.empty(P, np.int64)
+    _merge_rows(table, touched, counts, copies, locks, pull, part, np.empty(len(counts), np.int64))
+
+
+@borrower
+def _merge_rows(table, touched, counts, copies, locks, pull, part, of_shards):
+    """merge_rows; of_shards (P,) is scratch, for the addresses of the shards' copies of a row."""
+    P, D, ld, target = len(counts), table.shape[1], copies.shape[2], table.ctypes.data
     for q in range(P):
         source = copies.ctypes.data + FLOAT_BYTES * q * copies.shape[1] * ld
         last = touched.ends[q, part + 1]
@@ -139,7 +148,7 @@ def merge_rows(table, touched, counts, copies, locks, pull, part):
                 _add_changes(_row_at(target, row, D), D, of_shards, n, factor)
 
 
-@helper
+@borrower
 def _ask_for(table, copies, u, rows, D, ld):
     """Prefetch a row that will be written, and its copy of a shard."""
     row, copy = _row_at(table, rows[u], D), _row_at(copies, u, ld)
@@ -148,14 +157,14 @@ def _ask_for(table, copies, u, rows, D, ld):
         prefetch(copy + line)
 
 
-@helper
+@borrower
 def _factor(pull, visits, P):
     """Return the shrink factor of the changes that P shards have made in so many visits to a row."""
     k = pull / P * visits
     return f32(math.expm1(-P * k) / (P * math.expm1(-k))) if k > 1e-9 else ONE
 
 
-@helper
+@borrower
 def _changed(row, at, of_shards, n, factor):
     """Return a vector of a row after the changes of n shards, whose copies are at addresses of_shards."""
     before = load(row + at)
@@ -165,12 +174,12 @@ def _changed(row, at, of_shards, n, factor):
     return after
 
 
-@helper
+@borrower
 def _add_changes(row, D, of_shards, n, factor):
     """Add the changes of n shards to a row (D,)."""
     last = FLOAT_BYTES * (D - WIDTH)
     if last < 0:
-        _add_changes_of_narrow_row(row, D, of_shards, n, factor)
+        _add_changes_of_narrow(row, D, of_shards, n, factor)
         return
     # The last vector ends with the last column. It may overlap the one before it, so it is computed before that one is
     # stored.
@@ -181,7 +190,8 @@ def _add_changes(row, D, of_shards, n, factor):
 
 
 @helper
-def _add_changes_of_narrow_row(row, D, of_shards, n, factor):
+def _add_changes_of_narrow(row, D, of_shards, n, factor):
+    """_add_changes for rows that do not fill a vector."""
     values = numba.carray(pointer_to_float32(row), (D,))
     for d in range(D):
         before = values[d]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...machine.jit import helper
+from ...machine.jit import borrower, helper
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, store
 from ..batch import TILE
 from .draw import draw_negatives, draw_positions
@@ -21,7 +21,7 @@ from .shard_rows import ONE, copy_in, forget_rows, merge_rows, number_rows, sort
 from .tile import CBOW, Vectors, Windows, tile_step
 
 
-@helper
+@borrower
 def _number_parts(touched, n_words, of_words, parts, begins, slots, p):
     """Number the rows of the first n_words that shard p touched: slots[begins[u]:begins[u + 1]] are word u's in parts.
 
@@ -39,7 +39,7 @@ def _number_parts(touched, n_words, of_words, parts, begins, slots, p):
     begins[n_words] = at
 
 
-@helper
+@borrower
 def _make_vectors(copies, part_slots, begins, slots, x_slots, first, last, vectors, changes):
     """Compute the means of the rows of positions first..last into vectors (., ld); zero changes (., ld)."""
     ld = copies.shape[1]
@@ -57,7 +57,7 @@ def _make_vectors(copies, part_slots, begins, slots, x_slots, first, last, vecto
             store(load(at + d) * share, at + d)
 
 
-@helper
+@borrower
 def _hand_on(changes, part_slots, begins, slots, x_slots, first, last, copies):
     """Add the changes of the vectors of positions first..last to each of their rows."""
     ld = copies.shape[1]
@@ -68,7 +68,7 @@ def _hand_on(changes, part_slots, begins, slots, x_slots, first, last, copies):
             add_row(change, target + np.int64(part_slots[k]) * row_bytes, ld)
 
 
-@helper
+@borrower
 def go_over_subword_shard(stream, first, last, sampler, steps, rate, tables, parts, w, p):
     """Process words first..last as shard p; its changes stay in the workspaces w and parts.w.
 
