@@ -39,6 +39,7 @@ class HierarchyWorkspace(NamedTuple):
     touched: ShardRows  # of the input table
     nodes: ShardRows  # of the output table
     path_slots: np.ndarray  # (P, longest path)
+    scores: np.ndarray  # (P, the same in whole vectors): those of the nodes of a path
     x: np.ndarray
     y: np.ndarray
     h: np.ndarray  # (P, 2, ld): the mean of a window, and its change
@@ -121,6 +122,7 @@ def _make_workspace(V: int, D: int, P: int, N: int, longest: int) -> HierarchyWo
         touched=make_shard_rows(V, P, n_inputs),
         nodes=make_shard_rows(V, P, V),
         path_slots=integers(P, max(1, longest)),
+        scores=floats(P, -(-max(1, longest) // WIDTH) * WIDTH),
         x=floats(P, n_inputs, ld),
         y=floats(P, V, ld),
         h=floats(P, 2, ld),

@@ -6,19 +6,19 @@ so that the same call gives the same bits on any number of threads.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from ...machine.jit import borrower, exact_entry, helper
+from ...machine.simd import FLOAT_BYTES, WIDTH, load, store
 from ...machine.team import Kernel, in_parallel
 from .draw import draw_positions
 from .rounds import NO_LOCKS, rate_of, shard_words_of
+from .rows import add_row, dots, zero_row
 from .shard_rows import copy_in, forget_rows, merge_rows, number_rows, sort_by_part
-from .tile import SKIPGRAM
+from .tile import NO_PAIR, SKIPGRAM, positive
 
 f32 = np.float32
-ZERO, ONE = f32(0), f32(1)
+ONE = f32(1)
 
 
 @exact_entry
@@ -70,24 +70,27 @@ def huffman_paths(parents, right, order, bounds, nodes, signs, fill):
 
 
 @borrower
-def _follow(h, d_h, signs, on_path, y, step):
-    """Update the nodes of a path, rows on_path of y, by h, and add their gradients to d_h; return the loss."""
-    D = len(h)
-    loss = 0.0
-    for k in range(len(signs)):
-        node = y[on_path[k]]
-        dot = ZERO
-        for d in range(D):
-            dot += h[d] * node[d]
-        s = signs[k] * dot
-        u = f32(math.exp(-abs(s)))
-        loss += math.log1p(u) + max(ZERO, -s)
-        g = step * signs[k] * ((u if s > ZERO else ONE) / (ONE + u))
-        for d in range(D):
-            before = node[d]
-            d_h[d] += g * before
-            node[d] = before + g * h[d]
-    return loss
+def _follow(h, d_h, signs, on_path, y, step, scores):
+    """Update the nodes of a path, rows on_path of y, by h, and add their gradients to d_h; return the loss.
+
+    h, d_h: addresses of (ld,). scores: scratch, in whole vectors. h is the same for all nodes, so that the exponentials
+    of a path take a vector, not a call each.
+    """
+    ld, nodes, n = y.shape[1], y.ctypes.data, len(signs)
+    row_bytes, padded = FLOAT_BYTES * ld, -(-n // WIDTH) * WIDTH
+    for k in range(n):
+        dots(h, nodes + row_bytes * np.int64(on_path[k]), ld, 1, ld, scores[k:])
+        scores[k] *= signs[k]
+    for k in range(n, padded):
+        scores[k] = NO_PAIR
+    loss = positive(scores, padded, -step, True)
+    for k in range(n):
+        node, g = nodes + row_bytes * np.int64(on_path[k]), signs[k] * scores[k]
+        for d in range(0, row_bytes, FLOAT_BYTES * WIDTH):
+            before = load(node + d)
+            store(load(d_h + d) + before * g, d_h + d)
+            store(before + load(h + d) * g, node + d)
+    return np.float64(loss)
 
 
 @borrower
@@ -96,15 +99,15 @@ def _step(i, mode, mean, w, p, path, step):
 
     Returns (loss, pairs).
     """
-    x, y, slots = w.x[p], w.y[p], w.slots[p]
+    y, slots, scores = w.y[p], w.slots[p], w.scores[p]
     low, high = w.low[p, i], w.high[p, i]
-    h, d_h = w.h[p, 0], w.h[p, 1]
     word = w.words[p, i]
     begin, end = path.bounds[word], path.bounds[word + 1]
     signs, on_path = path.signs[begin:end], w.path_slots[p]
     for k in range(begin, end):
         on_path[k - begin] = w.nodes.slot_of[p, path.nodes[k]]
-    D = len(h)
+    ld, x = y.shape[1], w.x[p].ctypes.data
+    h, d_h = w.h[p, 0].ctypes.data, w.h[p, 1].ctypes.data
     around = high - low - 1
     if around == 0:
         return 0.0, 0
@@ -113,30 +116,30 @@ def _step(i, mode, mean, w, p, path, step):
         for j in range(low, high):
             if j == i:
                 continue
-            row = x[slots[j]]
-            for d in range(D):
-                d_h[d] = ZERO
-            loss += _follow(row, d_h, signs, on_path, y, step)
-            for d in range(D):
-                row[d] += d_h[d]
+            row = x + FLOAT_BYTES * ld * np.int64(slots[j])
+            zero_row(d_h, ld)
+            loss += _follow(row, d_h, signs, on_path, y, step, scores)
+            add_row(d_h, row, ld)
         return loss, around
     share = ONE / f32(around)
     forth, back = (share, ONE) if mean else (ONE, share)
-    for d in range(D):
-        h[d] = ZERO
-        d_h[d] = ZERO
+    zero_row(h, ld)
+    zero_row(d_h, ld)
     for j in range(low, high):
         if j != i:
-            row = x[slots[j]]
-            for d in range(D):
-                h[d] += forth * row[d]
-    loss += _follow(h, d_h, signs, on_path, y, step)
+            _add_scaled(x + FLOAT_BYTES * ld * np.int64(slots[j]), forth, h, ld)
+    loss += _follow(h, d_h, signs, on_path, y, step, scores)
     for j in range(low, high):  # every word of a mean gets the whole gradient, as in word2vec
         if j != i:
-            row = x[slots[j]]
-            for d in range(D):
-                row[d] += back * d_h[d]
+            _add_scaled(d_h, back, x + FLOAT_BYTES * ld * np.int64(slots[j]), ld)
     return loss, 1
+
+
+@borrower
+def _add_scaled(source, factor, target, width):
+    """target (width,) += factor * source, in whole vectors."""
+    for d in range(0, FLOAT_BYTES * width, FLOAT_BYTES * WIDTH):
+        store(load(target + d) + load(source + d) * factor, target + d)
 
 
 @borrower

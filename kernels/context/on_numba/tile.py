@@ -81,7 +81,7 @@ class Scratch(NamedTuple):
 
 
 @borrower
-def _positive(band, size, step, want_loss):
+def positive(band, size, step, want_loss):
     """Replace scores (size,) of pairs by step times their gradients; return the loss if wanted."""
     at = band.ctypes.data
     loss = splat(ZERO)
@@ -240,7 +240,7 @@ def tile_step(vectors, windows, first, last, drawn, how, want_loss, stamp, scrat
                 row[from_j:],
             )
             row[i - start] = NO_PAIR
-        loss += _positive(band, TILE * ldb, step, want_loss)
+        loss += positive(band, TILE * ldb, step, want_loss)
         for i in range(first, last):
             from_j = low[i] - start
             combine(
@@ -268,7 +268,7 @@ def tile_step(vectors, windows, first, last, drawn, how, want_loss, stamp, scrat
                 high[i] - low[i],
             )  # fmt: skip
             dots(at, y.ctypes.data + np.int64(slots[i]) * row_bytes, ld, 1, ld, scores[i - first :])
-        loss += _positive(scores, TILE, step, want_loss)
+        loss += positive(scores, TILE, step, want_loss)
         for i in range(count):
             at_y = np.int64(slots[first + i]) * row_bytes
             g = scores[i]
