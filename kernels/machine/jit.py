@@ -32,7 +32,9 @@ def elementwise(function: Callable) -> Any:
 
     Without reordering, so range reduction stays exact.
     """
-    return numba.njit(fastmath={"contract"}, inline="never", error_model="numpy", _nrt=True, **_LINKED)(function)
+    return numba.njit(fastmath={"contract"}, inline="never", error_model="numpy", _nrt=True, **_LINKED)(
+        function
+    )
 
 
 def helper(function: Callable) -> Any:
