@@ -22,6 +22,9 @@ from .linking import HelperCompiler
 # same bits. NaN and infinity keep their meaning: a diverged loss must be visible.
 _REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 
+# Whether references to arrays are counted. Unless told, Numba compiles a function as the one that calls it first.
+_COUNTED: dict[str, Any] = {"_nrt": True}
+_BORROWED: dict[str, Any] = {"_nrt": False}
 _LINKED: dict[str, Any] = {
     "pipeline_class": HelperCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
 }  # fmt: skip
@@ -32,15 +35,14 @@ def elementwise(function: Callable) -> Any:
 
     Without reordering, so range reduction stays exact.
     """
-    return numba.njit(fastmath={"contract"}, inline="never", error_model="numpy", _nrt=True, **_LINKED)(
+    return numba.njit(fastmath={"contract"}, inline="never", error_model="numpy", **_COUNTED, **_LINKED)(
         function
     )
 
 
 def helper(function: Callable) -> Any:
     """For a serial loop that kernels call."""
-    # Unless told, Numba compiles it as the function that calls it first: here that may be a borrower.
-    return numba.njit(fastmath=_REORDERED, error_model="numpy", _nrt=True, **_LINKED)(function)
+    return numba.njit(fastmath=_REORDERED, error_model="numpy", **_COUNTED, **_LINKED)(function)
 
 
 def borrower(function: Callable) -> Any:
@@ -50,12 +52,12 @@ def borrower(function: Callable) -> Any:
     borrower makes none, also by numba.carray, which Numba refuses; and it calls nothing that returns a new one, which
     would never be freed.
     """
-    return numba.njit(fastmath=_REORDERED, error_model="numpy", _nrt=False, **_LINKED)(function)
+    return numba.njit(fastmath=_REORDERED, error_model="numpy", **_BORROWED, **_LINKED)(function)
 
 
 def entry(function: Callable) -> Any:
     """For a serial loop that Python calls; kernels may call it, too."""
-    return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy", _nrt=True)(function))
+    return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy", **_COUNTED)(function))
 
 
 def free_entry(function: Callable) -> Any:
@@ -65,7 +67,7 @@ def free_entry(function: Callable) -> Any:
 
 def exact_entry(function: Callable) -> Any:
     """An entry whose arithmetic is performed as written."""
-    return _kept(numba.njit(_nrt=True)(function))
+    return _kept(numba.njit(**_COUNTED)(function))
 
 
 def _kept(dispatcher: Any) -> Any:
