@@ -15,7 +15,7 @@ import numpy as np
 from .batch import WordSampler, check_options
 from .room import load_numba
 from .training import NO_LOCKS, ContextOptions, TrainingInPlace
-from .workspace import Stream, Tables
+from .workspace import ShardRows, Stream, Tables, floats, integers, make_shard_rows
 
 
 class TreePaths(NamedTuple):
@@ -36,16 +36,10 @@ class HierarchyWorkspace(NamedTuple):
     slots: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    slot_of: np.ndarray
-    rows: np.ndarray
-    visits: np.ndarray
-    n_rows: np.ndarray  # (P,)
-    node_slot_of: np.ndarray  # the same for nodes
-    nodes: np.ndarray
-    node_visits: np.ndarray
-    n_nodes: np.ndarray
+    touched: ShardRows  # of the input table
+    nodes: ShardRows  # of the output table
     path_slots: np.ndarray  # (P, longest path)
-    factors: np.ndarray
+    scores: np.ndarray  # (P, the same in whole vectors): those of the nodes of a path
     x: np.ndarray
     y: np.ndarray
     h: np.ndarray  # (P, 2, ld): the mean of a window, and its change
@@ -120,26 +114,16 @@ def _make_workspace(V: int, D: int, P: int, N: int, longest: int) -> HierarchyWo
 
     ld = -(-D // WIDTH) * WIDTH
     n_inputs = min(N, V)
-
-    def integers(*shape: int) -> np.ndarray:
-        return np.empty(shape, np.int32)
-
     return HierarchyWorkspace(
         words=integers(P, N),
         slots=integers(P, N),
         low=integers(P, N),
         high=integers(P, N),
-        slot_of=np.full((P, V), -1, np.int32),
-        rows=integers(P, n_inputs),
-        visits=integers(P, n_inputs),
-        n_rows=np.zeros(P, np.int64),
-        node_slot_of=np.full((P, V), -1, np.int32),
-        nodes=integers(P, V),
-        node_visits=integers(P, V),
-        n_nodes=np.zeros(P, np.int64),
+        touched=make_shard_rows(V, P, n_inputs),
+        nodes=make_shard_rows(V, P, V),
         path_slots=integers(P, max(1, longest)),
-        factors=np.zeros(V, np.float32),
-        x=np.empty((P, n_inputs, ld), np.float32),
-        y=np.empty((P, V, ld), np.float32),
-        h=np.empty((P, 2, ld), np.float32),
+        scores=floats(P, -(-max(1, longest) // WIDTH) * WIDTH),
+        x=floats(P, n_inputs, ld),
+        y=floats(P, V, ld),
+        h=floats(P, 2, ld),
     )

@@ -1,29 +1,45 @@
-"""The memory that training of context prediction works in, made once and used in every round."""
+"""The memory that training of context prediction works in, made once and used in every round.
+
+Float arrays begin on a cache line, and their rows are whole vectors: otherwise every access to a vector would be to two
+lines.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from .batch import TILE
 
+FLOAT_BYTES, LINE = 4, 16  # a cache line is 16 float32
+
+
+class ShardRows(NamedTuple):
+    """The rows of a table (V, .) that each of P shards touches in a round, in order of appearance: its local rows."""
+
+    counts: np.ndarray  # (P,): how many there are
+    slot_of: np.ndarray  # (P, V): the local row of a row, -1 for none; kept until the shard's next round
+    rows: np.ndarray  # (P, U): the row of each local row
+    visits: np.ndarray  # (P, U): how often each occurs
+    # (P, U): the local rows by part of the table, ascending in each: those of part k are by_part[ends[k]:ends[k + 1]]
+    by_part: np.ndarray
+    ends: np.ndarray  # (P, P + 1)
+
 
 class Workspace(NamedTuple):
-    """Memory for P shards of N words; "rows" are the table rows that they touch."""
+    """Memory for P shards of N words."""
 
-    slot_of: np.ndarray  # (P, V): the local row of a word in the shard, -1 between calls
+    touched: ShardRows  # of the output table; the first n_inputs of them also of the input table
+    n_inputs: np.ndarray  # (P,)
     words: np.ndarray  # (P, N) kept words, their local rows, and where their windows begin and end
     slots: np.ndarray
     low: np.ndarray
     high: np.ndarray
     drawn: np.ndarray  # (P, tiles * M): negatives, then their local rows
-    rows: np.ndarray  # (P, U): the word of each local row
-    visits: np.ndarray  # (P, U): how often each occurs
-    counts: np.ndarray  # (P, 2): rows of the input table (the first of rows), and of the output table
     mark: np.ndarray  # (P, U): the last tile that drew the row
-    factors: np.ndarray  # (V,): factors for the changes of a row, 0 between calls
-    x: np.ndarray  # (P, U, ld): copies of the rows, or their changes
+    x: np.ndarray  # (P, U, ld): a shard's copies of the rows
     y: np.ndarray
     tile_rows: np.ndarray  # scratch of one tile: see on_numba/tile.py
     band: np.ndarray
@@ -74,14 +90,10 @@ class WordRows(NamedTuple):
 class SubwordWorkspace(NamedTuple):
     """Memory that training with subwords needs besides a Workspace: P shards of N words that have U rows in all."""
 
-    slot_of: np.ndarray  # (P, R): the local index of a row in the shard, -1 between calls
+    touched: ShardRows  # of the input table; a visit is one of a row's words
     begins: np.ndarray  # (P, N + 1): where the rows of each of the shard's words begin in slots
     slots: np.ndarray  # (P, .)
-    rows: np.ndarray  # (P, U)
-    visits: np.ndarray  # (P, U): how often a word of the row occurs
-    counts: np.ndarray  # (P,): number of rows
-    factors: np.ndarray  # (R,): as in Workspace
-    x: np.ndarray  # (P, U, ld): copies of the rows, or their changes
+    x: np.ndarray  # (P, U, ld): a shard's copies of the rows
     vectors: np.ndarray  # (P, TILE + 2 window, ld): vectors of a tile's positions, and their changes
     changes: np.ndarray
     x_slots: np.ndarray  # (N,): a position's index in them
@@ -94,6 +106,31 @@ class SubwordParts(NamedTuple):
     w: SubwordWorkspace
 
 
+def floats(*shape: int) -> np.ndarray:
+    """Allocate float32 that begin on a cache line, uninitialized. What is never touched takes no memory."""
+    n = math.prod(shape)
+    whole = np.empty(n + LINE, np.float32)
+    first = -(whole.ctypes.data // FLOAT_BYTES) % LINE
+    return whole[first : first + n].reshape(shape)
+
+
+def integers(*shape: int) -> np.ndarray:
+    """Allocate int32, uninitialized."""
+    return np.empty(shape, np.int32)
+
+
+def make_shard_rows(V: int, shards: int, most: int) -> ShardRows:
+    """Allocate for up to `most` rows a shard, of a table of V rows."""
+    return ShardRows(
+        counts=np.zeros(shards, np.int64),
+        slot_of=np.full((shards, V), -1, np.int32),
+        rows=integers(shards, most),
+        visits=integers(shards, most),
+        by_part=integers(shards, most),
+        ends=np.zeros((shards, shards + 1), np.int64),
+    )
+
+
 def make_workspace(V: int, D: int, shards: int, shard_words: int, window: int, shared: int) -> Workspace:
     """Allocate memory for training or for gradients; nothing in it needs to be reset between calls."""
     from ..machine.simd import WIDTH
@@ -103,25 +140,15 @@ def make_workspace(V: int, D: int, shards: int, shard_words: int, window: int, s
     n_drawn = -(-N // TILE) * M
     n_inputs, n_outputs = min(N, V), min(N + n_drawn, V)
     ldb = -(-(TILE + 2 * window) // WIDTH) * WIDTH
-
-    def integers(*shape: int) -> np.ndarray:
-        return np.empty(shape, np.int32)
-
-    def floats(*shape: int) -> np.ndarray:
-        return np.empty(shape, np.float32)
-
     return Workspace(
-        slot_of=np.full((P, V), -1, np.int32),
+        touched=make_shard_rows(V, P, n_outputs),
+        n_inputs=np.zeros(P, np.int64),
         words=integers(P, N),
         slots=integers(P, N),
         low=integers(P, N),
         high=integers(P, N),
         drawn=integers(P, n_drawn),
-        rows=integers(P, n_outputs),
-        visits=integers(P, n_outputs),
-        counts=np.zeros((P, 2), np.int64),
         mark=integers(P, n_outputs),
-        factors=np.zeros(V, np.float32),
         x=floats(P, n_inputs, ld),
         y=floats(P, n_outputs, ld),
         tile_rows=floats(P, 3 * TILE + 2 * M + 2 * window, ld),
@@ -144,15 +171,11 @@ def make_subword_workspace(
     n_slots = int(sizes[-N:].sum())
     n_rows = min(n_slots, R)
     return SubwordWorkspace(
-        slot_of=np.full((P, R), -1, np.int32),
+        touched=make_shard_rows(R, P, n_rows),
         begins=np.empty((P, N + 1), np.int64),
-        slots=np.empty((P, n_slots), np.int32),
-        rows=np.empty((P, n_rows), np.int32),
-        visits=np.empty((P, n_rows), np.int32),
-        counts=np.zeros(P, np.int64),
-        factors=np.zeros(R, np.float32),
-        x=np.empty((P, n_rows, ld), np.float32),
-        vectors=np.empty((P, span, ld), np.float32),
-        changes=np.empty((P, span, ld), np.float32),
+        slots=integers(P, n_slots),
+        x=floats(P, n_rows, ld),
+        vectors=floats(P, span, ld),
+        changes=floats(P, span, ld),
         x_slots=np.arange(N) % span,
     )

@@ -22,6 +22,9 @@ from .linking import HelperCompiler
 # same bits. NaN and infinity keep their meaning: a diverged loss must be visible.
 _REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 
+# Whether references to arrays are counted. Unless told, Numba compiles a function as the one that calls it first.
+_COUNTED: dict[str, Any] = {"_nrt": True}
+_BORROWED: dict[str, Any] = {"_nrt": False}
 _LINKED: dict[str, Any] = {
     "pipeline_class": HelperCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
 }  # fmt: skip
@@ -32,17 +35,29 @@ def elementwise(function: Callable) -> Any:
 
     Without reordering, so range reduction stays exact.
     """
-    return numba.njit(fastmath={"contract"}, inline="never", error_model="numpy", **_LINKED)(function)
+    return numba.njit(fastmath={"contract"}, inline="never", error_model="numpy", **_COUNTED, **_LINKED)(
+        function
+    )
 
 
 def helper(function: Callable) -> Any:
     """For a serial loop that kernels call."""
-    return numba.njit(fastmath=_REORDERED, error_model="numpy", **_LINKED)(function)
+    return numba.njit(fastmath=_REORDERED, error_model="numpy", **_COUNTED, **_LINKED)(function)
+
+
+def borrower(function: Callable) -> Any:
+    """For a helper that is called for every row or tile: it counts no references to the arrays that it works on.
+
+    Counting takes a call for each array, for which every vector leaves its register. The caller keeps the arrays. A
+    borrower makes none, also by numba.carray, which Numba refuses; and it calls nothing that returns a new one, which
+    would never be freed.
+    """
+    return numba.njit(fastmath=_REORDERED, error_model="numpy", **_BORROWED, **_LINKED)(function)
 
 
 def entry(function: Callable) -> Any:
     """For a serial loop that Python calls; kernels may call it, too."""
-    return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy")(function))
+    return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy", **_COUNTED)(function))
 
 
 def free_entry(function: Callable) -> Any:
@@ -52,7 +67,7 @@ def free_entry(function: Callable) -> Any:
 
 def exact_entry(function: Callable) -> Any:
     """An entry whose arithmetic is performed as written."""
-    return _kept(numba.njit(function))
+    return _kept(numba.njit(**_COUNTED)(function))
 
 
 def _kept(dispatcher: Any) -> Any:

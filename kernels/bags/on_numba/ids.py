@@ -76,7 +76,7 @@ def take_bags(ids, bounds, bags):
 
 
 @helper
-def _part_of(row, parts):
+def part_of(row, parts):
     """Return the part of an id, by a multiplicative hash: a remainder would take longer than a pass of the sort.
 
     Ids of a block stay together, or two threads would write to the same cache lines: BLOCK rows of float32 fill whole
@@ -107,7 +107,7 @@ def group_bags(ids, bounds, largest, part, parts):
             row = np.int64(ids[i])
             # Branch-free: always written, then kept or not, as the branch would be unpredictable.
             keys[n] = (np.uint64(row) << np.uint64(32)) | np.uint64(bag)
-            n += np.int64((row != NONE) & (_part_of(row, parts) == part))
+            n += np.int64((row != NONE) & (part_of(row, parts) == part))
     keys = _sorted(keys[:n], largest)
     bags, unique, starts = np.empty(n, np.int32), np.empty(n + 1, np.int32), np.empty(n + 1, np.int64)
     U, before = 0, np.int32(NONE)
@@ -199,7 +199,7 @@ def _ids_of_part(ids, starts, part, n_parts, n):
         kept_starts[bag] = n
         for i in range(starts[bag], starts[bag + 1]):
             kept[n] = ids[i]
-            n += np.int64((ids[i] != NONE) & (_part_of(np.int64(ids[i]), n_parts) == part))
+            n += np.int64((ids[i] != NONE) & (part_of(np.int64(ids[i]), n_parts) == part))
     kept_starts[-1] = n
     return kept[:n], kept_starts
 
@@ -208,7 +208,7 @@ def _ids_of_part(ids, starts, part, n_parts, n):
 def _count_of_part(ids, part, n_parts):
     n = 0
     for i in range(len(ids)):
-        n += np.int64((ids[i] != NONE) & (_part_of(np.int64(ids[i]), n_parts) == part))
+        n += np.int64((ids[i] != NONE) & (part_of(np.int64(ids[i]), n_parts) == part))
     return n
 
 

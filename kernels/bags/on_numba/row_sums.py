@@ -11,7 +11,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ...machine.jit import helper, pointer_to_float32
+from ...machine.jit import borrower, helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, splat, store
 from ...machine.team import Kernel, in_parallel
 from ..batch import NONE
@@ -21,7 +21,7 @@ SHORT_SUM = 16
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
-@helper
+@borrower
 def sum_rows(source, D, rows, first, last, scales, target):
     """target (D,) = sum over i in [first, last) of scales[rows[i]] * source[rows[i]].
 
@@ -49,7 +49,7 @@ def place(D, column):
     return FLOAT_BYTES * min(column, D - WIDTH)
 
 
-@helper
+@borrower
 def _sum_eight_vectors(source, D, column, rows, first, last, scales, target):
     """sum_rows for 8 vectors from `column` on, held in registers."""
     scaled = len(scales) > 0
@@ -85,7 +85,7 @@ def _sum_eight_vectors(source, D, column, rows, first, last, scales, target):
         store(h, target + at_h)
 
 
-@helper
+@borrower
 def _sum_four_vectors(source, D, column, rows, first, last, scales, target):
     """sum_rows for 4 vectors from `column` on, held in registers."""
     scaled = len(scales) > 0
@@ -109,7 +109,7 @@ def _sum_four_vectors(source, D, column, rows, first, last, scales, target):
         store(d, target + at_d)
 
 
-@helper
+@borrower
 def _sum_vector(source, D, column, rows, first, last, scales, target):
     """sum_rows for the vector at `column`."""
     scaled = len(scales) > 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ...machine.jit import helper, pointer_to_float32
+from ...machine.jit import borrower, helper, pointer_to_float32
 from ...machine.simd import (
     FLOAT_BYTES,
     WIDTH,
@@ -59,7 +59,7 @@ def _mean_square(gradient, D):
     return square / np.float32(D)
 
 
-@helper
+@borrower
 def _numbers_of(rule):
     """The rule's numbers as float32."""
     numbers = rule["numbers"]
@@ -69,7 +69,7 @@ def _numbers_of(rule):
     )  # fmt: skip
 
 
-@helper
+@borrower
 def _moved_vector(kind, row, gradient, first, second, at, step, scale, numbers):
     """Return the new (w, first, second) of a vector of columns, at a byte offset."""
     return move_columns(
@@ -77,7 +77,7 @@ def _moved_vector(kind, row, gradient, first, second, at, step, scale, numbers):
     )
 
 
-@helper
+@borrower
 def _store_vector(moved, row, first, second, at, has_first, has_second):
     store(moved[0], row + at)
     if has_first:
@@ -100,7 +100,7 @@ def _move_narrow(kind, row, gradient, D, first, second, step, scale, numbers, ha
             v[d] = moved[2]
 
 
-@helper
+@borrower
 def _move_by_columns(rule, row, gradient, D, first, second, step, scale):
     """Update a row (D,) and its state; first, second: addresses of (D,), 0 for what the rule does not keep."""
     kind, numbers, has_first, has_second = rule["kind"], _numbers_of(rule), first != 0, second != 0
@@ -119,7 +119,7 @@ def _move_by_columns(rule, row, gradient, D, first, second, step, scale):
     _store_vector(moved, row, first, second, last, has_first, has_second)
 
 
-@helper
+@borrower
 def update_row(rule, table, row, gradient, D, per_row, first, second):
     """Update a row of the table (V, D) by its gradient (D,); rule is a record of rules.RULE_RECORD.
 
@@ -137,7 +137,7 @@ def update_row(rule, table, row, gradient, D, per_row, first, second):
         )  # fmt: skip
 
 
-@helper
+@borrower
 def _update_split(p, rule, table, rows, gradient, D, per_row, first, second, n_splits):
     last = (p + 1) * len(rows) // n_splits
     for u in range(p * len(rows) // n_splits, last):
@@ -180,7 +180,7 @@ def _update_from_bags(  # type: ignore[no-untyped-def]
     ))  # fmt: skip
 
 
-@helper
+@borrower
 def moves(row, frozen):
     """Whether a step updates a row of a table; frozen (V,) uint8, or (0,) if it updates all."""
     return len(frozen) == 0 or frozen[row] == 0
@@ -195,28 +195,36 @@ def update_from_transposed(
     Frozen rows, by frozen (V,), cost nothing; (0,): none is frozen.
     """
     if WIDTH <= D <= 8 * WIDTH and rule["by_step"]:
-        lanes = _new_lanes(D)
-        for u in range(first_row, last_row):
-            if u + AHEAD < last_row and moves(rows[u + AHEAD], frozen):
-                _ask_to_write_row(table, np.int64(rows[u + AHEAD]), D)
-            if not moves(rows[u], frozen):
-                continue
+        _update_by_steps(
+            rule, table, rows, begins, bags, first_row, last_row, frozen, scales, gradient, D, per_row, _new_lanes(D)
+        )  # fmt: skip
+    else:
+        _update_by_sums(
+            rule, table, rows, begins, bags, first_row, last_row, frozen, scales, gradient, D, per_row, first, second,
+            np.empty(D + WIDTH, np.float32),
+        )  # fmt: skip
+
+
+@borrower
+def _update_by_steps(
+    rule, table, rows, begins, bags, first_row, last_row, frozen, scales, gradient, D, per_row, lanes
+):  # fmt: skip
+    """update_from_transposed for rows that registers hold, moved by steps alone; lanes: _new_lanes(D)."""
+    for u in range(first_row, last_row):
+        if u + AHEAD < last_row and moves(rows[u + AHEAD], frozen):
+            _ask_to_write_row(table, np.int64(rows[u + AHEAD]), D)
+        if moves(rows[u], frozen):
             _update_in_registers(
                 rule, table, np.int64(rows[u]), bags, begins[u], begins[u + 1], scales, gradient, D, per_row, lanes
             )  # fmt: skip
-        return
-    _update_by_sums(
-        rule, table, rows, begins, bags, first_row, last_row, frozen, scales, gradient, D, per_row, first, second,
-        np.empty(D + WIDTH, np.float32),
-    )  # fmt: skip
 
 
-@helper
+@borrower
 def _update_by_sums(
     rule, table, rows, begins, bags, first_row, last_row, frozen, scales, gradient, D, per_row, first, second, sums
 ):  # fmt: skip
     """update_from_transposed by way of sums (D + WIDTH,): the gradient of one row after another."""
-    # The address is taken once, since that counts references, and where `sums` is an argument, so that it outlives it.
+    # The address is taken where `sums` is an argument, so that it outlives it.
     total = np.int64(sums.ctypes.data)  # otherwise helpers are compiled for uintp, too
     for u in range(first_row, last_row):
         if u + AHEAD < last_row and moves(rows[u + AHEAD], frozen):
@@ -226,7 +234,7 @@ def _update_by_sums(
             update_row(rule, table, np.int64(rows[u]), total, D, per_row, first, second)
 
 
-@helper
+@borrower
 def ask_for_row(table, row, D):
     """Prefetch a row that will be read."""
     at = table + FLOAT_BYTES * row * D
@@ -234,7 +242,7 @@ def ask_for_row(table, row, D):
         prefetch(at + line)
 
 
-@helper
+@borrower
 def _ask_to_write_row(table, row, D):
     """Prefetch a row that will be written."""
     at = table + FLOAT_BYTES * row * D
@@ -242,7 +250,7 @@ def _ask_to_write_row(table, row, D):
         prefetch_to_write(at + line)
 
 
-@helper
+@borrower
 def _ask_to_write(table, first, second, row, D):
     """Prefetch a row and its state."""
     _ask_to_write_row(table, row, D)
@@ -263,7 +271,7 @@ def _new_lanes(D):
     return lanes
 
 
-@helper
+@borrower
 def _update_in_registers(rule, table, row, bags, first, last, scales, gradient, D, per_row, lanes):
     """Update a row by a step, if 8 vectors hold it: the sum of its gradients is never stored."""
     scaled = len(scales) > 0

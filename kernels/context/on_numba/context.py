@@ -36,7 +36,7 @@ def touched_rows(
         np.float32(1 / max(1, batch.pairs)), inputs.detach().contiguous().numpy(),
         outputs.detach().contiguous().numpy(), d_x, d_y, w,
     )  # fmt: skip
-    rows = torch.from_numpy(w.rows[0].astype(np.int64))
+    rows = torch.from_numpy(w.touched.rows[0].astype(np.int64))
     return ContextGradients(
         loss / max(1, batch.pairs),
         rows[:n_inputs],

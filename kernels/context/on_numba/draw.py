@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...machine.jit import entry, exact_entry, helper
+from ...machine.jit import entry, exact_entry
 
 _U64 = np.uint64
 _GOLDEN, _MULTIPLY_1, _MULTIPLY_2 = (
@@ -77,26 +77,6 @@ def draw_negatives(key, first, accept, alias, drawn, n):
         bits = hashed(own_key, _U64(k))
         word = np.int64(((bits >> _32) * V) >> _32)
         drawn[k] = alias[word] if (bits & _LOW) > _U64(accept[word]) else word
-
-
-@helper
-def number_rows(words, n, slot_of, slots, rows, visits, n_rows):
-    """Set slots (n,) to each word's local row; append new words to rows. Returns the number of rows.
-
-    visits counts how often each row occurs.
-    """
-    for i in range(n):
-        word = words[i]
-        slot = slot_of[word]
-        if slot < 0:
-            slot = n_rows
-            slot_of[word] = slot
-            rows[slot] = word
-            visits[slot] = 0
-            n_rows += 1
-        visits[slot] += 1
-        slots[i] = slot
-    return n_rows
 
 
 @exact_entry

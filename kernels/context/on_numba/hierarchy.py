@@ -6,27 +6,19 @@ so that the same call gives the same bits on any number of threads.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from ...machine.jit import exact_entry, helper
+from ...machine.jit import borrower, exact_entry, helper
+from ...machine.simd import FLOAT_BYTES, WIDTH, load, store
 from ...machine.team import Kernel, in_parallel
-from .draw import draw_positions, number_rows
-from .rounds import (
-    NO_LOCKS,
-    add_changes,
-    clear_factors,
-    copy_in,
-    rate_of,
-    set_factors,
-    shard_words_of,
-    to_changes,
-)
-from .tile import SKIPGRAM
+from .draw import draw_positions
+from .rounds import NO_LOCKS, rate_of, shard_words_of
+from .rows import add_row, dots, zero_row
+from .shard_rows import copy_in, forget_rows, merge_rows, number_rows, sort_by_part
+from .tile import NO_PAIR, SKIPGRAM, positive
 
 f32 = np.float32
-ZERO, ONE = f32(0), f32(1)
+ONE = f32(1)
 
 
 @exact_entry
@@ -77,42 +69,45 @@ def huffman_paths(parents, right, order, bounds, nodes, signs, fill):
             at = parents[at]
 
 
-@helper
-def _follow(h, d_h, signs, on_path, y, step):
-    """Update the nodes of a path, rows on_path of y, by h, and add their gradients to d_h; return the loss."""
-    D = len(h)
-    loss = 0.0
-    for k in range(len(signs)):
-        node = y[on_path[k]]
-        dot = ZERO
-        for d in range(D):
-            dot += h[d] * node[d]
-        s = signs[k] * dot
-        u = f32(math.exp(-abs(s)))
-        loss += math.log1p(u) + max(ZERO, -s)
-        g = step * signs[k] * ((u if s > ZERO else ONE) / (ONE + u))
-        for d in range(D):
-            before = node[d]
-            d_h[d] += g * before
-            node[d] = before + g * h[d]
-    return loss
+@borrower
+def _follow(h, d_h, signs, on_path, y, step, scores):
+    """Update the nodes of a path, rows on_path of y, by h, and add their gradients to d_h; return the loss.
+
+    h, d_h: addresses of (ld,). scores: scratch, in whole vectors. h is the same for all nodes, so that the exponentials
+    of a path take a vector, not a call each.
+    """
+    ld, nodes, n = y.shape[1], y.ctypes.data, len(signs)
+    row_bytes, padded = FLOAT_BYTES * ld, -(-n // WIDTH) * WIDTH
+    for k in range(n):
+        dots(h, nodes + row_bytes * np.int64(on_path[k]), ld, 1, ld, scores[k:])
+        scores[k] *= signs[k]
+    for k in range(n, padded):
+        scores[k] = NO_PAIR
+    loss = positive(scores, padded, -step, True)
+    for k in range(n):
+        node, g = nodes + row_bytes * np.int64(on_path[k]), signs[k] * scores[k]
+        for d in range(0, row_bytes, FLOAT_BYTES * WIDTH):
+            before = load(node + d)
+            store(load(d_h + d) + before * g, d_h + d)
+            store(before + load(h + d) * g, node + d)
+    return np.float64(loss)
 
 
-@helper
+@borrower
 def _step(i, mode, mean, w, p, path, step):
     """Process position i: in skip-gram each word of its window predicts it, in CBOW their mean or sum does.
 
     Returns (loss, pairs).
     """
-    x, y, slots = w.x[p], w.y[p], w.slots[p]
+    y, slots, scores = w.y[p], w.slots[p], w.scores[p]
     low, high = w.low[p, i], w.high[p, i]
-    h, d_h = w.h[p, 0], w.h[p, 1]
     word = w.words[p, i]
     begin, end = path.bounds[word], path.bounds[word + 1]
     signs, on_path = path.signs[begin:end], w.path_slots[p]
     for k in range(begin, end):
-        on_path[k - begin] = w.node_slot_of[p, path.nodes[k]]
-    D = len(h)
+        on_path[k - begin] = w.nodes.slot_of[p, path.nodes[k]]
+    ld, x = y.shape[1], w.x[p].ctypes.data
+    h, d_h = w.h[p, 0].ctypes.data, w.h[p, 1].ctypes.data
     around = high - low - 1
     if around == 0:
         return 0.0, 0
@@ -121,55 +116,42 @@ def _step(i, mode, mean, w, p, path, step):
         for j in range(low, high):
             if j == i:
                 continue
-            row = x[slots[j]]
-            for d in range(D):
-                d_h[d] = ZERO
-            loss += _follow(row, d_h, signs, on_path, y, step)
-            for d in range(D):
-                row[d] += d_h[d]
+            row = x + FLOAT_BYTES * ld * np.int64(slots[j])
+            zero_row(d_h, ld)
+            loss += _follow(row, d_h, signs, on_path, y, step, scores)
+            add_row(d_h, row, ld)
         return loss, around
     share = ONE / f32(around)
     forth, back = (share, ONE) if mean else (ONE, share)
-    for d in range(D):
-        h[d] = ZERO
-        d_h[d] = ZERO
+    zero_row(h, ld)
+    zero_row(d_h, ld)
     for j in range(low, high):
         if j != i:
-            row = x[slots[j]]
-            for d in range(D):
-                h[d] += forth * row[d]
-    loss += _follow(h, d_h, signs, on_path, y, step)
+            _add_scaled(x + FLOAT_BYTES * ld * np.int64(slots[j]), forth, h, ld)
+    loss += _follow(h, d_h, signs, on_path, y, step, scores)
     for j in range(low, high):  # every word of a mean gets the whole gradient, as in word2vec
         if j != i:
-            row = x[slots[j]]
-            for d in range(D):
-                row[d] += back * d_h[d]
+            _add_scaled(d_h, back, x + FLOAT_BYTES * ld * np.int64(slots[j]), ld)
     return loss, 1
 
 
-@helper
+@borrower
+def _add_scaled(source, factor, target, width):
+    """target (width,) += factor * source, in whole vectors."""
+    for d in range(0, FLOAT_BYTES * width, FLOAT_BYTES * WIDTH):
+        store(load(target + d) + load(source + d) * factor, target + d)
+
+
+@borrower
 def _number_nodes(w, p, n, path):
-    """Assign a row of y to every node on the paths of the shard's words, and count its visits.
-
-    Returns the number of rows.
-    """
-    n_nodes = 0
+    """Number every node on the paths of the shard's words, and count its visits."""
+    slots = w.path_slots[p]  # unused afterwards
     for i in range(n):
-        word = w.words[p, i]
-        for k in range(path.bounds[word], path.bounds[word + 1]):
-            node = path.nodes[k]
-            slot = w.node_slot_of[p, node]
-            if slot < 0:
-                slot = n_nodes
-                w.node_slot_of[p, node] = slot
-                w.nodes[p, slot] = node
-                w.node_visits[p, slot] = 0
-                n_nodes += 1
-            w.node_visits[p, slot] += 1
-    return n_nodes
+        begin, end = path.bounds[w.words[p, i]], path.bounds[w.words[p, i] + 1]
+        number_rows(path.nodes[begin:end], end - begin, w.nodes, p, slots)
 
 
-@helper
+@borrower
 def _train_shard(p, stream, keep, path, steps, rate, tables, w, r, found):
     """Process shard p's part of round r: compute its changes, and add up its loss and pairs."""
     first, last = shard_words_of(len(stream.tokens), p, len(w.words), steps.shard_words, r)
@@ -177,35 +159,25 @@ def _train_shard(p, stream, keep, path, steps, rate, tables, w, r, found):
         stream.tokens, stream.bounds, first, last, keep, stream.key, (steps.window, steps.shrink),
         w.words[p], w.low[p], w.high[p],
     )  # fmt: skip
-    n_inputs = number_rows(w.words[p], n, w.slot_of[p], w.slots[p], w.rows[p], w.visits[p], 0)
-    n_nodes = _number_nodes(w, p, n, path)
-    w.n_rows[p], w.n_nodes[p] = n_inputs, n_nodes
-    copy_in(tables.inputs, w.rows[p], n_inputs, w.x[p])
-    copy_in(tables.outputs, w.nodes[p], n_nodes, w.y[p])
+    forget_rows(w.touched, p)
+    number_rows(w.words[p], n, w.touched, p, w.slots[p])
+    forget_rows(w.nodes, p)
+    _number_nodes(w, p, n, path)
+    sort_by_part(w.touched, p)
+    sort_by_part(w.nodes, p)
+    copy_in(tables.inputs, w.touched.rows[p], w.touched.counts[p], w.x[p])
+    copy_in(tables.outputs, w.nodes.rows[p], w.nodes.counts[p], w.y[p])
     for i in range(n):
         loss, pairs = _step(i, steps.mode, steps.mean, w, p, path, f32(rate))
         found[p, 0] += loss
         found[p, 1] += pairs
-    for u in range(n_inputs):
-        w.slot_of[p, w.rows[p, u]] = -1
-    for u in range(n_nodes):
-        w.node_slot_of[p, w.nodes[p, u]] = -1
-    to_changes(tables.inputs, w.rows[p], n_inputs, w.x[p])
-    to_changes(tables.outputs, w.nodes[p], n_nodes, w.y[p])
 
 
 @helper
 def _merge_part(p, tables, w, rate, pull):
     """Add the changes of all shards to the rows of one part of both tables."""
-    P = len(w.rows)
-    set_factors(w.rows, w.visits, w.n_rows, w.factors, rate, pull, p)
-    for q in range(P):
-        add_changes(tables.inputs, w.rows[q], w.n_rows[q], w.x[q], w.factors, tables.locks, p, P)
-    clear_factors(w.rows, w.n_rows, w.factors, p)
-    set_factors(w.nodes, w.node_visits, w.n_nodes, w.factors, rate, pull, p)
-    for q in range(P):
-        add_changes(tables.outputs, w.nodes[q], w.n_nodes[q], w.y[q], w.factors, NO_LOCKS, p, P)
-    clear_factors(w.nodes, w.n_nodes, w.factors, p)
+    merge_rows(tables.inputs, w.touched, w.touched.counts, w.x, tables.locks, rate * pull, p)
+    merge_rows(tables.outputs, w.nodes, w.nodes.counts, w.y, NO_LOCKS, rate * pull, p)
 
 
 def _train_hierarchy(team, stream, keep, path, steps, rates, rounds, tables, w, found):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...machine.gemm import weighted_rows
-from ...machine.jit import helper
+from ...machine.jit import borrower
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, splat, store, sum_of
 
 ZERO = np.float32(0)
@@ -14,7 +14,7 @@ VECTORS = 8
 _combine, _add_combined = weighted_rows(VECTORS, accumulate=False), weighted_rows(VECTORS, accumulate=True)
 
 
-@helper
+@borrower
 def combine(a, lda, b, ldb, c, width, depth):
     """c (width,) = sum_k a[k lda] b[k]: a weighted sum of rows of b; width is in whole vectors, depth >= 1."""
     for d in range(0, width, VECTORS * WIDTH):
@@ -22,7 +22,7 @@ def combine(a, lda, b, ldb, c, width, depth):
         _combine(a, lda, b + FLOAT_BYTES * d, ldb, c + FLOAT_BYTES * d, n, depth)
 
 
-@helper
+@borrower
 def add_combined(a, lda, b, ldb, c, width, depth):
     """c (width,) += sum_k a[k lda] b[k]."""
     for d in range(0, width, VECTORS * WIDTH):
@@ -30,7 +30,7 @@ def add_combined(a, lda, b, ldb, c, width, depth):
         _add_combined(a, lda, b + FLOAT_BYTES * d, ldb, c + FLOAT_BYTES * d, n, depth)
 
 
-@helper
+@borrower
 def dots(x, y, ldy, n, width, out):
     """out[k] = dot product of x (width,) and row k of y (n, width), four rows at a time."""
     for k in range(0, n - 3, 4):
@@ -57,28 +57,28 @@ def dots(x, y, ldy, n, width, out):
         out[k] = sum_of(sum_0)
 
 
-@helper
+@borrower
 def copy_row(source, target, width):
     """target (width,) = source; width is in whole vectors, here and below."""
     for d in range(0, FLOAT_BYTES * width, FLOAT_BYTES * WIDTH):
         store(load(source + d), target + d)
 
 
-@helper
+@borrower
 def add_row(source, target, width):
     """target (width,) += source."""
     for d in range(0, FLOAT_BYTES * width, FLOAT_BYTES * WIDTH):
         store(load(target + d) + load(source + d), target + d)
 
 
-@helper
+@borrower
 def zero_row(target, width):
     """target (width,) = 0."""
     for d in range(0, FLOAT_BYTES * width, FLOAT_BYTES * WIDTH):
         store(splat(ZERO), target + d)
 
 
-@helper
+@borrower
 def gather(table, slots, first, last, target, width):
     """Gather rows of table for slots[first:last], one after the other."""
     source = table.ctypes.data

@@ -11,56 +11,35 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...machine.jit import helper
+from ...machine.jit import borrower, helper
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, store
 from ..batch import TILE
-from .draw import draw_negatives, draw_positions, number_rows
-from .rounds import (
-    LOSS_EVERY,
-    NO_LOCKS,
-    ONE,
-    add_changes,
-    clear_factors,
-    copy_in,
-    f32,
-    pairs_of,
-    scratch_of,
-    set_factors,
-    tile_options,
-    to_changes,
-)
+from .draw import draw_negatives, draw_positions
+from .rounds import LOSS_EVERY, NO_LOCKS, f32, pairs_of, scratch_of, tile_options
 from .rows import add_row, zero_row
+from .shard_rows import ONE, copy_in, forget_rows, merge_rows, number_rows, sort_by_part
 from .tile import CBOW, Vectors, Windows, tile_step
 
 
-@helper
-def _number_parts(words, visits, n_words, of_words, slot_of, begins, slots, rows, row_visits):
-    """Number the rows of each word (n_words,): slots[begins[u]:begins[u + 1]], from 0 on. Returns the number of rows.
+@borrower
+def _number_parts(touched, n_words, of_words, parts, begins, slots, p):
+    """Number the rows of the first n_words that shard p touched: slots[begins[u]:begins[u + 1]] are word u's in parts.
 
-    visits: how often each word occurs; row_visits: set to how often a word of each row does.
+    A row is visited as often as its words are.
     """
-    ids, bounds = of_words
-    n_rows = at = 0
+    (ids, bounds), words, visits = of_words, touched.rows[p], touched.visits[p]
+    at = 0
     for u in range(n_words):
         begins[u] = at
-        for k in range(bounds[words[u]], bounds[words[u] + 1]):
-            slot = slot_of[ids[k]]
-            if slot < 0:
-                slot = n_rows
-                slot_of[ids[k]] = slot
-                rows[slot] = ids[k]
-                row_visits[slot] = 0
-                n_rows += 1
-            row_visits[slot] += visits[u]
-            slots[at] = slot
-            at += 1
+        first, last = bounds[words[u]], bounds[words[u] + 1]
+        number_rows(ids[first:last], last - first, parts, p, slots[at:])
+        for k in range(last - first):
+            parts.visits[p, slots[at + k]] += visits[u] - 1
+        at += last - first
     begins[n_words] = at
-    for u in range(n_rows):
-        slot_of[rows[u]] = -1
-    return n_rows
 
 
-@helper
+@borrower
 def _make_vectors(copies, part_slots, begins, slots, x_slots, first, last, vectors, changes):
     """Compute the means of the rows of positions first..last into vectors (., ld); zero changes (., ld)."""
     ld = copies.shape[1]
@@ -78,7 +57,7 @@ def _make_vectors(copies, part_slots, begins, slots, x_slots, first, last, vecto
             store(load(at + d) * share, at + d)
 
 
-@helper
+@borrower
 def _hand_on(changes, part_slots, begins, slots, x_slots, first, last, copies):
     """Add the changes of the vectors of positions first..last to each of their rows."""
     ld = copies.shape[1]
@@ -89,21 +68,14 @@ def _hand_on(changes, part_slots, begins, slots, x_slots, first, last, copies):
             add_row(change, target + np.int64(part_slots[k]) * row_bytes, ld)
 
 
-@helper
+@borrower
 def go_over_subword_shard(stream, first, last, sampler, steps, rate, tables, parts, w, p):
     """Process words first..last as shard p; its changes stay in the workspaces w and parts.w.
 
     Returns (loss, positive pairs) of some of its tiles.
     """
-    s, M, D = parts.w, w.z.shape[1], tables.inputs.shape[1]
-    slots, low, high, drawn, rows, visits = (
-        w.slots[p],
-        w.low[p],
-        w.high[p],
-        w.drawn[p],
-        w.rows[p],
-        w.visits[p],
-    )
+    s, M, D, touched = parts.w, w.z.shape[1], tables.inputs.shape[1], w.touched
+    slots, low, high, drawn, rows = w.slots[p], w.low[p], w.high[p], w.drawn[p], touched.rows[p]
     copies, part_slots, begins, y = s.x[p], s.slots[p], s.begins[p], w.y[p]
     taught, changes, x_slots = s.vectors[p], s.changes[p], s.x_slots
     n = draw_positions(
@@ -111,18 +83,17 @@ def go_over_subword_shard(stream, first, last, sampler, steps, rate, tables, par
         w.words[p], low, high,
     )  # fmt: skip
     n_tiles = -(-n // TILE)
-    n_words = number_rows(w.words[p], n, w.slot_of[p], slots, rows, visits, 0)
-    n_parts = _number_parts(
-        rows, visits, n_words, parts.of_words, s.slot_of[p], begins, part_slots, s.rows[p], s.visits[p]
-    )
+    forget_rows(touched, p)
+    number_rows(w.words[p], n, touched, p, slots)
+    forget_rows(s.touched, p)
+    _number_parts(touched, touched.counts[p], parts.of_words, s.touched, begins, part_slots, p)
     draw_negatives(stream.key, first, sampler.accept, sampler.alias, drawn, n_tiles * M)
-    n_outputs = number_rows(drawn, n_tiles * M, w.slot_of[p], drawn, rows, visits, n_words)
-    for u in range(n_outputs):
-        w.slot_of[p, rows[u]] = -1
-        w.mark[p, u] = -1
-    s.counts[p], w.counts[p, 1] = n_parts, n_outputs
-    copy_in(tables.inputs, s.rows[p], n_parts, copies)
-    copy_in(tables.outputs, rows, n_outputs, y)
+    number_rows(drawn, n_tiles * M, touched, p, drawn)
+    sort_by_part(touched, p)
+    sort_by_part(s.touched, p)
+    w.mark[p, : touched.counts[p]] = -1
+    copy_in(tables.inputs, s.touched.rows[p], s.touched.counts[p], copies)
+    copy_in(tables.outputs, rows, touched.counts[p], y)
     loss, pairs = 0.0, 0
     how = tile_options(steps, rate, M, D)
     vectors, windows, scratch = (
@@ -142,19 +113,12 @@ def go_over_subword_shard(stream, first, last, sampler, steps, rate, tables, par
         _hand_on(changes, part_slots, begins, slots, x_slots, start, stop, copies)
         if watch:
             pairs += pairs_of(steps.mode, low, high, begin, end)
-    to_changes(tables.inputs, s.rows[p], n_parts, copies)
-    to_changes(tables.outputs, rows, n_outputs, y)
     return loss, pairs
 
 
 @helper
 def merge_subwords(tables, parts, w, rate, pull, part):
     """Add the changes of all shards to the rows of one part of both tables; the parts are disjoint."""
-    P, s = len(w.rows), parts.w
-    set_factors(s.rows, s.visits, s.counts, s.factors, rate, pull, part)
-    set_factors(w.rows, w.visits, w.counts[:, 1], w.factors, rate, pull, part)
-    for q in range(P):
-        add_changes(tables.inputs, s.rows[q], s.counts[q], s.x[q], s.factors, NO_LOCKS, part, P)
-        add_changes(tables.outputs, w.rows[q], w.counts[q, 1], w.y[q], w.factors, NO_LOCKS, part, P)
-    clear_factors(s.rows, s.counts, s.factors, part)
-    clear_factors(w.rows, w.counts[:, 1], w.factors, part)
+    s, touched = parts.w, w.touched
+    merge_rows(tables.inputs, s.touched, s.touched.counts, s.x, NO_LOCKS, rate * pull, part)
+    merge_rows(tables.outputs, touched, touched.counts, w.y, NO_LOCKS, rate * pull, part)

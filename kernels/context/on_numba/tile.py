@@ -27,7 +27,7 @@ from ...machine.gemm import (
     multiply_by_row_1,
     transpose_block,
 )
-from ...machine.jit import helper
+from ...machine.jit import borrower
 from ...machine.simd import FLOAT_BYTES, WIDTH, absolute, load, select, splat, store, sum_of
 from ..batch import TILE
 from .rows import add_combined, add_row, combine, copy_row, dots, gather, zero_row
@@ -80,8 +80,8 @@ class Scratch(NamedTuple):
     h_t: np.ndarray
 
 
-@helper
-def _positive(band, size, step, want_loss):
+@borrower
+def positive(band, size, step, want_loss):
     """Replace scores (size,) of pairs by step times their gradients; return the loss if wanted."""
     at = band.ctypes.data
     loss = splat(ZERO)
@@ -97,7 +97,7 @@ def _positive(band, size, step, want_loss):
     return sum_of(loss)
 
 
-@helper
+@borrower
 def _negative(z, share, size, step, want_loss):
     """Replace scores (size,) of negatives by step times share times their gradients; return the loss if wanted."""
     at, share_at = z.ctypes.data, share.ctypes.data
@@ -114,7 +114,7 @@ def _negative(z, share, size, step, want_loss):
     return sum_of(loss)
 
 
-@helper
+@borrower
 def _negative_scores(h, negative, h_t, z, M, D, ld):
     """z (M, TILE) = n h^T; h is transposed into h_t (ld, TILE) on the way."""
     for i in range(0, TILE, WIDTH):
@@ -130,7 +130,7 @@ def _negative_scores(h, negative, h_t, z, M, D, ld):
                 multiply_by_row_1(a, ld, b, TILE, c, TILE, D)
 
 
-@helper
+@borrower
 def _negative_gradients(h, negative, z, d_h, d_negative, M, ld):
     """d_h (TILE, ld) += z^T n; d_negative (M, ld) = z h."""
     for d in range(0, ld, PANEL):
@@ -151,7 +151,7 @@ def _negative_gradients(h, negative, z, d_h, d_negative, M, ld):
                 multiply_by_row_1(a, TILE, b, ld, c, ld, TILE)
 
 
-@helper
+@borrower
 def _shares(mode, windows, first, last, start, stop, drawn, each, scratch, stamp):
     """share (M, TILE) = `each` times a position's number of positive pairs whose output word is not the negative."""
     _, slots, low, high = windows
@@ -178,7 +178,7 @@ def _shares(mode, windows, first, last, start, stop, drawn, each, scratch, stamp
                     share[m, i - first] -= each
 
 
-@helper
+@borrower
 def _add_window(band, first, last, start, stop, window, source, target, slots, width):
     """Row slots[j] of target += sum_i band[i - first, j - start] source[i - first] for every j within a window."""
     ldb = band.shape[1]
@@ -192,7 +192,7 @@ def _add_window(band, first, last, start, stop, window, source, target, slots, w
             )  # fmt: skip
 
 
-@helper
+@borrower
 def tile_step(vectors, windows, first, last, drawn, how, want_loss, stamp, scratch):
     """Process the tile of positions first..last: add step times its gradients to to_x and to_y.
 
@@ -240,7 +240,7 @@ def tile_step(vectors, windows, first, last, drawn, how, want_loss, stamp, scrat
                 row[from_j:],
             )
             row[i - start] = NO_PAIR
-        loss += _positive(band, TILE * ldb, step, want_loss)
+        loss += positive(band, TILE * ldb, step, want_loss)
         for i in range(first, last):
             from_j = low[i] - start
             combine(
@@ -268,7 +268,7 @@ def tile_step(vectors, windows, first, last, drawn, how, want_loss, stamp, scrat
                 high[i] - low[i],
             )  # fmt: skip
             dots(at, y.ctypes.data + np.int64(slots[i]) * row_bytes, ld, 1, ld, scores[i - first :])
-        loss += _positive(scores, TILE, step, want_loss)
+        loss += positive(scores, TILE, step, want_loss)
         for i in range(count):
             at_y = np.int64(slots[first + i]) * row_bytes
             g = scores[i]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ...machine.jit import helper
+from ...machine.jit import borrower, helper
 from ...machine.team import Kernel, in_parallel
 from .rounds import go_over_shard, merge, rate_of, shard_words_of
 from .subword_rounds import go_over_subword_shard, merge_subwords
 
 
 # Numba drops the branch that the type of `parts` rules out, so each kind of training compiles only its own.
-@helper
+@borrower
 def _go_over(stream, first, last, sampler, steps, rate, tables, parts, w, p):
     if parts is None:
         return go_over_shard(stream, first, last, sampler, steps, rate, tables, w, p)
@@ -24,7 +24,7 @@ def _merge(tables, parts, w, rate, pull, p):
         merge_subwords(tables, parts, w, rate, pull, p)
 
 
-@helper
+@borrower
 def _train_shard(p, stream, sampler, steps, rate, tables, parts, w, r, found):
     """Process shard p's part of round r."""
     first, last = shard_words_of(len(stream.tokens), p, len(w.words), steps.shard_words, r)

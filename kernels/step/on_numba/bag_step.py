@@ -226,8 +226,8 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
     d_bias_ps = np.zeros((n_splits, S), np.float32)
     S_blocks = round_up(S, BLOCK_ROWS)
     d_weight_ps = scratch(n_splits * S_blocks if trains_heads else 0, round_up(D, WIDTH) + SKEW)
-    d_features = np.empty((B if trains_table else 0, D), np.float32)
-    pooled = np.empty((n_pools if n_pools > 1 else 0, B, D), np.float32)
+    d_features = scratch(B if trains_table else 0, D)
+    pooled = scratch(n_pools * B if n_pools > 1 else 0, D).reshape((n_pools if n_pools > 1 else 0, B, D))
     if n_pools > 1:
         in_parallel(team, n_pools, _pool_part, (table, D, ids, starts, pooled))
     in_parallel(team, n_splits, _run_bags, (

@@ -13,6 +13,7 @@ from mt2st_fast.kernels.context.on_numba import rounds
 from mt2st_fast.kernels.context.reference import reference_loss
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
 from mt2st_fast.kernels.context.workspace import WordRows, make_workspace
+from mt2st_fast.kernels.machine.simd import WIDTH
 
 MARGIN = 2e-6  # a few float32 roundings: sums in another order
 MODES = ("skipgram", "cbow")
@@ -63,11 +64,16 @@ def ours(inputs, outputs, batch, **options):
     return {"loss": torch.tensor(made.loss), "d_inputs": d_inputs, "d_outputs": d_outputs}
 
 
+def floats_of(workspace):
+    """Its arrays of float32, all of which a kernel must write before it reads them."""
+    return [a for a in workspace if isinstance(a, np.ndarray) and a.dtype == np.float32]
+
+
 def poisoned(V: int, D: int, batch, splits: int):
     """A workspace in which every number that may be set is NaN or nonsense."""
     w = make_workspace(V, D, splits, max(1, len(batch.words)), batch.window, batch.drawn.shape[1])
-    for name, array in w._asdict().items():
-        if name not in ("slot_of", "factors"):
+    for name, array in (w._asdict() | w.touched._asdict()).items():
+        if name not in ("touched", "slot_of", "counts"):
             array.fill(np.nan if array.dtype == np.float32 else 7)
     return w
 
@@ -186,8 +192,8 @@ def train(
     inputs, outputs = (table.numpy().copy() for table in make_tables(80, D))
     options = ContextOptions(mode=mode, shards=shards, shard_words=200, shared=16)
     training = ContextTraining(inputs, outputs, word_sampler(counts), options)
-    for name in ("x", "y", "tile_rows", "band", "z", "share", "h_t"):
-        getattr(training._workspace, name).fill(np.nan)
+    for array in floats_of(training._workspace):
+        array.fill(np.nan)
     losses = [training.run(tokens, bounds, stream_key(5, 0), part, 0.05, 1e-6, 1e-4) for part in rounds]
     assert all(np.isfinite(loss) for loss, _ in losses)
     return inputs, outputs
@@ -242,6 +248,43 @@ def test_a_tile_of_training_is_one_step_down_the_gradient(mode):
         assert torch.from_numpy(after).double().sub(expected).norm() <= 2e-6 * expected.norm()
 
 
+@pytest.mark.parametrize("D", [5, 32, 37])
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_round_adds_the_changes_of_all_shards_to_each_row(D, locked):
+    """What a shard changes depends on its own words only: it changes the same when the others have none."""
+    P, n = 3, 60
+    tokens, bounds, counts = make_stream(40, [P * n])
+    locks = np.linspace(0, 1, 40, dtype=np.float32) if locked else np.empty(0, np.float32)
+
+    def after_a_round(own: np.ndarray, pull: float) -> list[np.ndarray]:
+        tables = [table.numpy().copy() for table in make_tables(40, D)]
+        options = ContextOptions(mode="skipgram", shards=P, shard_words=n, shared=8, pull=pull)
+        training = ContextTraining(*tables, word_sampler(counts, 0), options, locks=locks)
+        training.run(own, bounds, stream_key(7, 0), (0, 1), 0.02, 0.0, 0.0)
+        return tables
+
+    before = [table.numpy() for table in make_tables(40, D)]
+    alone = [
+        after_a_round(np.where(np.arange(P * n) // n == shard, tokens, -1).astype(np.int32), 0.0)
+        for shard in range(P)
+    ]
+    together, pulled = after_a_round(tokens, 0.0), after_a_round(tokens, 1.0)
+    for table in range(2):
+        changes = sum(of_shard[table] - before[table] for of_shard in alone)
+        assert np.abs(together[table] - before[table] - changes).max() < 1e-6
+        assert ((changes != 0).any(1)).sum() > 30
+        moved = (np.abs(changes) > 1e-3).any(1)
+        shrink = np.abs(pulled[table] - before[table])[moved].sum(1) / np.abs(changes)[moved].sum(1)
+        assert (shrink < 1).all()
+        assert (shrink > 0.3).all()
+
+
+def test_vectors_of_a_workspace_do_not_straddle_cache_lines():
+    for array in floats_of(make_workspace(60, 37, 2, 50, 5, 16)):
+        assert array.ctypes.data % 64 == 0
+        assert array.strides[-2] % min(64, 4 * WIDTH) == 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shards", [1, 2, 8])
 def test_many_shards_stay_stable(mode, shards):
@@ -287,9 +330,8 @@ def train_subwords(mode: str, shards: int = 2, threads: int = 2, rounds=((0, 6),
     settings = ContextOptions(mode=mode, shards=shards, shard_words=200, shared=16, **options)
     training = ContextTraining(inputs, outputs, word_sampler(counts), settings, subwords)
     for workspace in (training._workspace, training._subword_workspace):
-        for array in workspace:
-            if array.dtype == np.float32 and array.ndim > 1:
-                array.fill(np.nan)
+        for array in floats_of(workspace):
+            array.fill(np.nan)
     losses = [training.run(tokens, bounds, stream_key(5, 0), part, 0.05, 1e-6, 1e-4) for part in rounds]
     assert all(np.isfinite(loss) for loss, _ in losses)
     return inputs, outputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,14 +14,17 @@ import threading
 import time
 from pathlib import Path
 
+import numba
+import numpy as np
 import pytest
 from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 
 import mt2st_fast.kernels.machine as machine_package
 from mt2st_fast.compiling import compile_seconds, on_compile
+from mt2st_fast.kernels.bags.on_numba.row_sums import sum_rows
 from mt2st_fast.kernels.machine import cache, compiling
-from mt2st_fast.kernels.machine.jit import entry
+from mt2st_fast.kernels.machine.jit import borrower, entry, helper
 
 MACHINE = Path(machine_package.__file__).parent
 
@@ -386,3 +390,33 @@ def test_only_callbacks_of_the_compiling_thread_are_kept(monkeypatch):
 
 def _plain(x):
     return x
+
+
+# --- borrowers -------------------------------------------------------------------------------------------
+
+
+def first_of_copy(rows, r):
+    return rows[r].copy()[0]
+
+
+def test_a_borrower_counts_no_references_where_a_helper_does():
+    counted = []
+    for compiled in (helper(sum_rows.py_func), borrower(sum_rows.py_func)):
+        compiled.compile("void(int64, int64, int32[::1], int64, int64, float32[::1], int64)")
+        [code] = compiled.inspect_llvm().values()
+        of_its_own = code.split("_sum_narrow_rows")[0]
+        counted.append(bool(re.search(r"call .*@NRT_(incref|decref)", of_its_own)))
+    assert counted == [True, False]
+
+
+def test_a_borrower_makes_no_array_but_a_helper_that_it_calls_first_may():
+    with pytest.raises(Exception, match="NRT required"):
+        borrower(first_of_copy).compile("float32(float32[:, ::1], int64)")
+    copies = helper(first_of_copy)
+
+    def call(rows, r):
+        return copies(rows, r)
+
+    by_borrower = borrower(call)
+    run = numba.njit(lambda rows: by_borrower(rows, 1))
+    assert run(np.array([[1, 2], [3, 4]], np.float32)) == 3
