@@ -96,6 +96,8 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.model.pooling": {"Pooling"},
     "mt2st_fast.model.encoders": None,
     "mt2st_fast.training.optim": None,
+    "mt2st_fast.training.processes.board": {"raise_to", "wait_for"},
+    "mt2st_fast.training.processes.gradients": {"sum_pieces"},
     "mt2st_fast.training.engines.bag_training": None,
     "mt2st_fast.training.engines.text_calls": None,
     "mt2st_fast.training.engines.text_gradients": None,

@@ -7,7 +7,7 @@ pass itself updates the rows, and no gradient is made at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -130,6 +130,16 @@ def choose_embedding_backend(device: torch.device, requested: str = "auto") -> C
     Raises as `choose_backend` does. "auto" falls back to plain torch if there is no kernel.
     """
     return ROOM.choose(device.type, torch.float32, requested)
+
+
+def sum_pieces(
+    pieces: Sequence[tuple[Tensor, Tensor]], V: int, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Return (rows (U,) int64 ascending, their gradients (U, D)): the sum of row-sparse gradients of a table (V, D).
+
+    pieces: (rows (n,) integers, ascending, gradients (n, D)) each; a row's gradients are added in the order of pieces.
+    """
+    return serving(pieces[0][1], backend).sum_pieces(pieces, V)
 
 
 # --- optimizer steps -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -42,6 +43,9 @@ class BagKernels(Protocol):
 
     def sum_repeated(self, rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
         """Sum the gradients of equal rows: rows (M,), gradient (M, D) -> (rows ascending, gradients)."""
+
+    def sum_pieces(self, pieces: Sequence[tuple[Tensor, Tensor]], V: int) -> tuple[Tensor, Tensor]:
+        """Sum the gradients of equal rows of several pieces, as `sum_pieces` in op.py does."""
 
     def update_rows(
         self, rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -79,6 +81,12 @@ def is_ascending(rows: Tensor) -> bool:
 def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
     """Sum the gradients of equal rows: rows (M,), gradient (M, D) -> (rows ascending, gradients)."""
     return row_gradient(gradient, Bags(rows, torch.arange(len(rows) + 1, device=rows.device), None), V)
+
+
+def sum_pieces(pieces: Sequence[tuple[Tensor, Tensor]], V: int) -> tuple[Tensor, Tensor]:
+    """Sum the gradients of equal rows of several pieces, as `sum_pieces` in op.py does."""
+    rows, values = zip(*pieces, strict=True)
+    return sum_repeated(torch.cat(rows), torch.cat(values), V)
 
 
 @torch.no_grad()

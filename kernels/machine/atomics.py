@@ -101,6 +101,12 @@ def yield_core(typing_context):  # type: ignore[no-untyped-def]
     return types.void(), lambda context, builder, _, args: _call(context, builder, "sched_yield", args)
 
 
+@intrinsic
+def sleep_microseconds(typing_context, microseconds):  # type: ignore[no-untyped-def]
+    """Sleep for less than a second."""
+    return types.void(types.int64), lambda context, builder, _, args: _call(context, builder, "usleep", args)
+
+
 def _call(context: Any, builder: Any, name: str, args: Any) -> Any:
     """Call a POSIX function whose error code could only mean corrupt memory, so it is ignored."""
     if sys.platform != "win32":  # Windows has none of them: a team there is one thread

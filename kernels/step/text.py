@@ -24,7 +24,10 @@ MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider head is computed in ch
 
 
 class BatchGradients(NamedTuple):
-    """Losses and hits (K,), and for R rows of the table their indices (R,) int64, ascending, and gradients (R, D)."""
+    """Losses and hits (K,), and for R rows of the table their indices (R,) int64, ascending, and gradients (R, D).
+
+    The model's next gradients overwrite those of rows.
+    """
 
     losses: Tensor
     correct: Tensor

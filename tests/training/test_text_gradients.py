@@ -11,7 +11,7 @@ from mt2st_fast.kernels import Dropout, text_gradients, text_step
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.text_gradients import TextGradients
 from mt2st_fast.training.engines.text_training import TextTraining
-from mt2st_fast.training.optim import SGD, LazyAdam
+from mt2st_fast.training.optim import ROW_STATE, SGD, LazyAdam
 from tests.training.small_runs import Stop
 from tests.training.test_text_training import KINDS, TASKS, batch, model, parameters
 
@@ -240,6 +240,17 @@ def test_a_hook_that_is_set_in_the_middle_of_a_run_is_called():
     history = trainer.fit([batch(32, seed=s) for s in range(6)], epochs=1)
     assert hook.calls == 3
     assert history.phases[0].passed_over[NAME] == "in some steps: a module has hooks"
+
+
+def test_the_state_of_rows_is_made_with_the_phase():
+    """Else the first step would make it, and be timed with it: it may be as large as two tables."""
+    encoder, heads = model()
+    trainer = Trainer(encoder, heads, schedule=MultiTask(), device="cpu", clip_norm=1.0)
+    run = trainer.begin([batch(32)], epochs=1)
+    run._enter_phase_if_due()
+    assert run.history.phases[0].engine == NAME
+    assert any(name.startswith(ROW_STATE) for name in run.optimizer.state[encoder.table])
+    run.close()
 
 
 def test_types_of_64_bits_and_columns_of_a_wider_batch_are_taken():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from ...machine.team import PARALLEL_FLOATS, pieces_of, splits_of
 from ..batch import Bags
 from ..rules import RowRule, RowState, packed
 from . import ids as numba_bag_ids
+from . import row_merge as numba_row_merge
 from . import row_sums as numba_row_sums
 from . import row_updates as numba_row_updates
 
@@ -73,6 +75,20 @@ def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor
     """Sum the gradients of equal rows: rows (M,), gradient (M, D) -> (rows ascending, gradients)."""
     ids = rows.to(torch.int32)
     return row_gradient(gradient, Bags(ids, torch.arange(len(ids) + 1), None), V)
+
+
+def sum_pieces(pieces: Sequence[tuple[Tensor, Tensor]], V: int) -> tuple[Tensor, Tensor]:
+    """Sum the gradients of equal rows of several pieces, as `sum_pieces` in op.py does."""
+    del V
+    values = [gradient.contiguous() for _, gradient in pieces]
+    D, bounds = values[0].shape[1], np.cumsum([0, *map(len, values)])
+    rows, begins, sources = numba_row_merge.merged(torch.cat([rows for rows, _ in pieces]).numpy(), bounds)
+    sums = torch.empty(len(rows), D, dtype=torch.float32)
+    addresses = np.array([gradient.data_ptr() for gradient in values])
+    numba_row_merge.sum_sources(
+        begins, sources, bounds, addresses, sums.numpy(), pieces_of(sums.numel(), PARALLEL_FLOATS)
+    )
+    return torch.from_numpy(rows), sums
 
 
 def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState) -> None:

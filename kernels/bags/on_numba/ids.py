@@ -108,7 +108,7 @@ def group_bags(ids, bounds, largest, part, parts):
             # Branch-free: always written, then kept or not, as the branch would be unpredictable.
             keys[n] = (np.uint64(row) << np.uint64(32)) | np.uint64(bag)
             n += np.int64((row != NONE) & (part_of(row, parts) == part))
-    keys = _sorted(keys[:n], largest)
+    keys = sort_keys(keys[:n], largest)
     bags, unique, starts = np.empty(n, np.int32), np.empty(n + 1, np.int32), np.empty(n + 1, np.int64)
     U, before = 0, np.int32(NONE)
     for i in range(n):
@@ -124,7 +124,7 @@ def group_bags(ids, bounds, largest, part, parts):
 
 
 @helper
-def _sorted(keys, largest):
+def sort_keys(keys, largest):
     """Sort keys by their upper halves, stably, digit by digit from the lowest one."""
     bits = 1
     while (largest >> bits) > 0:

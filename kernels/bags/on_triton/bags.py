@@ -11,6 +11,7 @@ bag; whatever their values, no row is read or updated for them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -101,6 +102,12 @@ def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
 def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
     """Sum the gradients of equal rows: rows (M,), gradient (M, D) -> (rows ascending, gradients)."""
     return row_gradient(gradient, Bags(rows.to(torch.int32), None, None), V)
+
+
+def sum_pieces(pieces: Sequence[tuple[Tensor, Tensor]], V: int) -> tuple[Tensor, Tensor]:
+    """Sum the gradients of equal rows of several pieces, as `sum_pieces` in op.py does."""
+    rows, values = zip(*pieces, strict=True)
+    return sum_repeated(torch.cat(rows), torch.cat(values), V)
 
 
 def dense_gradient(gradient: Tensor, bags: Bags, V: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Index of a batch for a step on the words of a text.
 
 Which types the batch holds, which is known before anything is computed; and where they are, and which types each row of
-the table is in, which only gradients need. Numbers are assigned in the order of first appearance, so nothing is sorted.
+the table is in, which only gradients need. Numbers are assigned in the order of first appearance, so nothing is sorted
+but the rows whose gradients are handed out.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...bags.on_numba.ids import sort_keys
 from ...bags.on_numba.row_updates import moves
 from ...machine.jit import entry, helper
 from ..text_model import TextStepModel
 
 NONE = -1
+LOW_HALF = np.uint64(0xFFFFFFFF)
 
 
 class Rows(NamedTuple):
@@ -148,8 +151,26 @@ def index_types(rows, index):
 
 
 @helper
-def index_rows(rows, rows_of_type, frozen, index):
-    """Find the positions of each type; number the rows of the table that are updated, and find the types of each."""
+def _number_ascending(found, n, V, slots, n_slots):
+    """Renumber n distinct values in [0, V) in their order; slots (n_slots,) hold their numbers."""
+    keys = np.empty(n, np.uint64)
+    for u in range(n):
+        keys[u] = (np.uint64(found[u]) << np.uint64(32)) | np.uint64(u)
+    keys = sort_keys(keys, V - 1)
+    renumbered = np.empty(n, np.int32)
+    for u in range(n):
+        found[u] = np.int32(keys[u] >> np.uint64(32))
+        renumbered[np.int64(keys[u] & LOW_HALF)] = u
+    for i in range(n_slots):
+        slots[i] = renumbered[slots[i]]
+
+
+@helper
+def index_rows(rows, rows_of_type, frozen, ascending, index):
+    """Find the positions of each type; number the rows of the table that are updated, and find the types of each.
+
+    ascending: number the rows in their order, not as they appear.
+    """
     U, M = index.counts[0], rows_of_type.shape[1]
     _transpose(index.slots, _vector_of_position(rows), len(rows.types), U, index.begins, index.positions)
     owners, moving = np.empty(U * M + 1, np.int32), np.empty(U * M + 1, np.int32)
@@ -165,4 +186,6 @@ def index_rows(rows, rows_of_type, frozen, index):
     slots = np.empty(total, np.int32)
     R = _number(moving, total, index.slot_of_row, slots, index.rows)
     index.counts[1] = R
+    if ascending:
+        _number_ascending(index.rows, R, len(index.slot_of_row), slots, total)
     _transpose(slots, owners, total, R, index.row_begins, index.row_types)

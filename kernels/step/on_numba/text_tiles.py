@@ -191,7 +191,7 @@ def run_tile(
     """
     if p == 0:
         if reach == TO_TABLE:
-            index_rows(texts, table.rows_of_type, table.frozen, index)
+            index_rows(texts, table.rows_of_type, table.frozen, table.d_rows != 0, index)
         return
     tile, H, S, F = p - 1, len(hidden_bias), columns[-1], W * D
     first = tile * TILE_ROWS

@@ -102,24 +102,23 @@ class ExchangingSteps(EagerSteps):
         Raises InputError if one process trains something else.
         """
         parts = self._parts
+        active, n_heads = parts.heads.active, len(parts.heads.names)
         counts = [label_counts(parts.heads, batches, parts.device) for batches in micro_steps]
-        counts_mk = torch.stack(counts) if counts else torch.zeros(0, len(parts.heads.active))
-        counts_mk = counts_mk.double().cpu()
-        told = torch.cat(
-            [torch.tensor([self._phase, len(micro_steps)], dtype=torch.float64), counts_mk.sum(0)]
-        )
+        counts_mk = torch.stack(counts).double().cpu() if counts else torch.zeros(0, len(active)).double()
         # The same length in every process, whatever it trains: otherwise processes that differ could not report it.
-        told = torch.nn.functional.pad(told, (0, len(parts.heads.names) - len(parts.heads.active)))
-        of_all = torch.stack(parts.processes.gather(told))
-        if (wrong := (of_all[:, 0] != of_all[0, 0]).nonzero()).numel():
+        told = [self._phase, len(micro_steps), *counts_mk.sum(0).tolist(), *[0.0] * (n_heads - len(active))]
+        found = parts.processes.gather(torch.tensor(told, dtype=torch.float64))
+        of_all = torch.stack(found).tolist()
+        if wrong := [rank for rank, of_one in enumerate(of_all) if of_one[0] != of_all[0][0]]:
             raise InputError(
-                f"process {int(wrong[0])} of {len(of_all)} trains other tasks or parameters than process 0: schedules "
+                f"process {wrong[0]} of {len(of_all)} trains other tasks or parameters than process 0: schedules "
                 "and callbacks must do the same in every process"
             )
-        totals_k = of_all[:, 2 : 2 + counts_mk.shape[1]].sum(0)
+        totals = [sum(of_one[2 + k] for of_one in of_all) for k in range(len(active))]
         # If no process has a label of a task, it is unknown whether another one had its targets.
-        tasks = {name for name, total in zip(parts.heads.active, totals_k.tolist(), strict=True) if total > 0}
-        step = 1 / max(1, int(of_all[:, 1].sum()))
+        tasks = {name for name, total in zip(active, totals, strict=True) if total > 0}
+        totals_k = torch.tensor(totals, dtype=torch.float64)
+        step = 1 / max(1, int(sum(of_one[1] for of_one in of_all)))
         shares = shares_of(parts.heads, counts_mk, totals_k, tasks, step)
         return shares._replace(labels_mk=shares.labels_mk.float().to(parts.device))
 

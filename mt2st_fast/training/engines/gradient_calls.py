@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.training.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
-from mt2st_fast.training.engines.held_parameters import MOVES
+from mt2st_fast.training.engines.held_parameters import MOVES, are_moved
 from mt2st_fast.training.engines.shares import shares_here
 from mt2st_fast.training.engines.text_gradients import TextGradients
 from mt2st_fast.training.engines.word_gradients import (
@@ -19,6 +20,7 @@ from mt2st_fast.training.engines.word_gradients import (
     split_by_words,
     words_obstacle,
 )
+from mt2st_fast.training.optim import RowSparseOptimizer
 
 
 class GradientCalls:
@@ -34,10 +36,20 @@ class GradientCalls:
     def enter_phase(self) -> None:
         """Check model and optimizer again."""
         self.gradients, self._obstacle = None, self._found_obstacle()
+        if self._obstacle is None:
+            self._make_row_state()
 
     def obstacle(self) -> str | None:
         """Return why it cannot make the gradients of this phase, or None."""
         return self._obstacle
+
+    def _make_row_state(self) -> None:
+        """Make the state of the table, which may be as large as itself, before a step needs it: as one call does."""
+        encoder, optimizer = self._parts.encoder, self._parts.optimizer
+        assert isinstance(encoder, WindowEncoder | BagEncoder)
+        assert isinstance(optimizer, RowSparseOptimizer)
+        if any(are_moved([encoder.table], optimizer)):
+            optimizer.row_state(encoder.table)
 
     def _found_obstacle(self) -> str | None:
         parts = self._parts
@@ -65,10 +77,10 @@ class GradientCalls:
             return reason
         if not all(rows for rows, _ in split):
             return "a task on words has no head"
-        # A hook may have been set since: compared to the optimizer's own step, checking costs little.
-        if reason := TextGradients.obstacle(parts.encoder, parts.heads, parts.optimizer):
-            return reason
         if self.gradients is None:
+            # A hook may have been set since the phase began; from now on, `declines` looks for them.
+            if reason := TextGradients.obstacle(parts.encoder, parts.heads, parts.optimizer):
+                return reason
             self.gradients = TextGradients(parts.encoder, parts.heads, parts.optimizer)
             self._on_words = WordGradients(self.gradients.encoder, parts.heads)
         return self.gradients.declines()

@@ -47,6 +47,7 @@ class TextGradients(TextCalls):
         """
         words = words_of(inputs)
         batch = self._heads.batch(targets, torch.Size([words.n_rows]), weights, words.types.device)
+        self._keep_rows()
         found = text_gradients(
             self._model_of(batch.layout), words, batch.targets, batch.weights, self._dropout(), moves, beside
         )
@@ -58,14 +59,20 @@ class TextGradients(TextCalls):
             self._reached += [p for name in batch.layout.names for p in self._heads.linear(name).parameters()]
         return self._heads.over_active(found.losses, batch)
 
+    def _keep_rows(self) -> None:
+        """Copy the last gradients of rows, which the next call may overwrite."""
+        if self._rows:
+            rows, d_rows = self._rows[-1]
+            self._rows[-1] = rows, d_rows.clone()
+
     def hand_out(self) -> None:
         """Put the sums since `begin` into `.grad` of every parameter that a batch has reached."""
         for parameter in dict.fromkeys(self._reached):
             parameter.grad = self._gradients.get(parameter)
         table = self.encoder.table
         if self._rows:
-            rows, d_rows = map(torch.cat, zip(*self._rows, strict=True))
             is_one = len(self._rows) == 1
+            rows, d_rows = self._rows[0] if is_one else map(torch.cat, zip(*self._rows, strict=True))
             table.grad = torch.sparse_coo_tensor(
                 rows.unsqueeze(0), d_rows, table.shape, is_coalesced=is_one, check_invariants=False
             )

@@ -2,19 +2,21 @@
 
 A step takes two messages. The first is one sum over float32 numbers: the losses, which parameters have a gradient at
 all (one without a gradient in any process is not stepped, as with one process), how many rows each process has of each
-table, and the dense gradients. The second, if there are rows, carries them: every process sends its own, each once, in
-as many bytes as the process with the most rows needs.
+table, and the dense gradients. The second, if there are rows, carries them: every process sends its own, each once, and
+by gloo in as many bytes as the process with the most rows needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.kernels import sum_pieces
 from mt2st_fast.training.processes.group import Processes
 
 DIGIT = 4096  # row counts travel as two float32 digits, each of which is exact
@@ -107,19 +109,19 @@ class Exchange:
             sum(_bytes_of(table, of_table[rank]) for table, of_table in zip(tables, sizes, strict=True))
             for rank in range(self.processes.count)
         ]
-        packed = torch.zeros(max(lengths), dtype=torch.uint8, device=tables[0].device)
-        _pack(packed, tables, own_rows)
-        found = self.processes.gather(packed) if len(packed) else [packed] * self.processes.count
-        pairs = [
+        device, write = tables[0].device, partial(_pack, tables, own_rows)
+        if any(lengths):
+            messages = self.processes.gather_written(write, lengths, device)
+        else:  # a gradient without rows counts as a step, in every process
+            messages = [torch.empty(0, dtype=torch.uint8, device=device)] * self.processes.count
+        of_processes = [
             _unpack(message, tables, [of_table[rank] for of_table in sizes])
-            for rank, message in enumerate(found)
+            for rank, message in enumerate(messages)
         ]
-        for table, of_all in zip(tables, zip(*pairs, strict=True), strict=True):
-            rows = torch.cat([rows for rows, _ in of_all]).long()
-            values = torch.cat([values for _, values in of_all])
-            # The optimizer sums repeated rows, in the same order in every process.
+        for table, pieces in zip(tables, zip(*of_processes, strict=True), strict=True):
+            rows, values = sum_pieces(pieces, len(table))
             table.grad = torch.sparse_coo_tensor(
-                rows.unsqueeze(0), values, table.shape, check_invariants=False
+                rows.unsqueeze(0), values, table.shape, is_coalesced=True, check_invariants=False
             )
 
 
@@ -179,7 +181,7 @@ def _bytes_of(table: Tensor, n_rows: int) -> int:
     return sum(map(_padded, _parts_of(table, n_rows)))
 
 
-def _pack(packed: Tensor, tables: Sequence[nn.Parameter], own_rows: Sequence[Tensor | None]) -> None:
+def _pack(tables: Sequence[nn.Parameter], own_rows: Sequence[Tensor | None], packed: Tensor) -> None:
     first = 0
     for table, rows in zip(tables, own_rows, strict=True):
         if rows is None or not rows._nnz():

@@ -10,7 +10,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -23,6 +23,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.meeting import meet, wait_for
 from mt2st_fast.model.sharded import is_sharded
 from mt2st_fast.numbers import plain
+from mt2st_fast.training.processes.board import Board, board_for
 from mt2st_fast.training.processes.watch import LostProcessError, Watch
 
 # Of a message, which waits for a process that evaluates or writes; the watch finds lost processes.
@@ -32,13 +33,15 @@ MOST_PATIENCE = timedelta(hours=12)
 class Processes:
     """`count` processes, of which this is number `rank`. All processes must call each method except the properties.
 
-    Numbers and texts travel by gloo on a CPU, tensors on a device by the group that `init_process_group` has made.
+    Numbers and texts travel on a CPU, by memory that the processes share if they are on one machine (`Board`), else by
+    gloo; tensors on a device by the group that `init_process_group` has made.
     Everything raises LostProcessError, naming the process, if another process is gone or has stopped.
     """
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank, self.count = rank, count
         self._group: Any = None
+        self._board: Board | None = None
         self._watch: Watch | None = None
         self._users = 1
         self.is_echo = False  # whether this one reported the same error as process 0
@@ -46,6 +49,10 @@ class Processes:
             self._world = dist.group.WORLD
             self._meet()
             self._group = dist.new_group(backend="gloo", timeout=MOST_PATIENCE)
+            if (
+                dist.get_backend() == "gloo"
+            ):  # else a step computes on a device, and little travels on the CPU
+                self._board = board_for(self.rank, self.count, self.from_first, self.any_of_all)
             self._watch = self._make_watch()
             self.barrier()
             self._watch.start()
@@ -66,23 +73,45 @@ class Processes:
         """Wait for all processes."""
         if self.are_several:
             with self._talking():
-                dist.barrier(group=self._group)
+                if self._board is None:
+                    dist.barrier(group=self._group)
+                else:
+                    self._board.barrier(self._check)
 
     def add_up(self, values: Tensor) -> Tensor:
         """Sum over all processes, in place: the same bits in every one."""
         if self.are_several:
             with self._talking():
-                dist.all_reduce(values, group=self._group_of(values))
+                if self._board is None or values.device.type != "cpu":
+                    dist.all_reduce(values, group=self._group_of(values))
+                else:
+                    self._board.add_up(values, self._check)
         return values
 
     def gather(self, values: Tensor) -> list[Tensor]:
         """Return the tensors of all processes, of one shape, in the order of the processes."""
         if not self.are_several:
             return [values]
-        found = [torch.empty_like(values) for _ in range(self.count)]
         with self._talking():
+            if self._board is not None and values.device.type == "cpu":
+                return self._board.gather(values, self._check)
+            found = [torch.empty_like(values) for _ in range(self.count)]
             dist.all_gather(found, values.contiguous(), group=self._group_of(values))
         return found
+
+    def gather_written(
+        self, write: Callable[[Tensor], None], lengths: Sequence[int], device: torch.device
+    ) -> list[Tensor]:
+        """Return the bytes of all processes, uint8, so many of each, in their order; they stay until the next message.
+
+        write: writes those of this process into a tensor on the device. The lengths are not all 0.
+        """
+        if self._board is not None and device.type == "cpu":
+            with self._talking():
+                return self._board.gather_written(write, lengths, self._check)
+        padded = torch.zeros(max(lengths), dtype=torch.uint8, device=device)
+        write(padded[: lengths[self.rank]])
+        return [found[:length] for found, length in zip(self.gather(padded), lengths, strict=True)]
 
     def gather_json(self, value: Any) -> list[Any]:
         """Return a JSON-able value from each process."""
@@ -186,11 +215,17 @@ class Processes:
         if self._users or not self.are_several:
             return
         _open = None if _open is self else _open
+        board, self._board = self._board, None
+        try:
+            self._leave()
+        finally:
+            if board is not None:
+                board.close()
+
+    def _leave(self) -> None:
         watch = self._watch
-        if (
-            watch is None
-        ):  # a group that somebody has left in trouble is let be: taking it down may wait for him
-            return
+        if watch is None:
+            return  # a group that somebody has left in trouble is let be: taking it down may wait for him
         try:
             self.barrier()
         finally:
@@ -228,6 +263,10 @@ class Processes:
             raise watch.explain(error) from error
         finally:
             watch.waits_since = None
+
+    def _check(self) -> None:
+        if self._watch is not None:
+            self._watch.check()
 
     def _make_watch(self) -> Watch:
         """Make a watch on its own store, kept by process 0: the group's store may be a file, or not ours."""

@@ -13,6 +13,7 @@ from mt2st_fast.kernels import (
     choose_embedding_backend,
     embedding_bag,
     fuse_update,
+    sum_pieces,
     unique_ids,
     update_rows,
 )
@@ -322,3 +323,26 @@ def test_it_compiles_without_sparse_gradients():
         torch.compile(embedding_bag, fullgraph=True, backend="eager")(
             table.requires_grad_(), ids, starts, sparse=True
         )
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("D", DIMS)
+def test_the_rows_of_several_pieces_are_added_in_their_order(D, backend):
+    generator = torch.Generator().manual_seed(D)
+    pieces = []
+    for n in (0, 120, 150, 1, V):
+        rows = torch.randperm(V, generator=generator)[:n].sort().values.int()
+        pieces.append((rows, 100 * torch.randn(n, D, generator=generator)))
+    whole = torch.zeros(V, D)
+    for rows, gradient in pieces:
+        whole[rows.long()] += gradient
+    rows, sums = sum_pieces(pieces, V, backend)
+    assert torch.equal(rows, torch.arange(V))
+    assert torch.equal(sums, whole)
+    rows, sums = sum_pieces(pieces[:3], V, backend)
+    found = torch.cat([pieces[1][0], pieces[2][0]]).unique()
+    assert torch.equal(rows, found.long())
+    assert sums.shape == (len(found), D)
+    rows, sums = sum_pieces(pieces[:1], V, backend)
+    assert rows.shape == (0,)
+    assert sums.shape == (0, D)

@@ -169,6 +169,12 @@ class Counting(Processes):
         self.sent += values.numel() * values.element_size()
         return super().gather(values)
 
+    def gather_written(self, write: Any, lengths: Any, device: torch.device) -> list[torch.Tensor]:
+        before = self.sent
+        found = super().gather_written(write, lengths, device)
+        self.sent = max(self.sent, before + lengths[self.rank])  # by gloo, `gather` counts them
+        return found
+
     def add_up(self, values: torch.Tensor) -> torch.Tensor:
         self.sent += values.numel() * values.element_size()
         return super().add_up(values)

@@ -1,0 +1,254 @@
+"""A board in memory that the processes of one machine share: each posts its message, and all read those of all.
+
+A message through a connection is copied into the kernel and out of it, by a thread that has to wake up for it; beside a
+busy process this takes milliseconds, and a step has several. Here a message takes one copy, and its readers wait for
+nothing but the others.
+
+The memory has no name: it ends with the last process, however that ends. While a process lives, it holds a lock on a
+byte of it, which the system releases when it dies. So a dead process is found out by those that wait for it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+PAGE = 4096
+LINE = 128  # bytes of a process's counter and lengths, which waiting processes read again and again
+SLOT = 1 << 21  # bytes; a longer message is posted in parts
+TURNS = 2  # a slot is written again when all have read what it held, because all have posted once more
+MOST_PROCESSES = 8  # each adds up the numbers of all; of more processes, torch's ring does it better
+LOOK_NS = 50_000_000  # between looks at the others while waiting for them
+# How long a waiting process keeps its core: a process that yields it for a moment may get it back milliseconds later,
+# if anything else wants to run. Where processes share cores, the others need it.
+SPIN_NS, SHORT_SPIN_NS = 1_000_000, 20_000
+TOKEN = slice(1024, 1040)  # bytes of the first page, by which a process knows the memory that it has opened
+
+
+class Memory(NamedTuple):
+    """An open file without a name, and what it holds."""
+
+    file: int
+    content: mmap.mmap
+
+
+class Board:
+    """Messages of `count` processes, of which this is number `rank`, in memory that all of them have open.
+
+    All processes must call each method, in the same order. check: called while waiting; raises if others are known to
+    be gone. Raises RuntimeError if another process is dead, or posts a message of another length.
+    """
+
+    def __init__(self, memory: Memory, rank: int, count: int) -> None:
+        self._file, self._rank, self._count = memory.file, rank, count
+        self._bytes = torch.frombuffer(memory.content, dtype=torch.uint8)
+        self._numbers = memoryview(memory.content).cast("q")
+        self._n_posted = 0
+        self._lock()
+
+    def close(self) -> None:
+        """Let go of the memory; nobody may be waiting for this process any more."""
+        os.close(self._file)
+
+    def barrier(self, check: Callable[[], None]) -> None:
+        """Wait for all processes."""
+        self._post(0)
+        self._wait([0] * self._count, check)
+
+    def gather(self, values: Tensor, check: Callable[[], None]) -> list[Tensor]:
+        """Return the tensors of all processes, of one shape, in the order of the processes."""
+        found = torch.empty(self._count, *values.shape, dtype=values.dtype)
+        rows = found.view(self._count, values.numel()).view(torch.uint8)
+        for first, last, messages in self._exchanged(_bytes_of(values.contiguous()), check):
+            for row, message in zip(rows, messages, strict=True):
+                row[first:last] = message
+        return [*found]
+
+    def gather_written(
+        self, write: Callable[[Tensor], None], lengths: Sequence[int], check: Callable[[], None]
+    ) -> list[Tensor]:
+        """Return the bytes of all processes, so many of each, until the next call; `write` fills in this one's."""
+        own = lengths[self._rank]
+        if max(lengths) > SLOT:
+            padded = torch.zeros(max(lengths), dtype=torch.uint8)
+            write(padded[:own])
+            found = self.gather(padded, check)
+            return [message[:length] for message, length in zip(found, lengths, strict=True)]
+        write(self._slot(self._rank)[:own])
+        self._post(own)
+        self._wait(lengths, check)
+        return [self._slot(rank, 1)[:length] for rank, length in enumerate(lengths)]
+
+    def add_up(self, values: Tensor, check: Callable[[], None]) -> None:
+        """Sum over all processes, in their order, in place."""
+        whole, size = values.contiguous(), values.element_size()
+        flat = whole.view(-1)
+        for first, last, messages in self._exchanged(_bytes_of(whole), check):
+            total = flat[first // size : last // size]
+            one, other, *more = (message.view(values.dtype) for message in messages)
+            torch.add(one, other, out=total)
+            for each in more:
+                total += each
+        if whole is not values:
+            values.copy_(whole)
+
+    def _exchanged(
+        self, own: Tensor, check: Callable[[], None]
+    ) -> Iterator[tuple[int, int, Sequence[Tensor]]]:
+        """Yield (first, last, those bytes of all processes) for each part; they stay until the next part is asked."""
+        for first in range(0, max(1, len(own)), SLOT):
+            part = own[first : first + SLOT]
+            self._slot(self._rank)[: len(part)] = part
+            self._post(len(part))
+            self._wait([len(part)] * self._count, check)
+            yield (
+                first,
+                first + len(part),
+                [self._slot(rank, 1)[: len(part)] for rank in range(self._count)],
+            )
+
+    def _slot(self, rank: int, behind: int = 0) -> Tensor:
+        """Return where a process's next message goes, or where the one so many before it is."""
+        turn = (self._n_posted - behind) % TURNS
+        first = PAGE + _rounded(self._count * LINE) + (TURNS * rank + turn) * SLOT
+        return self._bytes[first : first + SLOT]
+
+    def _length_at(self, rank: int) -> int:
+        """Return where the length of a process's last message is, among the numbers."""
+        return (PAGE + rank * LINE) // 8 + 1 + self._n_posted % TURNS
+
+    def _post(self, length: int) -> None:
+        from mt2st_fast.kernels.machine.counters import raise_to
+
+        self._n_posted += 1
+        self._numbers[self._length_at(self._rank)] = length
+        raise_to(self._bytes.data_ptr() + PAGE + self._rank * LINE, self._n_posted)
+
+    def _wait(self, lengths: Sequence[int], check: Callable[[], None]) -> None:
+        from mt2st_fast.kernels.machine.counters import wait_for
+
+        cores = self._count * torch.get_num_threads()
+        spin_ns = SPIN_NS if cores <= _available_cores() else SHORT_SPIN_NS
+        counters = self._bytes.data_ptr() + PAGE, self._count, LINE, self._n_posted, spin_ns
+        while (late := wait_for(*counters, LOOK_NS)) < self._count:
+            check()
+            # It may have posted and left after that look at its counter.
+            if self._is_dead(late) and wait_for(*counters, 0) == late:
+                raise RuntimeError(f"process {late} has closed its memory")
+        found = [self._numbers[self._length_at(rank)] for rank in range(self._count)]
+        if found != list(lengths):
+            raise RuntimeError(f"the processes exchange messages of {found} bytes, not of {list(lengths)}")
+
+    def _lock(self) -> None:
+        import fcntl
+
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, self._rank)
+
+    def _is_dead(self, rank: int) -> bool:
+        import fcntl
+
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
+        except OSError:
+            return False
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, rank)
+        return True
+
+
+def board_for(
+    rank: int, count: int, from_first: Callable[[Any], Any], any_of_all: Callable[[bool], list[bool]]
+) -> Board | None:
+    """Make a board for all processes, in every one of them; None, in every one, if they cannot share memory.
+
+    from_first, any_of_all: as of `Processes`.
+    """
+    if count > MOST_PROCESSES:
+        return None
+    memory = _new_memory(count) if rank == 0 else None
+    told = from_first(None if memory is None else _where(memory))
+    if memory is None and told is not None:
+        memory = _opened(told, count)
+    (lacking,) = any_of_all(memory is None)
+    if memory is not None and not lacking:
+        return Board(memory, rank, count)
+    if memory is not None:
+        os.close(memory.file)
+    return None
+
+
+def _new_memory(count: int) -> Memory | None:
+    """Make memory for `count` processes; None if the system cannot, or has too little."""
+    if not hasattr(os, "memfd_create"):
+        return None
+    file = None
+    try:
+        file = os.memfd_create("mt2st_fast")
+        os.posix_fallocate(file, 0, _size(count))  # otherwise memory that is missing would end the process
+        content = mmap.mmap(file, _size(count))
+    except OSError:
+        if file is not None:
+            os.close(file)
+        return None
+    content[TOKEN] = secrets.token_bytes(TOKEN.stop - TOKEN.start)
+    return Memory(file, content)
+
+
+def _where(memory: Memory) -> dict[str, Any]:
+    """Return how other processes find this one's memory, JSON-able."""
+    return {
+        "machine": _machine(),
+        "process": os.getpid(),
+        "file": memory.file,
+        "token": memory.content[TOKEN].hex(),
+    }
+
+
+def _opened(told: dict[str, Any], count: int) -> Memory | None:
+    """Open the memory of process 0; None from another machine or container, or without permission."""
+    if told["machine"] != _machine():
+        return None
+    try:
+        file = os.open(f"/proc/{told['process']}/fd/{told['file']}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with suppress(OSError):
+        found = os.fstat(file)
+        if stat.S_ISREG(found.st_mode) and found.st_size == _size(count):
+            content = mmap.mmap(file, found.st_size)
+            if content[TOKEN].hex() == told["token"]:
+                return Memory(file, content)
+    os.close(file)
+    return None
+
+
+def _machine() -> str:
+    """Return a name of the running system, and of the part of it whose processes see each other."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"unknown {secrets.token_hex(8)}"
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _size(count: int) -> int:
+    return PAGE + _rounded(count * LINE) + count * TURNS * SLOT
+
+
+def _rounded(n_bytes: int) -> int:
+    return -(-n_bytes // PAGE) * PAGE
+
+
+def _bytes_of(values: Tensor) -> Tensor:
+    return values.view(-1).view(torch.uint8)
