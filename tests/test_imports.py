@@ -83,6 +83,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.model.heads": None,
     "mt2st_fast.model.head_bank": {"POOLINGS", "HeadLayout", "Pooling", "lay_adjacent"},
     "mt2st_fast.model.row_shards": {"embedding_bag", "unique_ids"},
+    "mt2st_fast.model.one_head": {"HeadSpec", "Kind", "REFERENCE", "asked_for"},
     "mt2st_fast.model.called_heads": {
         "REFERENCE",
         "HeadSpec",

@@ -59,8 +59,8 @@ def backward_of_one(
         loss = F.cross_entropy(
             logits,
             target,
-            ignore_index=spec.options.ignore_index,
-            label_smoothing=spec.options.label_smoothing,
+            ignore_index=spec.ignore_index,
+            label_smoothing=spec.label_smoothing,
         )
     except IndexError:  # a class out of range, which kernels name
         return None
