@@ -73,7 +73,7 @@ class EagerSteps(Engine):
         self._own_heads = (
             parts.learnt is None
             and not parts.adapted
-            and parts.precision == "float32"
+            and parts.options.precision == "float32"
             and not any(id(p) in of_encoder for p in parts.heads.parameters())
         )
 

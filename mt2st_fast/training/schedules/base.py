@@ -58,7 +58,7 @@ class AuxiliaryWeights:
         raise TypeError(f"{type(self).__name__} must say what an auxiliary task weighs")
 
     def _check_tasks(self, auxiliary: Sequence[str]) -> None:
-        for name in _fields_of(type(self)):
+        for name in _fields_of(type(self)):  # type: ignore[arg-type]
             value = getattr(self, name)
             if isinstance(value, AuxiliaryWeights):
                 value._check_tasks(auxiliary)
