@@ -81,6 +81,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.public": None,
     "mt2st_fast.compiling": {"clock", "compile_seconds", "folder", "has_none_of"},
     "mt2st_fast.model.heads": None,
+    "mt2st_fast.model.fused_call": {"HeadLayout"},
     "mt2st_fast.model.head_bank": {"POOLINGS", "HeadLayout", "Pooling", "lay_adjacent"},
     "mt2st_fast.model.row_shards": {"embedding_bag", "unique_ids"},
     "mt2st_fast.model.one_head": {"HeadSpec", "Kind", "REFERENCE", "asked_for"},

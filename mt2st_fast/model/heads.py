@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from mt2st_fast.model.denominators import (
     label_count,
     weights_of_rows,
 )
+from mt2st_fast.model.fused_call import FusedCall, HeadBatch
 from mt2st_fast.model.head_bank import HeadBank
 from mt2st_fast.model.module_names import module_name
 from mt2st_fast.model.one_head import backward_of_one, is_for_torch
@@ -44,27 +45,9 @@ Weights = Tensor | Mapping[str, float] | None
 Denominators = Mapping[str, float | Tensor] | None
 
 
-class HeadBatch(NamedTuple):
-    """The targets of a batch in the form that the kernels read, for the active tasks that have one."""
-
-    layout: HeadLayout  # for these K' tasks, with their names
-    targets: list[Tensor]  # (N,) or (N, C)
-    weights: Tensor  # (K',)
-    places: list[int] | None  # their positions among the active tasks; None: they are all of them
-
-
 def _records() -> bool:
     """Return whether autograd would record this call as it stands: gradients are wanted, in the features' dtype."""
     return torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-
-
-class FusedCall(NamedTuple):
-    """What the kernels get: features as rows, the parameters of the heads, and the batch."""
-
-    features: Tensor  # (N, D)
-    weight: list[Tensor]  # K', each (C, D)
-    bias: list[Tensor] | None  # K', each (C,)
-    batch: HeadBatch
 
 
 class MultiTaskHeads(HeadBank):
