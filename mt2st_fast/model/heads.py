@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mt2st_fast.kernels import HeadLayout, MultitaskLoss, Pooling, multitask_gradients, multitask_loss
+from mt2st_fast.kernels import MultitaskLoss, Pooling, multitask_gradients, multitask_loss
 from mt2st_fast.model.called_heads import (
     RowLosses,
     called,
