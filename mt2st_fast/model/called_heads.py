@@ -50,11 +50,12 @@ def reason_to_call_module(module: nn.Module) -> str | None:
 
 def takes_gradient_directly(parameter: Tensor) -> bool:
     """Return whether nobody is told when autograd adds to a parameter's gradient, so that it can be set instead."""
-    return (
-        type(parameter) is nn.Parameter
-        and not parameter._backward_hooks
-        and not getattr(parameter, "_post_accumulate_grad_hooks", None)
-    )
+    return type(parameter) is nn.Parameter and not has_gradient_hooks(parameter)
+
+
+def has_gradient_hooks(parameter: Tensor) -> bool:
+    """Return whether hooks take the gradient of a parameter."""
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def say_once(name: str, reason: str, backend: str, plan: str) -> None:

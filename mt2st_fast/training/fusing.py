@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
-
+from mt2st_fast.model.called_heads import has_gradient_hooks
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.optim import RowSparseOptimizer
@@ -32,18 +31,13 @@ def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> None:
             'backward="fused" needs LazyAdam, RowwiseAdagrad or SGD of mt2st_fast, not '
             f"{type(parts.optimizer).__name__}"
         )
-    if any(map(_has_hooks, tables)):
+    if any(map(has_gradient_hooks, tables)):
         raise ValueError(
             'backward="fused" makes no gradient of a table, but this one has hooks that take it: remove them, or leave '
             "backward= out"
         )
     parts.optimizer.fuse(tables)
     parts.fused_tables = tables
-
-
-def _has_hooks(table: nn.Parameter) -> bool:
-    """Return whether hooks take the gradient of a table."""
-    return bool(table._backward_hooks or getattr(table, "_post_accumulate_grad_hooks", None))
 
 
 def _nothing_needs_gradients(parts: StepParts, loaders: int, wants_gradients: bool) -> bool:
@@ -55,5 +49,5 @@ def _nothing_needs_gradients(parts: StepParts, loaders: int, wants_gradients: bo
         return False
     looked_at = parts.options.clip_norm is not None or parts.scaler.is_enabled() or wants_gradients
     hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
-    looked_at = looked_at or any(hooks) or _has_hooks(encoder.table)  # type: ignore[arg-type]
+    looked_at = looked_at or any(hooks) or has_gradient_hooks(encoder.table)  # type: ignore[arg-type]
     return loaders == 1 and parts.options.accumulate == 1 and not looked_at
