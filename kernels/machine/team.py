@@ -15,6 +15,9 @@ Why not Numba's prange, or OpenMP: both cut work into one part per thread and wa
 on a machine with other processes may be a thread without a core for milliseconds; and both enter a parallel region from
 Python, where a step has five of them.
 
+Except between torch's own operators: there the team is torch's threads, in an OpenMP region (openmp.py). Torch's idle
+threads spin, too, and for longer, on the cores that our workers would need.
+
 Why it is correct. All words are read and written with sequential consistency.
 - A piece is computed once: it belongs to the thread whose `add` on its range returned it, and a range only counts up.
 - A worker that is late by a whole job does no harm. Its add hits either a used-up range, and gets nothing, or a range
@@ -45,6 +48,7 @@ from numba.extending import intrinsic
 from .atomics import add, exchange, lock, nanoseconds, pause, read, sleep, unlock, wake_all, write, yield_core
 from .cache import BOUNDS_CHECKED
 from .jit import free_entry, helper
+from .openmp import OpenMP, openmp_of_torch
 
 # Words of a team's memory, one cache line each: threads that spin on one word must not disturb others.
 LINE_BYTES = 128  # two lines: processors fetch them in pairs
@@ -62,8 +66,10 @@ LINE_BYTES = 128  # two lines: processors fetch them in pairs
     WORK,  # condition: there is work
     FINISHED,  # condition: the last piece is done
     N_THREADS,
+    REGION,  # the address of the function that enters an OpenMP region; 0 for a team with workers of its own
+    THREAD_NUMBER,  # the address of the function that returns a thread's number in a region
     RANGES,  # from here on one line per thread: its range of pieces, the end and the next packed into one number
-) = (LINE_BYTES * line for line in range(14))
+) = (LINE_BYTES * line for line in range(16))
 
 # An idle thread spins, then yields its core, then sleeps. Waking it costs the waker 5 us, and it arrives 50 us later. A
 # thread that returns late from a yield sleeps at once: its core is wanted.
@@ -76,6 +82,7 @@ MOST_PIECES = NEXT // 2  # late threads still increment the next piece, once eac
 
 # --- in a kernel -----------------------------------------------------------------------------------------
 
+_I32 = ir.IntType(32)
 _I64, _ABORT = ir.IntType(64), ir.FunctionType(ir.VoidType(), [])
 _numbers = count()
 
@@ -152,6 +159,41 @@ def _call(typing_context, run, p, data):  # type: ignore[no-untyped-def]
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+@intrinsic
+def _in_region(typing_context, team, n_threads):  # type: ignore[no-untyped-def]
+    """Compute the team's job in an OpenMP region of n_threads, the calling thread among them."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        numbers = types.void(types.int64, types.int64)
+        _take_part.compile(numbers)
+        take_part = _take_part.overloads[numbers.args]
+        context.active_code_library.add_linking_library(take_part.library)
+        shape = ir.FunctionType(ir.VoidType(), [_I64])
+        region = ir.Function(builder.module, shape, f"region_{next(_numbers)}")
+        region.linkage = "internal"
+        inside = ir.IRBuilder(region.append_basic_block())
+        [same_team] = region.args
+        thread_number = _function_at(inside, same_team, THREAD_NUMBER, ir.FunctionType(_I32, []))
+        me = inside.zext(inside.call(thread_number, []), _I64)
+        context.call_internal_no_propagate(
+            inside, take_part.fndesc, types.none(*numbers.args), [same_team, me]
+        )
+        inside.ret_void()
+        enter = ir.FunctionType(ir.VoidType(), [shape.as_pointer(), _I64, _I32, _I32])
+        flags = _I32(0)
+        arguments = [region, args[0], builder.trunc(args[1], _I32), flags]
+        builder.call(_function_at(builder, args[0], REGION, enter), arguments)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+def _function_at(builder: Any, team: Any, word: int, shape: Any) -> Any:
+    """Return the function whose address is in this word of a team."""
+    at = builder.inttoptr(builder.add(team, _I64(word)), _I64.as_pointer())
+    return builder.inttoptr(builder.load(at), shape.as_pointer())
+
+
 @helper
 def _compute(team, n_pieces, run, data):
     if team == 0 or n_pieces < 2 or n_pieces > MOST_PIECES or not exchange(team + OWNER, 0, 1):
@@ -166,6 +208,10 @@ def _compute(team, n_pieces, run, data):
     for t in range(n_threads):
         first, end = t * n_pieces // n_threads, (t + 1) * n_pieces // n_threads
         write(team + RANGES + LINE_BYTES * t, (end << RANGE_BITS) | first)
+    if read(team + REGION):
+        _in_region(team, n_threads)
+        write(team + OWNER, 0)
+        return
     add(team + JOB, 1)
     if read(team + SLEEPING):
         lock(team + MUTEX)
@@ -264,14 +310,35 @@ def _work(team, me):
 
 
 class Team:
-    """The memory of a team of n_threads, and its n_threads - 1 workers, which live until the team is stopped."""
+    """The memory of a team of n_threads."""
 
     def __init__(self, n_threads: int) -> None:
-        self.n_threads = n_threads
         # Aligned by hand: numpy guarantees only 16 bytes.
         self._memory = np.zeros(RANGES + (n_threads + 1) * LINE_BYTES, np.uint8)
         self.address = -(-self._memory.ctypes.data // LINE_BYTES) * LINE_BYTES
-        ctypes.c_int64.from_address(self.address + N_THREADS).value = n_threads
+        self._write(N_THREADS, n_threads)
+
+    def _write(self, word: int, value: int) -> None:
+        ctypes.c_int64.from_address(self.address + word).value = value
+
+    def stop(self) -> None:
+        """End what the team began."""
+
+
+class TorchTeam(Team):
+    """A team of the threads that torch's operators use."""
+
+    def __init__(self, n_threads: int, openmp: OpenMP) -> None:
+        super().__init__(n_threads)
+        self._write(REGION, openmp.region)
+        self._write(THREAD_NUMBER, openmp.thread_number)
+
+
+class OwnTeam(Team):
+    """A team with n_threads - 1 workers of its own, which live until the team is stopped."""
+
+    def __init__(self, n_threads: int) -> None:
+        super().__init__(n_threads)
         self._posix = ctypes.CDLL(None)
         self._posix.pthread_mutex_init(self._at(MUTEX), None)
         for condition in (WORK, FINISHED):
@@ -295,7 +362,7 @@ class Team:
         The owner of a running job computes the rest.
         """
         self._posix.pthread_mutex_lock(self._at(MUTEX))
-        ctypes.c_int64.from_address(self.address + STOPPED).value = 1
+        self._write(STOPPED, 1)
         self._posix.pthread_cond_broadcast(self._at(WORK))
         self._posix.pthread_mutex_unlock(self._at(MUTEX))
         for worker in self._workers:
@@ -332,31 +399,40 @@ def thread_count() -> int:
     return 1 if sys.platform == "win32" else torch.get_num_threads()
 
 
-_teams: dict[int, Team] = {}  # by number of threads; they sleep while nobody uses them
+_teams: dict[tuple[int, bool], Team] = {}  # by number of threads, and whether these are torch's
 _making = threading.Lock()
+_openmp = openmp_of_torch()
 
 
-def team_address() -> int:
-    """Return the address of the memory of a team as large as `thread_count`, for `in_parallel`; 0 for one thread."""
+def team_address(*, beside_torch: bool = False) -> int:
+    """Return the address of the memory of a team as large as `thread_count`, for `in_parallel`; 0 for one thread.
+
+    beside_torch: for a call among torch's operators, which leave their threads spinning.
+    """
     n_threads = thread_count()
     if n_threads == 1:
         return 0
-    team = _teams.get(n_threads)
-    return _made(n_threads).address if team is None else team.address
+    key = n_threads, beside_torch and _openmp is not None
+    team = _teams.get(key)
+    return _made(*key).address if team is None else team.address
 
 
-def _made(n_threads: int) -> Team:
+def _made(n_threads: int, of_torch: bool) -> Team:
     """Return the team of this size. It stays: threads of one program may ask for teams of different sizes."""
+    key = n_threads, of_torch
     with _making:
-        if n_threads not in _teams:
-            _teams[n_threads] = Team(n_threads)
-        return _teams[n_threads]
+        if key not in _teams:
+            _teams[key] = TorchTeam(n_threads, _openmp) if of_torch and _openmp else OwnTeam(n_threads)
+        return _teams[key]
 
 
 def _forget_teams() -> None:
-    """Begin anew in a forked process, which has no threads yet, and whose locks may have no living owner."""
-    global _making
-    _making = threading.Lock()
+    """Begin anew in a forked process, which has no threads yet, and whose locks may have no living owner.
+
+    It leaves OpenMP alone, whose regions wait there for the threads of the parent.
+    """
+    global _making, _openmp
+    _making, _openmp = threading.Lock(), None
     _teams.clear()
 
 
@@ -373,11 +449,12 @@ if hasattr(os, "register_at_fork"):
 class Kernel:
     """A function of Python numbers and arrays, compiled on its first call.
 
-    Its first argument is the team's address, which callers omit.
+    Its first argument is the team's address, which callers omit. beside_torch: it is called among torch's operators.
     """
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, function: Callable, *, beside_torch: bool = False) -> None:
         self.compiled = free_entry(function)
+        self._beside_torch = beside_torch
 
     def __call__(self, *args: Any) -> Any:
-        return self.compiled(team_address(), *args)
+        return self.compiled(team_address(beside_torch=self._beside_torch), *args)

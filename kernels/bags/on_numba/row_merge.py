@@ -73,4 +73,4 @@ def _sum_sources(team, begins, sources, bounds, addresses, sums, n_splits):  # t
     in_parallel(team, n_splits, _sum_split, (begins, sources, bounds, addresses, sums, n_splits))
 
 
-sum_sources = Kernel(_sum_sources)
+sum_sources = Kernel(_sum_sources, beside_torch=True)

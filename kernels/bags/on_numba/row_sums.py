@@ -174,4 +174,4 @@ def _sum_bags(team, source, D, ids, starts, scales, bag_scales, target, n_splits
     in_parallel(team, n_splits, _sum_split, (source, D, ids, starts, scales, bag_scales, target, n_splits))
 
 
-sum_bags = Kernel(_sum_bags)
+sum_bags = Kernel(_sum_bags, beside_torch=True)

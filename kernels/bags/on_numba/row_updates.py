@@ -154,7 +154,7 @@ def _update_rows(team, rule, table, rows, gradient, D, per_row, first, second, n
     )
 
 
-update_rows = Kernel(_update_rows)
+update_rows = Kernel(_update_rows, beside_torch=True)
 
 
 @helper
@@ -317,4 +317,4 @@ def _update_in_registers(rule, table, row, bags, first, last, scales, gradient, 
     store(h - sum_h * step, at + at_h)
 
 
-update_from_bags = Kernel(_update_from_bags)
+update_from_bags = Kernel(_update_from_bags, beside_torch=True)

@@ -151,4 +151,4 @@ def _gradients(team, mode, low, high, n, negatives, window, scale, inputs, outpu
     return losses.sum(), n_inputs, n_outputs
 
 
-gradients = Kernel(_gradients)
+gradients = Kernel(_gradients, beside_torch=True)

@@ -316,7 +316,7 @@ def _wide_head(
     return loss, right
 
 
-wide_head = Kernel(_wide_head)
+wide_head = Kernel(_wide_head, beside_torch=True)
 
 
 # --- the plan --------------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ def _tile_pass(
         correct[index] = correct_pk[:, k].sum()
 
 
-tile_pass = Kernel(_tile_pass)
+tile_pass = Kernel(_tile_pass, beside_torch=True)
 
 
 # --- the plan --------------------------------------------------------------------------------------------

@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from mt2st_fast.kernels.machine.jit import helper
+from mt2st_fast.kernels.machine.openmp import openmp_of_torch
 from mt2st_fast.kernels.machine.team import (
     PIECES_A_THREAD,
     Kernel,
-    Team,
+    OwnTeam,
     in_parallel,
     pieces_of,
     splits_of,
@@ -43,11 +44,13 @@ def _count_pieces(team, visits, sums, x, rounds):
 
 
 count_pieces = Kernel(_count_pieces)
+count_beside_torch = Kernel(_count_pieces, beside_torch=True)
+TEAMS = pytest.mark.parametrize("kernel", [count_pieces, count_beside_torch], ids=["own", "torch"])
 
 
-def run(n_pieces, rounds, floats=64):
+def run(n_pieces, rounds, floats=64, kernel=count_pieces):
     visits, sums, x = np.zeros(n_pieces, np.int64), np.zeros(n_pieces), np.ones(floats)
-    count_pieces(visits, sums, x, rounds)
+    kernel(visits, sums, x, rounds)
     assert visits.tolist() == [rounds] * n_pieces
     assert sums.tolist() == [rounds * floats * (p + 1) for p in range(n_pieces)]
 
@@ -60,7 +63,8 @@ def threads():
 
 
 @pytest.mark.long
-def test_callers_of_all_sizes_for_a_while(threads):
+@TEAMS
+def test_callers_of_all_sizes_for_a_while(threads, kernel):
     """More threads than cores, jobs of some microseconds, pauses around those after which workers sleep."""
     threads(7)
     failed, end = [], time.monotonic() + 60
@@ -69,7 +73,8 @@ def test_callers_of_all_sizes_for_a_while(threads):
         chance = random.Random(seed)
         try:
             while time.monotonic() < end and not failed:
-                run(chance.randrange(40), rounds=chance.randrange(1, 30), floats=chance.randrange(1, 3000))
+                rounds, floats = chance.randrange(1, 30), chance.randrange(1, 3000)
+                run(chance.randrange(40), rounds, floats, kernel)
                 time.sleep(chance.choice([0.0, 0.0, 5e-5, 2e-3, 4e-3]))
         except AssertionError as error:
             failed.append(error)
@@ -85,9 +90,10 @@ def test_callers_of_all_sizes_for_a_while(threads):
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])  # 5: more than there may be processors
 @pytest.mark.parametrize("n_pieces", [0, 1, 2, 3, 17, 1000])
-def test_every_piece_is_computed_once(n_threads, n_pieces, threads):
+@TEAMS
+def test_every_piece_is_computed_once(n_threads, n_pieces, threads, kernel):
     threads(n_threads)
-    run(n_pieces, rounds=300)
+    run(n_pieces, rounds=300, kernel=kernel)
 
 
 def test_who_sleeps_is_woken(threads):
@@ -97,13 +103,14 @@ def test_who_sleeps_is_woken(threads):
         time.sleep(0.002)  # workers spin for a tenth of that
 
 
-def test_a_second_caller_computes_alone(threads):
+@TEAMS
+def test_a_second_caller_computes_alone(threads, kernel):
     threads(2)
     failed = []
 
     def call():
         try:
-            run(16, rounds=500)
+            run(16, rounds=500, kernel=kernel)
         except AssertionError as error:
             failed.append(error)
 
@@ -151,7 +158,7 @@ def test_threads_of_different_thread_counts_keep_their_teams(threads):
 
 def test_a_team_that_is_stopped_in_a_job_leaves_the_job_whole(threads):
     threads(2)
-    own = Team(3)
+    own = OwnTeam(3)
     visits, sums, x = np.zeros(64, np.int64), np.zeros(64), np.ones(20_000)
     caller = threading.Thread(target=lambda: count_pieces.compiled(own.address, visits, sums, x, 100))
     caller.start()
@@ -160,18 +167,43 @@ def test_a_team_that_is_stopped_in_a_job_leaves_the_job_whole(threads):
     assert visits.tolist() == [100] * 64
 
 
-def _in_a_fork(queue):
-    run(16, rounds=50)
+@pytest.mark.skipif(openmp_of_torch() is None, reason="torch is built without OpenMP")
+def test_pieces_between_operators_are_computed_by_the_threads_of_torch(threads):
+    """Of our own, none is started: they would contend with torch's for the cores."""
+    program = """
+import threading, torch
+import numpy as np
+from tests.kernels.machine.test_team import count_beside_torch, count_pieces
+torch.set_num_threads(3)
+def workers():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("mt2st_fast")]
+for kernel in (count_beside_torch, count_pieces):
+    kernel(np.zeros(30, np.int64), np.zeros(30), np.ones(4), 1)
+    print(len(workers()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["0", "2"]
+
+
+def _in_a_fork(queue, kernel):
+    run(16, rounds=50, kernel=kernel)
     queue.put("done")
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_process_has_a_team_of_its_own(threads):
+@TEAMS
+def test_a_forked_process_has_a_team_of_its_own(threads, kernel):
     threads(2)
-    run(16, rounds=5)
+    run(16, rounds=5, kernel=kernel)
     fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
-    child = fork.Process(target=_in_a_fork, args=(queue,))
+    child = fork.Process(target=_in_a_fork, args=(queue, kernel))
     child.start()
     assert queue.get(timeout=60) == "done"
     child.join(timeout=60)
