@@ -283,8 +283,5 @@ class Config:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Config:
-        """Return the configuration that `to_json` wrote, also in a version that named `backward` otherwise."""
-        stored = dict(stored)
-        if (fused := stored.pop("fuse_backward", None)) is not None:
-            stored["backward"] = "fused" if fused else "autograd"
+        """Return the configuration that `to_json` wrote."""
         return cls(**{**stored, "aux": None if stored["aux"] is None else tuple(stored["aux"])})

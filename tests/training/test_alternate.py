@@ -22,7 +22,7 @@ from mt2st_fast.kernels.heads.on_numba import tile
 from mt2st_fast.training.engines.text_training import TextTraining
 from mt2st_fast.training.schedules import Alternate, AlternateSteps
 from tests.training.graphs_on_cpu import assert_same, both
-from tests.training.small_runs import Stop
+from tests.training.small_runs import assert_goes_on_with_the_same_bits
 from tests.training.turn_runs import (
     OPTIMIZERS,
     PER_EPOCH,
@@ -197,12 +197,7 @@ def test_a_resumed_run_ends_with_the_same_bits(schedule, stop, tmp_path):
         trainer = trainer_of("window", OPTIMIZERS["adam"], schedule=schedule, callbacks=list(callbacks))
         return trainer, trainer.fit(batches("window"), epochs=4, **options)
 
-    whole, history = run()
-    run([Stop(stop)], checkpoint=tmp_path / "c")
-    resumed, again = run(checkpoint=tmp_path / "c", resume=True)
-    assert again == history
-    for name, value in parameters_of(whole).items():
-        assert torch.equal(parameters_of(resumed)[name], value), name
+    assert_goes_on_with_the_same_bits(run, stop, tmp_path)
 
 
 def test_what_is_frozen_by_the_user_stays_frozen_and_callers_see_no_turn():

@@ -27,7 +27,7 @@ from mt2st_fast.kernels.step.text import Dropout
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.text_training import TextTraining
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad, optimizer_by_rule
-from tests.training.small_runs import Stop
+from tests.training.small_runs import assert_goes_on_with_the_same_bits
 
 T, V, M = 300, 500, 5  # word types, rows of the table, most rows of a type
 TASKS = {
@@ -231,16 +231,12 @@ def test_the_trainer_takes_it_by_default_and_retires_tasks():
 
 @pytest.mark.parametrize("stop", [5, 12, 19])  # before, at and after the switch
 def test_a_resumed_run_gives_the_same_bits(stop, tmp_path):
-    whole = trainer()
-    whole.fit(BATCHES, epochs=4)
-    trainer(callbacks=[Stop(stop)]).fit(BATCHES, epochs=4, checkpoint=tmp_path / "c")
-    resumed = trainer()
-    resumed.fit(BATCHES, epochs=4, checkpoint=tmp_path / "c", resume=True)
+    def run(callbacks=(), **options):
+        training = trainer(callbacks=list(callbacks))
+        return training, training.fit(BATCHES, epochs=4, **options)
+
+    _, resumed = assert_goes_on_with_the_same_bits(run, stop, tmp_path)
     assert resumed.history.phases[-1].engine == "one kernel call"
-    for a, b in zip(
-        parameters(whole.encoder, whole.heads), parameters(resumed.encoder, resumed.heads), strict=True
-    ):
-        assert torch.equal(a, b)
 
 
 # Types are projected where they are few to a window (1,000 rows of 300 types), and windows multiplied where not.
