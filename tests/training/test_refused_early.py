@@ -51,7 +51,7 @@ def test_a_class_for_a_schedule():
 
 
 def test_a_device_that_there_is_not():
-    with pytest.raises(ValueError, match="device 'gpu' is unknown; available: auto, cpu, cuda"):
+    with pytest.raises(ValueError, match="device gpu is unknown; available: auto, cpu, cuda"):
         Trainer(nn.Linear(6, 8), MultiTaskHeads(8, {"a": Classification(3)}, main="a"), device="gpu")
 
 
