@@ -36,27 +36,6 @@ from tests.training.turn_runs import (
 SCHEDULES = {"epochs": Alternate(1, 1), "unlike epochs": Alternate(2, 1, 0.5), "steps": AlternateSteps(1, 2)}
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize(
-    ("kind", "optimizer"), [("window", "adam"), ("window", "adagrad"), ("bag", "adagrad"), ("bag", "sgd")]
-)
-def test_one_kernel_call_does_what_autograd_does(kind, optimizer, schedule):
-    ends = []
-    for backward in ("auto", "autograd"):
-        trainer = trainer_of(kind, OPTIMIZERS[optimizer], schedule=SCHEDULES[schedule], backward=backward)
-        history = trainer.fit(batches(kind), epochs=6)
-        assert [phase.engine for phase in history.phases] == [
-            "one kernel call" if backward == "auto" else "eager"
-        ]
-        ends.append((history.steps, parameters_of(trainer)))
-    (ours, by_kernel), (theirs, by_autograd) = ends
-    assert [record.trained for record in ours] == [record.trained for record in theirs]
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.losses == pytest.approx(other.losses, rel=1e-4)
-    for name, wanted in by_autograd.items():
-        torch.testing.assert_close(by_kernel[name], wanted, rtol=1e-4, atol=1e-5, msg=name)
-
-
 def states_of(trainer):
     """Copies of what the optimizer remembers of every parameter, by its name."""
     modules = {"encoder": trainer.encoder, "heads": trainer.heads}
