@@ -45,7 +45,7 @@ class HeadBank(nn.Module):
         on_words = {name: task for name, task in ordered.items() if isinstance(task, WordTask)}
         of_their_own = {name: task for name, task in ordered.items() if isinstance(task, OpenTask)}
         self.tasks: dict[str, Task] = {
-            name: task for name, task in ordered.items() if name not in on_words | of_their_own
+            name: task for name, task in ordered.items() if not isinstance(task, WordTask | OpenTask)
         }
         self.names = tuple(ordered)
         self.backend, self.plan = backend, plan
