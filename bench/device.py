@@ -32,7 +32,7 @@ def synchronize(device: torch.device) -> None:
 
 def clear_workspaces() -> None:
     """Free cuBLAS's workspaces, as other graphs and those of torch.compile do."""
-    torch._C._cuda_clearCublasWorkspaces()
+    torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 (torch has no public name for it)
 
 
 class Replay:
