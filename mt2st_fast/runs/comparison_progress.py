@@ -39,9 +39,8 @@ class Progress:
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     current: list[Any] = field(default_factory=list)
     data: str = ""  # digest of the first seed's data
-    load: float | None = (
-        None  # highest load of the machine at the start and when resumed, where the system has it
-    )
+    # Highest load of the machine at the start and when resumed, where the system has it.
+    load: float | None = None
 
     def note_load(self) -> None:
         """Note the load that other processes put on the machine; call this before anything runs here."""

@@ -23,9 +23,8 @@ ENGINES = ("fused", "torch")
 NONE = "none"  # no second strategy
 OF_DEFAULT_CORPUS = "stl"  # the second strategy there
 # Limits of what machines and the numbers in files can hold; larger values would overflow.
-MOST_SEED = (
-    2**53 - 1
-)  # every reader of JSON knows it exactly, and seeds counted up from it are still 64-bit integers
+# Every reader of JSON knows it exactly, and seeds counted up from it are still 64-bit integers.
+MOST_SEED = 2**53 - 1
 MOST_WIDE = 2**20
 MOST_WINDOW = 1000
 MOST_BUCKETS = 2**30  # rows of a table are numbered in 32 bits, those of words included

@@ -224,9 +224,8 @@ def test_nothing_is_computed_for_a_frozen_table_and_layer(what, untouched, made)
     assert [name for name in untouched if not is_marked(buffers, name)] == []
     assert [name for name in made if is_marked(buffers, name)] == []
     kinds = {int(piece["of"]) for piece in model.moving(EVERYTHING).pieces}
-    assert kinds == (
-        {0, 1, 2, 3} if len(what) == 1 else {2, 3}
-    )  # of these the gradients are made, and no other
+    # Gradients are made of these alone.
+    assert kinds == ({0, 1, 2, 3} if len(what) == 1 else {2, 3})
 
 
 def test_frozen_rows_are_not_looked_at_and_types_of_them_alone_have_no_gradient():

@@ -150,9 +150,8 @@ def _on_parameter(trainer, called):
 
 
 def _on_optimizer(trainer, called):
-    torch.optim.AdamW(
-        [torch.zeros(1)]
-    )  # from whose first instance on torch runs hooks in its step, which ours calls
+    # From the first instance on, torch runs hooks in its step, which ours calls.
+    torch.optim.AdamW([torch.zeros(1)])
     trainer.run.optimizer.register_step_post_hook(lambda *_: called.append(1))
 
 

@@ -73,9 +73,8 @@ def bags(N=70, tasks=TASKS, seed=0, longest=30):
 @pytest.mark.parametrize("subwords", [True, False], ids=["subwords", "words"])
 @pytest.mark.parametrize(("mode", "tasks"), [("mean", TASKS), ("sum", KINDS)], ids=["mean", "sum"])
 def test_bags_step_as_by_autograd(optimizer, subwords, mode, tasks):
-    batches = [
-        bags(20 + 30 * seed, tasks, seed, 5 + 20 * seed) for seed in range(4)
-    ]  # each larger than all before
+    # Each larger than all before.
+    batches = [bags(20 + 30 * seed, tasks, seed, 5 + 20 * seed) for seed in range(4)]
     made = partial(bag_model, mode, tasks, subwords=subwords)
     assert_steps_are_those_of_autograd(made, by(optimizer), batches, WEIGHTS)
 
