@@ -115,11 +115,7 @@ def main(
 
 
 def _measure_gpu(name: str, rounds: int, records: Path) -> None:
-    try:
-        device = find(name)
-    except ValueError as error:
-        console.print(str(error))
-        raise typer.Exit(0 if name == "cuda" else 2) from None
+    device = find(name)
     ledger.append(measure_gpu(describe(device), device, rounds), records)
 
 

@@ -6,10 +6,8 @@ import pytest
 
 from bench.environment import describe
 
-TIMED, TRIED = (
-    "timed",
-    "tried",
-)  # markers of a quick comparison at real sizes, and of sizes too small to show speed
+# Markers of a quick comparison at real sizes, and of sizes too small to show speed.
+TIMED, TRIED = "timed", "tried"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark looks at its options

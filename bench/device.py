@@ -13,14 +13,19 @@ NO_GPU = "no GPU: torch finds no CUDA device, so nothing was {done}"
 WARM_UPS = 3
 
 
-def find(requested: str = "auto") -> torch.device:
-    """Return the device by name; "auto" takes CUDA where it is available. Raises ValueError where it is missing."""
+def find(requested: str) -> torch.device:
+    """Return the device by name; "auto" takes CUDA where it is available.
+
+    Where it is missing, print so and end the program: with exit code 0 if there is no GPU, 2 for an unknown name.
+    """
     if requested == "auto":
         requested = "cuda" if torch.cuda.is_available() else "cpu"
     if requested not in ("cpu", "cuda"):
-        raise ValueError(f"device {requested} is unknown; available: auto, cpu, cuda")
+        print(f"device {requested} is unknown; available: auto, cpu, cuda")
+        raise SystemExit(2)
     if requested == "cuda" and not torch.cuda.is_available():
-        raise ValueError(NO_GPU.format(done="measured"))
+        print(NO_GPU.format(done="measured"))
+        raise SystemExit(0)
     return torch.device(requested)
 
 
@@ -32,7 +37,7 @@ def synchronize(device: torch.device) -> None:
 
 def clear_workspaces() -> None:
     """Free cuBLAS's workspaces, as other graphs and those of torch.compile do."""
-    torch._C._cuda_clearCublasWorkspaces()
+    torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 (torch has no public name for it)
 
 
 class Replay:

@@ -67,11 +67,7 @@ def main(
     records: Annotated[Path, typer.Option(help="Folder for the records.")] = ledger.FOLDER,
 ) -> None:
     """Run the jobs, print one line per job and append records."""
-    try:
-        found = find(device)
-    except ValueError as error:
-        console.print(str(error))
-        raise typer.Exit(0 if device == "cuda" else 2) from None
+    found = find(device)
     if warm:
         warm_cpu()
         return

@@ -35,9 +35,8 @@ class StepModel:
     heads: MultiTaskHeads
     batches: Sequence[Batch]
     make_optimizer: MakeOptimizer
-    make_dense_optimizer: MakeOptimizer | None = (
-        None  # for the copy without row-sparse gradients, where there is one
-    )
+    # For the copy without row-sparse gradients, where there is one.
+    make_dense_optimizer: MakeOptimizer | None = None
     held_out: Batch | None = None  # for evaluation only
 
     @property

@@ -1,13 +1,11 @@
-"""The GPU tools without a GPU: the arithmetic of profile and sampler, and their one-line message."""
+"""The GPU tools without a GPU: the arithmetic of the profile, and their one-line message."""
 
-# ruff: noqa: N802 (the names of NVML)
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from bench import profile_gpu
 from bench.cases import HeadCase
 from bench.environment import ROOT
 from bench.memory import peak_extra_bytes
-from bench.power import Sampler
 from bench.profile_gpu import REPEATS, Launch, Profile, against_ceilings, difference, kernel_table
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -27,14 +24,13 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
     "command",
     [
         [sys.executable, "-m", "bench.profile_gpu"],
-        [sys.executable, "-m", "bench.power"],
         [sys.executable, "-m", "bench.memory_safety"],
         [sys.executable, "-m", "bench.jobs", "--device", "cuda"],
         [sys.executable, "-m", "bench.measure", "heads", "--device", "cuda"],
         [sys.executable, "-m", "bench.bags", "gpu", "--device", "cuda"],
         ["bash", str(Path("bench") / "gpu.sh")],
     ],
-    ids=["profile", "power", "memory_safety", "jobs", "measure", "bags", "gpu.sh"],
+    ids=["profile", "memory_safety", "jobs", "measure", "bags", "gpu.sh"],
 )
 def test_without_a_gpu_there_is_one_line(command):
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
@@ -140,63 +136,6 @@ def test_a_profile_that_is_stopped_keeps_what_it_has(monkeypatch, tmp_path):
         "the first case",
         "",
     ]
-
-
-class Nvml:
-    """A substitute for pynvml: 300 W, a counter that grows by 2 J per reading, no utilisation."""
-
-    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
-
-    def __init__(self, has_counter=True):
-        self.millijoules, self.has_counter = 0, has_counter
-
-    def nvmlInit(self):
-        pass
-
-    def nvmlDeviceGetHandleByIndex(self, index):
-        return index
-
-    def nvmlDeviceGetPowerUsage(self, handle):
-        return 300_000
-
-    def nvmlDeviceGetUtilizationRates(self, handle):
-        raise RuntimeError("not supported")
-
-    def nvmlDeviceGetMemoryInfo(self, handle):
-        return SimpleNamespace(used=5_000_000)
-
-    def nvmlDeviceGetClockInfo(self, handle, kind):
-        return {1: 1980, 2: 3201}[kind]
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
-        if not self.has_counter:
-            raise RuntimeError("not supported")
-        self.millijoules += 2000
-        return self.millijoules
-
-
-def test_the_sampler_reads_the_energy_counter():
-    with Sampler(nvml=Nvml(), interval_seconds=0.001) as sampler:
-        pass
-    power = sampler.power
-    assert (power.energy_joules, power.energy_source) == (2.0, "total-energy counter")
-    assert power.median("power_watts") == 300.0
-    assert power.median("sm_clock_mhz") == 1980.0
-    assert power.median("memory_clock_mhz") == 3201.0
-    assert power.median("utilisation_percent") is None
-
-
-def test_without_a_counter_energy_is_power_times_time():
-    with Sampler(nvml=Nvml(has_counter=False), interval_seconds=0.001) as sampler:
-        pass
-    assert sampler.power.energy_joules == pytest.approx(300.0 * sampler.power.seconds)
-    assert sampler.power.energy_source == "mean power times time"
-
-
-@WITHOUT_GPU
-def test_a_sampler_without_a_driver_says_so():
-    with pytest.raises(RuntimeError, match="nvidia-ml-py does not answer"):
-        Sampler()
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc/self/clear_refs")

@@ -22,15 +22,11 @@ from .bags.op import (
 from .bags.prepared import PreparedBags, prepare_bags
 from .bags.rules import RULES as ROW_RULES
 from .bags.rules import RowRule, RowRuleKind, RowState
-from .context.batch import ContextBatch, draw_batch, word_sampler
-from .context.gradients import ContextGradients, context_gradients
-from .context.training import ContextOptions, ContextTraining
 from .heads.kind import HeadSpec, Kind, task_of_column
 from .heads.layout import HeadLayout
 from .heads.op import MultitaskLoss, multitask_gradients, multitask_loss, warm_up
 from .heads.parts import lay_adjacent
 from .heads.plans import (
-    PLANS,
     RULES,
     Shape,
     choose_plan,
@@ -41,7 +37,6 @@ from .heads.reference import accepted_targets, head_correct, row_losses
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_backend
 from .step.bags import bag_step, bag_step_obstacle
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
-from .step.room import StepResult
 from .step.text import (
     Dropout,
     text_correct,
@@ -68,7 +63,6 @@ __all__ = [
     "FROZEN",
     "NOTHING",
     "PADDING",
-    "PLANS",
     "POOLINGS",
     "REFERENCE",
     "ROOMS",
@@ -77,10 +71,6 @@ __all__ = [
     "BagModel",
     "Beside",
     "Choice",
-    "ContextBatch",
-    "ContextGradients",
-    "ContextOptions",
-    "ContextTraining",
     "Dense",
     "DeviceBags",
     "Dropout",
@@ -99,7 +89,6 @@ __all__ = [
     "RowRuleKind",
     "RowState",
     "Shape",
-    "StepResult",
     "TextStepModel",
     "Trained",
     "TrainedHead",
@@ -113,8 +102,6 @@ __all__ = [
     "choose_backend",
     "choose_embedding_backend",
     "choose_plan",
-    "context_gradients",
-    "draw_batch",
     "embedding_bag",
     "embedding_bag_of_types",
     "fuse_update",
@@ -143,5 +130,4 @@ __all__ = [
     "update_all_rows",
     "update_rows",
     "warm_up",
-    "word_sampler",
 ]

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from mt2st_fast.errors import InputError
+
 PACKAGES = ("mt2st-fast", "torch", "triton", "numba", "numpy")
 
 
@@ -19,6 +21,19 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """Return a device; "auto" is CUDA where available. Raises InputError for a device that is not available."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device {name} is unknown; available: auto, cpu, cuda, cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name} is not available: torch sees no CUDA device here; use cpu")
+    return device
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:

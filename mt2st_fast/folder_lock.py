@@ -86,9 +86,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[str | None]:
                 why_not = _lock(descriptor, wait)
                 if why_not == HELD or _is_at(descriptor, folder):
                     break
-                folder.mkdir(
-                    parents=True, exist_ok=True
-                )  # another process removed it just before it was locked here
+                # Another process removed it just before it was locked here.
+                folder.mkdir(parents=True, exist_ok=True)
                 gone, descriptor = descriptor, os.open(folder, os.O_RDONLY)
                 os.close(gone)
             yield why_not

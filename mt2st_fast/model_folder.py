@@ -33,10 +33,8 @@ DESCRIPTION, TENSORS = "model.json", "tensors.safetensors"
 RUN_MODEL = "model"  # the name of the model's folder inside the folder of a run
 RUN_CONFIG = "config.json"  # beside it, from the first step of the run on
 PATIENCE_SECONDS = 5.0  # for others that replace a model, which takes them less than a millisecond
-OF_COMPARISON = (
-    "compare.json",
-    "compare.progress.json",
-)  # the folder of a comparison has one of them from the start on
+# The folder of a comparison has one of them from the start on.
+OF_COMPARISON = ("compare.json", "compare.progress.json")
 
 
 def has_comparison(folder: Path) -> bool:

@@ -11,12 +11,12 @@ from ..machine.registry import Room
 ROOM = Room("context", __package__)
 
 
-def load_numba(part: str, what: str, backend: str = "auto", device_type: str = "cpu") -> Any:
+def load_numba(part: str, what: str) -> Any:
     """Load a module of the Numba backend, for `what` no other backend supports.
 
-    Raises RuntimeError if another backend is requested, by `backend` or the environment, and what `Room.choose` raises.
+    Raises RuntimeError if the environment requests another backend, and what `Room.choose` raises.
     """
-    chosen = ROOM.choose(device_type, torch.float32, backend)
+    chosen = ROOM.choose("cpu", torch.float32, "auto")
     if chosen.name != "numba":
         raise RuntimeError(f"{what} is only supported by numba, not by {chosen.name} ({chosen.reason})")
     return ROOM.load("numba", part)

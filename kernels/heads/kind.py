@@ -329,9 +329,8 @@ def column_weights_on(head: HeadSpec, dtype: torch.dtype, device: torch.device) 
         return _WEIGHTS[key]
     with torch.inference_mode(False):  # kept for later calls, so they must not be an inference tensor
         made = torch.tensor(head.column_weights, dtype=dtype, device=device)
-    return (
-        _WEIGHTS.setdefault(key, made) if type(made) is Tensor else made
-    )  # else without numbers, for a trace
+    # In a trace it has no numbers, and is not kept.
+    return _WEIGHTS.setdefault(key, made) if type(made) is Tensor else made
 
 
 # Copying them to a device would wait for it in every step. Never freed: a CUDA graph may read them.

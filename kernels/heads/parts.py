@@ -22,9 +22,8 @@ class Parameters(NamedTuple):
 
     weight: Tensor  # (S, D)
     bias: Tensor | None  # (S,)
-    parts: tuple[
-        Tensor, ...
-    ]  # K weights, then K biases if any; empty if weight and bias get the gradient themselves
+    # K weights, then K biases if any; empty if weight and bias get the gradient themselves.
+    parts: tuple[Tensor, ...]
 
     @property
     def needs(self) -> tuple[bool, bool]:

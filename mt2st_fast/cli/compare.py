@@ -152,7 +152,6 @@ def _compare(progress: Progress, folder: Path, output: OutputOptions, stopping: 
     progress.check_data(first)
     comparing = Comparing(progress, folder, first, console, stopping, output.checkpoint_seconds)
     experiment = comparing.check()
-    progress.check_settings(experiment.train.data_settings, folder)
     if not progress.n_done and not progress.current:
         for file in (COMPARISON, *REPORT_FILES):  # from an earlier comparison
             (folder / file).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import torch
 import typer
 
 from mt2st_fast.cli.terminal import plain_console, say
+from mt2st_fast.environment import device_named
 from mt2st_fast.errors import InputError
 from mt2st_fast.folder_lock import check_can_write
 
@@ -29,14 +30,10 @@ def tune(
 
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype} is unknown; available: {', '.join(DTYPES)}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"--device {device} is unknown; available: auto, cpu, cuda, cuda:N") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {device}: torch finds no CUDA device; use --device cpu")
+        chosen = device_named(device)
+    except InputError as error:
+        raise InputError(f"--{error}") from None
     try:
         check_can_write(table_path().parent)
     except OSError as error:

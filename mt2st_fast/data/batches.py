@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mt2st_fast.data.corpus import UNIT, Corpus, check_main
+from mt2st_fast.data.corpus import Corpus, check_main
 from mt2st_fast.data.resident import DeviceTargets, DeviceWindows, ResidentStream, memory_budget
 from mt2st_fast.data.sampler import FixedSampler, RowsAhead, Sampler, check_active
 from mt2st_fast.errors import InputError
@@ -123,8 +123,7 @@ class TrainingBatches:
         self.fixed_batches = fixed_batches
         if self.tasks == (main,):
             share = 1.0  # no row is drawn for another task
-        units = {column.unit for task in self.tasks if (column := corpus.column(task)).kind == "values"}
-        self.data_settings = {UNIT: " and ".join(sorted(units))} if units else {}
+        self.data_settings: dict[str, str] = {}
         make = FixedSampler if fixed_batches else Sampler
         self.sampler = make(corpus.column(main).labelled(), batch_size, share, seed)
         self.ahead = RowsAhead(self.sampler)

@@ -11,7 +11,6 @@ from mt2st_fast.data.tokens import check_bounds
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 
-UNIT, OF_THE_DATA = "regression targets in", "the unit of the data"  # as messages and checkpoints name them
 MISSING = -100  # the class of a row without a label; torch's and our heads' ignore_index
 
 
@@ -23,14 +22,11 @@ class TargetColumn:
     "classes"    int64 (N,), a class in [0, C) or MISSING             the C classes
     "labels"     float32 (N, C), 0 or 1, NaN where missing            the C labels (multi-label)
     "values"     float32 (N, C), any number, NaN where missing        the C quantities (regression)
-
-    unit: of the values, if they are numbers.
     """
 
     kind: str
     class_names: tuple[str, ...]
     values: np.ndarray
-    unit: str = OF_THE_DATA
 
     def __post_init__(self):
         if self.kind == "classes":

@@ -14,8 +14,6 @@ import torch
 
 from mt2st_fast.data.corpus import Corpus, TargetColumn
 
-DEVIATIONS = "standard deviations from their mean"
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -36,7 +34,7 @@ class Scale:
     def measured(self, column: TargetColumn) -> TargetColumn:
         """Return the column in this scale."""
         values = (column.values.astype(np.float64) - self.mean) / self.deviation
-        return replace(column, values=values.astype(np.float32), unit=DEVIATIONS)
+        return replace(column, values=values.astype(np.float32))
 
     @torch.no_grad()
     def undo_in(self, linear: torch.nn.Linear) -> None:

@@ -80,7 +80,7 @@ def subword_rows(
     n-grams of `min_n` to `max_n` characters (off while `max_n` < `min_n`; 3 to 5 is usual). `buckets=0` leaves out all
     hashed rows.
     """
-    if min(min_count, 1) < 0 or buckets < 0 or len(vocabulary_words) != len(counts):
+    if min(min_count, buckets) < 0 or len(vocabulary_words) != len(counts):
         raise ValueError(
             "min_count and buckets must not be negative, and counts must have one entry per word"
         )

@@ -57,8 +57,8 @@ class WordTagger(_Graph):
         return self.logits(_through(self.hidden, window.flatten(1)))
 
 
-class WordBags(_Graph):
-    """A BagEncoder over words, each the mean of its rows: one row of logits per unit."""
+class _Bags(_Graph):
+    """A BagEncoder: its table, and how it pools."""
 
     table: Tensor
 
@@ -66,21 +66,18 @@ class WordBags(_Graph):
         super().__init__(heads, tasks)
         self.register_buffer("table", _copy(encoder.table))
         self.pool = _means if encoder.mode == "mean" else _sums
+
+
+class WordBags(_Bags):
+    """Bags of words, each the mean of its rows: one row of logits per unit."""
 
     def forward(self, rows: Tensor, rows_per_word: Tensor, words_per_unit: Tensor) -> dict[str, Tensor]:
         vectors = _means(self.table[rows], rows_per_word)
         return self.logits(self.pool(vectors, words_per_unit))
 
 
-class IdBags(_Graph):
-    """A BagEncoder whose types are the rows of its table: one row of logits per bag."""
-
-    table: Tensor
-
-    def __init__(self, encoder: BagEncoder, heads: MultiTaskHeads, tasks: Sequence[str]) -> None:
-        super().__init__(heads, tasks)
-        self.register_buffer("table", _copy(encoder.table))
-        self.pool = _means if encoder.mode == "mean" else _sums
+class IdBags(_Bags):
+    """Bags of types that are the rows of the table: one row of logits per bag."""
 
     def forward(self, ids: Tensor, ids_per_unit: Tensor) -> dict[str, Tensor]:
         return self.logits(self.pool(self.table[ids], ids_per_unit))

@@ -42,27 +42,24 @@ class HeadBank(nn.Module):
             )
         # All tasks in one order: the main task first.
         ordered = {main: tasks[main], **{name: task for name, task in tasks.items() if name != main}}
+        on_words = {name: task for name, task in ordered.items() if isinstance(task, WordTask)}
+        of_their_own = {name: task for name, task in ordered.items() if isinstance(task, OpenTask)}
         self.tasks: dict[str, Task] = {
-            n: task for n, task in ordered.items() if not isinstance(task, WordTask | OpenTask)
+            name: task for name, task in ordered.items() if not isinstance(task, WordTask | OpenTask)
         }
+        self.names = tuple(ordered)
         self.backend, self.plan = backend, plan
         self._takes_layers = False  # whether other modules may hold views of the parameters' memory
         check_module_names(ordered)
-        self.word_tasks = nn.ModuleDict(
-            {module_name(name): task for name, task in ordered.items() if isinstance(task, WordTask)}
-        )
-        self.open_tasks = nn.ModuleDict(
-            {module_name(name): task for name, task in ordered.items() if isinstance(task, OpenTask)}
-        )
-        self.names = tuple(ordered)
+        self.word_tasks = nn.ModuleDict({module_name(name): task for name, task in on_words.items()})
+        self.open_tasks = nn.ModuleDict({module_name(name): task for name, task in of_their_own.items()})
         # Needed in every step.
+        self._on_words, self._open = frozenset(on_words), frozenset(of_their_own)
         self._specs = {name: task.head for name, task in self.tasks.items()}
         self._poolings = {
             name: how for name, task in self.tasks.items() if (how := pooling_of(task)) != "none"
         }
         self._uncounted = frozenset(n for n, spec in self._specs.items() if spec.options.has_uncounted_losses)
-        self._on_words = frozenset(n for n, task in ordered.items() if isinstance(task, WordTask))
-        self._open = frozenset(n for n, task in ordered.items() if isinstance(task, OpenTask))
         self.linears = nn.ModuleDict(
             {
                 module_name(name): nn.Linear(in_features, task.head.size, bias=bias)

@@ -16,8 +16,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        module.train(
-            modes[module]
-        )  # which may do more than to set what is set below: LoRA layers merge their weights
+        # This may do more than set the flags that are set below: LoRA layers merge their weights.
+        module.train(modes[module])
         for part, mode in modes.items():
             part.training = mode

@@ -19,7 +19,6 @@ from mt2st_fast.runs.targets import PLATEAU, Run, Runs, Target, first_reaching, 
 from mt2st_fast.training.history import History
 
 MEASURES = ("seconds", "steps", "examples", "joules")
-# The span F1 of test rows is missing in runs of an earlier version.
 OF_RUNS = ("best", "test", "test_span_f1", *MEASURES)
 
 
@@ -127,7 +126,7 @@ def compare_runs(
 
 def has_spans(runs: Iterable[Run]) -> bool:
     """Return whether any of these runs was tested by spans."""
-    return any(run.get("test_span_f1") is not None for run in runs)  # runs of an earlier version have none
+    return any(run["test_span_f1"] is not None for run in runs)
 
 
 def _arrivals(runs: Sequence[Run], targets: Sequence[Target], margin: float) -> dict[str, list[Any]]:
@@ -148,7 +147,7 @@ def _strategy(
     arm: Arm, runs: Sequence[Run], arrivals: Mapping[str, Sequence[Any]], first: Target
 ) -> dict[str, Any]:
     """Return an arm's medians and quartiles, and its runs."""
-    spreads: dict[str, Any] = {name: spread([run.get(name) for run in runs]) for name in OF_RUNS}
+    spreads: dict[str, Any] = {name: spread([run[name] for run in runs]) for name in OF_RUNS}
     reached = arrivals[first.key]
     to: dict[str, Any] = {
         key: {
@@ -161,7 +160,7 @@ def _strategy(
     return {
         "strategy": arm.strategy,
         "engine": arm.engine,
-        **{f"{name}_median": median([run.get(name) for run in runs]) for name in OF_RUNS},
+        **{f"{name}_median": median([run[name] for run in runs]) for name in OF_RUNS},
         "spread": spreads,
         "steps_to_target_median": to[first.key]["steps"]["median"],
         "seconds_to_target_median": to[first.key]["seconds"]["median"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,10 +15,8 @@ from mt2st_fast.files import write_atomically
 from mt2st_fast.runs.arms import Arm, arms_of
 from mt2st_fast.runs.comparison_options import ComparisonOptions
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.resumed_data import WORDS
 from mt2st_fast.runs.tuning import chosen, trials_of
 from mt2st_fast.spelling import in_shell
-from mt2st_fast.training.resuming import first_difference
 
 DIVERGED = "diverged"  # in place of the results of a run
 FILE = "compare.progress.json"
@@ -42,41 +39,25 @@ class Progress:
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     current: list[Any] = field(default_factory=list)
     data: str = ""  # digest of the first seed's data
-    settings: dict[str, str] | None = None  # what was done to the data; None before the first run
-    load: float | None = (
-        None  # highest load of the machine at the start and when resumed, where the system has it
-    )
+    # Highest load of the machine at the start and when resumed, where the system has it.
+    load: float | None = None
 
     def note_load(self) -> None:
         """Note the load that other processes put on the machine; call this before anything runs here."""
         with suppress(OSError, AttributeError):
             self.load = max(self.load or 0.0, os.getloadavg()[0])
 
-    def check_settings(self, own: Mapping[str, str], folder: Path) -> None:
-        """Raise InputError if something else was done to the data of the finished runs, as by an earlier version."""
-        if self.settings is not None and (found := first_difference(self.settings, own)) is not None:
-            name, then, now = found
-            if name == WORDS:
-                raise self._data_changed()
-            raise InputError(
-                f"the comparison in {folder} was made with {name} {then}, this version has {now}: its runs cannot be "
-                f"compared with new ones; choose another --out, or remove {in_shell(folder / FILE)} and compare again"
-            )
-        self.settings = dict(own)
-
     def check_data(self, splits: Splits) -> None:
         """Raise InputError if the finished runs used other data."""
         corpora = (splits.train, splits.dev, splits.test)
-        digest = " ".join(corpus.digest(splits.tasks)[:16] for corpus in corpora)
+        words = splits.vocabulary.digest  # corpora have numbers in place of words
+        digest = " ".join([words, *(corpus.digest(splits.tasks)[:16] for corpus in corpora)])
         if self.data not in ("", digest):
-            raise self._data_changed()
+            raise InputError(
+                f"{self.config.data} has changed since the comparison began; restore the data, or compare again "
+                "without --resume"
+            )
         self.data = digest
-
-    def _data_changed(self) -> InputError:
-        return InputError(
-            f"{self.config.data} has changed since the comparison began; restore the data, or compare again without "
-            "--resume"
-        )
 
     @property
     def arms(self) -> list[Arm]:
@@ -171,7 +152,7 @@ class Progress:
                 "config": Config.from_json(stored["config"]),
                 "comparison": ComparisonOptions.from_json(stored["comparison"]),
             }
-            return cls(**{"settings": {}, **stored, **made})
+            return cls(**{**stored, **made})
         except FileNotFoundError:
             from mt2st_fast.runs.comparison_report import COMPARISON  # plotting takes long to import
 

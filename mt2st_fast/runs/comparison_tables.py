@@ -142,6 +142,12 @@ def _bases(comparison: Mapping[str, Any]) -> list[str]:
     return [base for base in bases if base in strategies]
 
 
+def _arms(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (name, results, differences from the baselines) of every arm."""
+    for name, strategy in comparison["strategies"].items():
+        yield name, strategy, comparison["differences"][name]
+
+
 def _verdicts(comparison: Mapping[str, Any]) -> Part:
     columns = [
         "strategy",
@@ -161,16 +167,14 @@ def _quality(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[st
     bases, by_spans = _bases(comparison), _by_spans(comparison)
     columns = ["strategy", "best on development:", "test, at the end:", *("test, span F1:" for _ in by_spans)]
     columns += [f"{where} vs {base}, points:" for where in ("development", "test") for base in bases]
-    rows = []
-    for name, strategy in comparison["strategies"].items():
-        found = comparison["differences"][name]
-        rows.append(
-            [
-                name,
-                *(_spread(strategy["spread"][where], shown) for where in ("best", "test", *by_spans)),
-                *(in_points(found[base] and found[base][w]) for w in ("best", "test") for base in bases),
-            ]
-        )  # fmt: skip
+    rows = [
+        [
+            name,
+            *(_spread(strategy["spread"][where], shown) for where in ("best", "test", *by_spans)),
+            *(in_points(found[base] and found[base][w]) for w in ("best", "test") for base in bases),
+        ]
+        for name, strategy, found in _arms(comparison)
+    ]  # fmt: skip
     return columns, rows
 
 
@@ -185,20 +189,14 @@ def _whole_runs(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list
     bases, measured = _bases(comparison), _measured(comparison)
     columns = ["strategy", *(f"{m}:" for m in measured)]
     columns += [f"{measure} vs {base}:" for measure in ("time", "examples") for base in bases]
-    rows = []
-    for name, strategy in comparison["strategies"].items():
-        found = comparison["differences"][name]
-        rows.append(
-            [
-                name,
-                *(_taken(strategy["spread"][m], m) for m in measured),
-                *(
-                    in_percent(found[base] and found[base]["whole"][measure])
-                    for measure in ("seconds", "examples")
-                    for base in bases
-                ),
-            ]
-        )
+    rows = [
+        [
+            name,
+            *(_taken(strategy["spread"][m], m) for m in measured),
+            *(in_percent(found[b] and found[b]["whole"][m]) for m in ("seconds", "examples") for b in bases),
+        ]
+        for name, strategy, found in _arms(comparison)
+    ]
     return columns, rows
 
 
@@ -216,27 +214,21 @@ ON_WHOLE_RUNS = (
 def _to(comparison: Mapping[str, Any], key: str) -> tuple[Sequence[str], list[list[str]]]:
     """Table of what every arm needs to reach one target, or its plateau."""
     bases = _bases(comparison)
-    strategies, measured = comparison["strategies"], _measured(comparison)
+    measured = _measured(comparison)
     at_plateau = ["development there:"] if key == PLATEAU else []
     columns = ["strategy", "reached by:", *(f"{m}:" for m in measured), *at_plateau]
     columns += [f"{measure} vs {base}:" for measure in ("time", "steps") for base in bases]
-    rows = []
-    for name, strategy in strategies.items():
-        to = strategy["to"][key]
-        differences = comparison["differences"][name]
-        rows.append(
-            [
-                name,
-                f"{to['reached']} of {len(strategy['seeds'])}",
-                *(_taken(to[m], m) for m in measured),
-                *(_spread(to["quality"], shown) for _ in at_plateau),
-                *(
-                    in_percent(differences[base] and differences[base]["to"][key][measure])
-                    for measure in ("seconds", "steps")
-                    for base in bases
-                ),
-            ]
-        )
+    rows = [
+        [
+            name,
+            f"{to['reached']} of {len(strategy['seeds'])}",
+            *(_taken(to[m], m) for m in measured),
+            *(_spread(to["quality"], shown) for _ in at_plateau),
+            *(in_percent(found[b] and found[b]["to"][key][m]) for m in ("seconds", "steps") for b in bases),
+        ]
+        for name, strategy, found in _arms(comparison)
+        for to in (strategy["to"][key],)
+    ]
     return columns, rows
 
 

@@ -50,7 +50,7 @@ def _on_seeds(n: int) -> str:
 
 
 def _on_diverged(comparison: Mapping[str, Any]) -> Iterator[str]:
-    for seed, line in comparison.get("diverged", {}).items():  # a comparison of an earlier version has none
+    for seed, line in comparison["diverged"].items():
         yield f"Seed {seed} is left out for all strategies, as a run of it diverged: {line}."
 
 

@@ -23,9 +23,8 @@ ENGINES = ("fused", "torch")
 NONE = "none"  # no second strategy
 OF_DEFAULT_CORPUS = "stl"  # the second strategy there
 # Limits of what machines and the numbers in files can hold; larger values would overflow.
-MOST_SEED = (
-    2**53 - 1
-)  # every reader of JSON knows it exactly, and seeds counted up from it are still 64-bit integers
+# Every reader of JSON knows it exactly, and seeds counted up from it are still 64-bit integers.
+MOST_SEED = 2**53 - 1
 MOST_WIDE = 2**20
 MOST_WINDOW = 1000
 MOST_BUCKETS = 2**30  # rows of a table are numbered in 32 bits, those of words included
@@ -283,8 +282,5 @@ class Config:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Config:
-        """Return the configuration that `to_json` wrote, also in a version that named `backward` otherwise."""
-        stored = dict(stored)
-        if (fused := stored.pop("fuse_backward", None)) is not None:
-            stored["backward"] = "fused" if fused else "autograd"
+        """Return the configuration that `to_json` wrote."""
         return cls(**{**stored, "aux": None if stored["aux"] is None else tuple(stored["aux"])})

@@ -212,9 +212,8 @@ class Experiment:
         diverges.
         """
         if isinstance(schedule := self.trainer.schedule, Shortening):
-            self.trainer.schedule = (
-                schedule.in_small()
-            )  # some schedules need more epochs than that to pass all phases
+            # Some schedules need more epochs than that to pass all phases.
+            self.trainer.schedule = schedule.in_small()
         run = self.trainer.begin(
             self.loaders, val=self._held_out(self.splits.dev), epochs=WARMING_STEPS / self._steps_per_epoch
         )

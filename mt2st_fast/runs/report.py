@@ -74,9 +74,9 @@ def make_report(facts: Mapping[str, Any], history: History) -> dict[str, Any]:
             "test": tasks[main]["test"],
         },
         "tasks": {name: _task(task, name, history) for name, task in tasks.items()},
-        "score": {"spans": None, **facts["score"]},  # a run of an earlier version has none
+        "score": facts["score"],
         "kept": facts["kept"],
-        "untrained": facts.get("untrained", []),
+        "untrained": facts["untrained"],
         "steps": facts["steps"],
         "stopped": history.stopped,
         "epochs": facts["epochs"],

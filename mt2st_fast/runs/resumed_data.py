@@ -6,16 +6,15 @@ from pathlib import Path
 
 from mt2st_fast.data.batches import EvaluationBatches, TrainingBatches
 from mt2st_fast.training.checkpoint import Checkpoint
-from mt2st_fast.training.resuming import first_difference
 
 WORDS = "words"  # the setting by which a run knows the words of its data again
 
 
 def has_other_data(checkpoint: Path, train: TrainingBatches, held_out: EvaluationBatches) -> bool:
-    """Return whether training or held-out rows differ from those of a checkpoint, not only by what was done to them."""
+    """Return whether training or held-out rows differ from those of a checkpoint."""
     state = Checkpoint(checkpoint).state
-    if (found := first_difference(state["run"], train.data_settings)) is not None:
-        return found[0] == WORDS
+    if state["run"][WORDS] != train.data_settings[WORDS]:
+        return True
     then = {
         state["source"][train.main]["loader"]["data"],
         state["run"].get("held-out data", held_out.digest()),

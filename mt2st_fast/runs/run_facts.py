@@ -93,9 +93,8 @@ def read_history(folder: Path, facts: Mapping[str, Any]) -> History:
     path = folder / HISTORY
     history = History.read_jsonl(path, facts["main"])
     steps, n_found = [record.step for record in history.steps], _n_records(history)
-    n_all = facts.get("records", n_found)  # not recorded by earlier versions
-    if n_found != n_all:
-        why = f"has {n_found:,} records, but the run wrote {n_all:,}"
+    if n_found != facts["records"]:
+        why = f"has {n_found:,} records, but the run wrote {facts['records']:,}"
     elif (last := steps[-1] if steps else 0) != facts["steps"]:
         why = f"ends at step {last:,}, but the run took {facts['steps']:,} steps"
     elif any(after <= before for before, after in pairwise(steps)):

@@ -31,6 +31,7 @@ def content_of(loader: Any) -> str | None:
     """
     loader = getattr(loader, "whole", loader)
     if isinstance(loader, list | tuple):
+        # By the built-in type: a subclass may do more when it is iterated.
         batches = list(tuple.__iter__(loader) if isinstance(loader, tuple) else list.__iter__(loader))
         if len(batches) > MOST_BATCHES or sum(map(_n_bytes, batches)) > MOST_BYTES:
             return None
@@ -130,7 +131,7 @@ def _whole(parts: list[tuple[str, Any]]) -> Iterator[int]:
             yield int(_summed([(f"{name} {tuple(value.shape)}", flat)], 1)[0])
         elif value is None or isinstance(value, bool | int | float | str | bytes):
             yield int(_of_text(f"{name} {value!r}"))
-        # Of any other type it is unknown which of it is data.
+        # Other objects are left out: it is unknown which of their attributes are data.
 
 
 def _words(rows: Tensor) -> np.ndarray:

@@ -10,16 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from mt2st_fast.data.corpus import OF_THE_DATA, UNIT
 from mt2st_fast.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 OR_ANEW = "or start a new run without resume"
-# Of a checkpoint that has no such setting yet.
-BEFORE = {UNIT: OF_THE_DATA}
 FIXES = {
-    UNIT: "an earlier version began it: start a new run without resume",
     "tasks": "use heads of the same tasks, or start a new run from the weights that match: trainer.load(checkpoint, "
     "partial=True)",
     "held-out data": f"pass the original held-out batches, because the best evaluation compares all of them, {OR_ANEW}",
@@ -32,19 +28,10 @@ def check_settings(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
     A layer that a callback has added since then does not count as a setting.
     """
-    if (found := first_difference(stored, own)) is not None:
-        name, then, value = found
-        fix = FIXES.get(name, f"use {name} {then} again, {OR_ANEW}")
-        raise InputError(f"the checkpoint was made with {name} {then}, this run has {value}; {fix}")
-
-
-def first_difference(stored: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return (name, stored value, own value) of the first setting that differs; None if all are the same."""
     for name, value in own.items():
-        then = stored.get(name, BEFORE.get(name, value))
-        if then != value:
-            return name, then, value
-    return None
+        if (then := stored.get(name, value)) != value:
+            fix = FIXES.get(name, f"use {name} {then} again, {OR_ANEW}")
+            raise InputError(f"the checkpoint was made with {name} {then}, this run has {value}; {fix}")
 
 
 def check_end(step: int, end: int, new_end: int, steps_per_epoch: int, *, rate_falls: bool) -> None:

@@ -15,7 +15,6 @@ from torch import nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.task_adapted import adapted_in
-from mt2st_fast.model.tasks import Task, metric_of
 from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
 from mt2st_fast.training.learning_rate import Decay, SchedulerFactory, check_rates
 from mt2st_fast.training.own_metrics import Metric, metric_name
@@ -126,7 +125,7 @@ def fixed_settings(
     return {
         "layers of tasks' own": "; ".join(each.settings for each in adapted_in(encoder)) or "none",
         "tasks": ", ".join(heads.names),
-        **{f"the task {name}": _shown(_without_metric(task)) for name, task in heads.tasks.items()},
+        **{f"the task {name}": _shown(repr(task)) for name, task in heads.tasks.items()},
         # Options that weights do not show: dropout, a way of pooling.
         **{
             f"the encoder's {name or type(module).__name__}": _shown(module.extra_repr())
@@ -139,22 +138,9 @@ def fixed_settings(
         "lr_decay": options.lr_decay,
         "clip_norm": options.clip_norm,
         "precision": options.precision,
-        "metrics": ", ".join(f"{name} of {task}" for task, name in sorted(_metrics(options, heads).items()))
+        "metrics": ", ".join(f"{metric_name(own)} of {task}" for task, own in sorted(options.metrics.items()))
         or "the tasks' own",
     }
-
-
-def _metrics(options: RunOptions, heads: MultiTaskHeads) -> dict[str, str]:
-    """Return the names of the metrics by task, where it is not the default of the task's kind."""
-    chosen = {name: metric_of(task).name for name, task in heads.tasks.items()}
-    defaults = {name: task.head.kind.metric.name for name, task in heads.tasks.items()}
-    own = {name: metric_name(metric) for name, metric in options.metrics.items()}
-    return {name: metric for name, metric in chosen.items() if metric != defaults[name]} | own
-
-
-def _without_metric(task: Task) -> str:
-    """Write a task without its metric, which checkpoints from before tasks had a choice do not have."""
-    return repr(task).replace(f", metric={task.metric!r}", "")
 
 
 def description(schedule: Schedule) -> str:

@@ -99,7 +99,9 @@ def check_kinds(files: Mapping[str, str | Path]) -> None:
     """Raises InputError for an unknown kind of task."""
     unknown = [name for name in files if name not in KINDS]
     if unknown:
-        raise InputError(f"tasks has {unknown[0]!r}; there are {', '.join(KINDS)}, each with its file")
+        raise InputError(
+            f"tasks: {unknown[0]!r} is unknown; available: {', '.join(KINDS)}, each with the path of its file"
+        )
 
 
 def _endless(batches: WordBatches) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from mt2st_fast.environment import device_named
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.sharded import is_divided_among_all
@@ -47,19 +48,6 @@ from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.schedules.abilities import ObservingHeldOut, Selecting, check_resumable
 from mt2st_fast.training.selection import no_held_out
 from mt2st_fast.training.sources import Source
-
-
-def _device(device: str | torch.device) -> torch.device:
-    """Return the device that was asked for. Raises ValueError if there is none of this name here."""
-    if device == "auto":
-        return own_device()
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is unknown; available: auto, cpu, cuda, cuda:N") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device} is not available: torch sees no CUDA device here; use cpu")
-    return found
 
 
 def _option(name: str) -> Any:
@@ -153,7 +141,7 @@ class Trainer:
             clip_norm=clip_norm,
             accumulate=accumulate,
             precision=precision,
-            device=_device(device),
+            device=own_device() if device == "auto" else device_named(device),
             log_every=log_every,
             metrics=dict(metrics or {}),
             graph=graph,

@@ -145,19 +145,6 @@ class BagScorer:
         return features
 
 
-def device_of(name: str | torch.device) -> torch.device:
-    """Return a device; "auto" is CUDA where available. Raises InputError for a device that is not available."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device {name} is unknown; available: auto, cpu, cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name} is not available: torch sees no CUDA device here; use cpu")
-    return device
-
-
 def check_choice(k: int, threshold: float) -> None:
     """Raise InputError for k or a threshold out of range."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or (k < 1 and k != -1):

@@ -16,20 +16,6 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_count, check_finite_number, check_not_negative
 from mt2st_fast.words.gensim_errors import NotATextError, NoWordsError
 
-# Option: (gensim's default, the only supported value; why, and what to do).
-ONLY: dict[str, tuple[Any, str]] = {
-    "null_word": (0, "there is no null word; leave it 0"),
-}
-
-
-def refuse(**options: Any) -> None:
-    """Raise InputError for an unsupported value."""
-    for name, value in options.items():
-        only, why = ONLY[name]
-        if value != only:
-            raise InputError(f"{name}={value!r} is not supported: {why}")
-
-
 # Options that are 0 or 1, and what 1 means.
 SWITCHES = {
     "sg": "skip-gram",

@@ -12,6 +12,7 @@ from typing import Any
 from mt2st_fast.data import TargetColumn
 from mt2st_fast.data.labelled_text import DEFAULT_FAMILY, LabelledText, read_labelled_text, target_columns
 from mt2st_fast.errors import InputError
+from mt2st_fast.spelling import listed
 from mt2st_fast.training.schedules import Schedule
 from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.bag_training import BagOptions, train_bags
@@ -131,13 +132,11 @@ def _tell_families(path: str | Path, text: LabelledText) -> None:
         return
     sizes = {family: len(text.labels[family].names) for family in text.families}
     named = [f"{family} ({n:,} label{'s' if n > 1 else ''})" for family, n in sizes.items()]
-    more = f" and {len(named) - MOST_NAMED:,} more" if len(named) > MOST_NAMED else ""
     log.warning(
-        "%s: `__` within a label is read as the end of its family: %s%s; families=False takes labels whole, "
+        "%s: `__` within a label is read as the end of its family: %s; families=False takes labels whole, "
         "families=True says that they are these",
         path,
-        ", ".join(named[:MOST_NAMED]),
-        more,
+        listed(named, MOST_NAMED),
     )
 
 

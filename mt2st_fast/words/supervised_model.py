@@ -14,6 +14,7 @@ from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.character_ngrams import ngram_hash
 from mt2st_fast.data.labelled_text import DEFAULT_FAMILY, LabelledText, read_labelled_text, target_columns
 from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.environment import device_named
 from mt2st_fast.errors import InputError
 from mt2st_fast.exporting.models import export_bags
 from mt2st_fast.exporting.writing import Exported
@@ -23,7 +24,7 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model_folder import model_in, read_model, write_model
 from mt2st_fast.training.history import History
 from mt2st_fast.training.trainer import Trainer
-from mt2st_fast.words.bag_scorer import BagScorer, Choice, Labeller, check_choice, chosen, device_of
+from mt2st_fast.words.bag_scorer import BagScorer, Choice, Labeller, check_choice, chosen
 from mt2st_fast.words.label_counts import LabelCounts, LabelFamily, tell_several, tell_unseen
 
 KIND = "supervised"
@@ -148,7 +149,7 @@ class SupervisedModel:
             name: LabelFamily(kind, tuple(names), tuple(counts))
             for name, kind, names, counts in configuration["labels"]
         }
-        where = device_of(device)
+        where = device_named(device)
         SupervisedModel.__init__(
             self,
             features,

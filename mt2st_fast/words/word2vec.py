@@ -33,7 +33,6 @@ from mt2st_fast.words.gensim_options import (
     check_switches,
     one_of,
     read_text,
-    refuse,
 )
 from mt2st_fast.words.gensim_vocabulary import (
     TrimRule,
@@ -133,7 +132,8 @@ class Word2Vec(GensimNames):
         schedule: Schedule | None = None,
         device: str = "cpu",
     ) -> None:
-        refuse(null_word=null_word)
+        if null_word != 0:
+            raise InputError(f"null_word={null_word!r} is not supported: there is no null word; leave it 0")
         check_switches(sg=sg, hs=hs, cbow_mean=cbow_mean, sorted_vocab=sorted_vocab)
         check_predicted_by(hs, negative, max_n)
         self.tasks, self.schedule = dict(tasks or {}), schedule or Switch(at=0.6)

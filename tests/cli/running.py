@@ -76,8 +76,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def write(path: Path, **values: Any) -> str:
     """A configuration file of these options, and its path."""
     keys = {name.replace("_", "-"): value for name, value in values.items()}
-    as_toml = "".join(
-        f"{key} = {json.dumps(value)}\n" for key, value in keys.items()
-    )  # a value of JSON is one of TOML
+    # A value of JSON is one of TOML.
+    as_toml = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
     path.write_text(json.dumps(keys) if path.suffix == ".json" else as_toml)
     return str(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -154,36 +153,36 @@ def test_what_cannot_be_shown_is_one_line_and_nothing_is_written(
     assert files(again) == before
 
 
-@pytest.mark.parametrize("knows", [True, False], ids=["of this version", "of one that counted no records"])
+def swapped(lines: list[str]) -> list[str]:
+    """With the first two steps in the other order."""
+    first, second = [i for i, line in enumerate(lines) if json.loads(line)["kind"] == "step"][:2]
+    return [lines[{first: second, second: first}.get(i, i)] for i in range(len(lines))]
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda lines: [], "has 0 records|ends at step 0, but the run took"),
-        (lambda lines: lines[: len(lines) // 3], "records, but the run wrote|ends at step"),
-        (lambda lines: lines[:-2], "records, but the run wrote|ends at step"),
-        (lambda lines: lines + lines, "records, but the run wrote|out of order"),
+        (lambda lines: [], "has 0 records, but the run wrote"),
+        (lambda lines: lines[:-2], "records, but the run wrote"),
+        (lambda lines: lines + lines, "records, but the run wrote"),
         (lambda lines: lines[::-1], "ends at step"),
+        (swapped, "has steps out of order"),
     ],
 )
 def test_a_history_that_is_not_whole_makes_no_report(
     change: Callable[[list[str]], list[str]],
     why: str,
-    knows: bool,
     ended: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     again = shutil.copytree(ended["train"], tmp_path / "again")
-    facts = json.loads((again / "facts.json").read_text())
     lines = (again / "history.jsonl").read_text().splitlines(keepends=True)
-    assert facts.pop("records") == len(lines)
-    if not knows:
-        (again / "facts.json").write_text(json.dumps(facts))
     (again / "history.jsonl").write_text("".join(change(lines)))
     before = files(again)
     error = fails(capsys, "report", str(again))
     assert f"{again / 'history.jsonl'}: is not the complete history of the run" in error
-    assert re.search(why, error)
+    assert why in error
     assert files(again) == before
 
 

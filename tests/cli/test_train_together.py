@@ -14,13 +14,8 @@ from tests.cli.running import QUICK, run
 from tests.training.processes.together import SECONDS, all_said, started, wait_for
 
 TRAIN = ["-m", "mt2st_fast", "train"]
-EXACT = [
-    *QUICK,
-    "--epochs",
-    "2",
-    "--dropout",
-    "0",
-]  # what dropout leaves out is another thing in every process
+# What dropout leaves out is another thing in every process.
+EXACT = [*QUICK, "--epochs", "2", "--dropout", "0"]
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
 
 import pytest
@@ -368,16 +367,6 @@ def test_an_encoder_that_transformers_does_not_have_is_trained_but_not_made(tmp_
     again = MultiTaskModel(MultiTaskConfig.from_pretrained(tmp_path), copy.deepcopy(encoder))
     again.load_state_dict(model.state_dict())
     assert_same(model, again)
-
-
-def test_a_folder_of_an_earlier_version_is_made_as_then(tmp_path):
-    model = MultiTaskModel.from_encoder(bert(), TASKS, "tag")
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["encoder_class"], config["encoder_arguments"]
-    config["encoder"] = bert().config.to_dict()
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert_same(model, MultiTaskModel.from_pretrained(tmp_path))
 
 
 def test_attention_is_the_encoder_s(tmp_path, caplog):

@@ -12,7 +12,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,18 @@ def run_shares(module: str, folder: Path, shares: Sequence[tuple[str, ...]]) -> 
     with ThreadPoolExecutor(max_workers=2) as pool:
         parts = pool.map(of_share, range(len(shares)))
         return {name: value for part in parts for name, value in part.items()}
+
+
+def assert_as_accurate_as_torch(
+    computed: Mapping[str, np.ndarray], name: str, margin: float, ours: str = "ours"
+) -> None:
+    """margin: what our largest error may exceed torch's by, relative to the largest true value."""
+    value, torch_value, truth = (computed[f"{name}/{kind}"] for kind in (ours, "torch", "truth"))
+    assert value.shape == truth.shape
+    error = np.abs(value - truth).max(initial=0.0)
+    allowed = np.abs(torch_value - truth).max(initial=0.0) + margin * np.abs(truth).max(initial=0.0)
+    # Written so that a NaN of ours fails.
+    assert error <= allowed, f"error {error:.3g} > {allowed:.3g}"
 
 
 class _PatchOnce:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from mt2st_fast.runs.arms import arms_of
 from mt2st_fast.runs.comparison import compare_runs
 
-FACTS = {"metric": "accuracy", "n_seeds": 3, "engines": ["fused"], "environment": {"cores": 4}, "load": 0.1}
+FACTS = {
+    "metric": "accuracy",
+    "n_seeds": 3,
+    "engines": ["fused"],
+    "environment": {"cores": 4},
+    "load": 0.1,
+    "diverged": {},
+}
 
 
 def run_of(seed, *qualities, seconds=1.0, test=0.5, span_f1=None, joules=None, retired=None):

@@ -28,12 +28,6 @@ def test_json_gives_the_same_configuration_again():
     assert Config.from_json(Config().to_json()) == Config()
 
 
-@pytest.mark.parametrize(("then", "now"), [(None, "auto"), (True, "fused"), (False, "autograd")])
-def test_what_an_earlier_version_stored_of_backward_is_read(then, now):
-    stored = {name: value for name, value in Config().to_json().items() if name != "backward"}
-    assert Config.from_json({**stored, "fuse_backward": then}) == Config(backward=now)
-
-
 def test_a_strategy_gets_the_options_that_it_takes():
     config = Config(epochs=2.0, strategy_options={"switch_at": 0.25, "alpha": 0.5})
     assert config.for_strategy("switch").schedule() == Switch(at=0.25)

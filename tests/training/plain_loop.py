@@ -8,11 +8,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-EPS, BETAS, DECAY = (
-    1e-3,
-    (0.8, 0.95),
-    0.1,
-)  # of every Adam; such an eps lets no gradient count that is only rounding
+# Of every Adam; such an eps lets no gradient count that is only rounding.
+EPS, BETAS, DECAY = 1e-3, (0.8, 0.95), 0.1
 
 
 def vectors_of(p, case, types):

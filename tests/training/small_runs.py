@@ -38,3 +38,13 @@ def parameters_of(trainer):
 def assert_same(one, other):
     for (name, ours), theirs in zip(parameters_of(one).items(), parameters_of(other).values(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def assert_goes_on_with_the_same_bits(run, stop, folder):
+    """run: gives a trainer and its history, from callbacks and options of `fit`. Returns both trainers."""
+    whole, history = run()
+    run(callbacks=[Stop(stop)], checkpoint=folder / "c")
+    resumed, again = run(checkpoint=folder / "c", resume=True)
+    assert again == history
+    assert_same(whole, resumed)
+    return whole, resumed

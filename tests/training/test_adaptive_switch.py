@@ -78,17 +78,6 @@ def test_a_look_that_is_no_number_decides_nothing():
     assert weights(schedule) == {"a": 1.0, "b": 1.0}
 
 
-def test_a_checkpoint_from_before_it_was_known_what_is_learnt_goes_on():
-    schedule = AdaptiveSwitch()
-    show(schedule, RISING[:2])
-    state = schedule.state_dict()
-    del state["_learnt"]
-    resumed = AdaptiveSwitch()
-    resumed.load_state_dict(state)
-    show(resumed, RISING[2:], first=2)
-    assert weights(resumed) == {"a": 1.0, "b": 1.0}
-
-
 def test_a_task_that_pulls_against_the_main_task_rests_though_it_is_learnt():
     schedule = AdaptiveSwitch()
     show(schedule, RISING[:3], {"b": (-0.02, -0.03, -0.025)}, learnt=0.9)

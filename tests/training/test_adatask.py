@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.schedules import RunFacts, find_strategy
 from tests.training.graphs_on_cpu import GraphedOnCpu
-from tests.training.small_runs import Stop
+from tests.training.small_runs import assert_goes_on_with_the_same_bits
 from tests.training.three_tasks import LOSSES, TASKS, data
 from tests.training.turn_runs import OPTIMIZERS, batches, parameters_of, trainer_of
 
@@ -98,12 +99,7 @@ def test_the_encoder_runs_forward_once_a_step():
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("stop", [1, 5, 8])
 def test_a_resumed_run_ends_with_the_same_bits(sparse, stop, tmp_path):
-    whole, history = trained(sparse)
-    trained(sparse, callbacks=[Stop(stop)], checkpoint=tmp_path / "c")
-    resumed, again = trained(sparse, checkpoint=tmp_path / "c", resume=True)
-    assert again == history
-    for name, value in parameters_of(whole).items():
-        assert torch.equal(parameters_of(resumed)[name], value), name
+    assert_goes_on_with_the_same_bits(partial(trained, sparse), stop, tmp_path)
 
 
 @dataclass(frozen=True, kw_only=True)

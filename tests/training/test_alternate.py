@@ -22,7 +22,7 @@ from mt2st_fast.kernels.heads.on_numba import tile
 from mt2st_fast.training.engines.text_training import TextTraining
 from mt2st_fast.training.schedules import Alternate, AlternateSteps
 from tests.training.graphs_on_cpu import assert_same, both
-from tests.training.small_runs import Stop
+from tests.training.small_runs import assert_goes_on_with_the_same_bits
 from tests.training.turn_runs import (
     OPTIMIZERS,
     PER_EPOCH,
@@ -34,27 +34,6 @@ from tests.training.turn_runs import (
 )
 
 SCHEDULES = {"epochs": Alternate(1, 1), "unlike epochs": Alternate(2, 1, 0.5), "steps": AlternateSteps(1, 2)}
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize(
-    ("kind", "optimizer"), [("window", "adam"), ("window", "adagrad"), ("bag", "adagrad"), ("bag", "sgd")]
-)
-def test_one_kernel_call_does_what_autograd_does(kind, optimizer, schedule):
-    ends = []
-    for backward in ("auto", "autograd"):
-        trainer = trainer_of(kind, OPTIMIZERS[optimizer], schedule=SCHEDULES[schedule], backward=backward)
-        history = trainer.fit(batches(kind), epochs=6)
-        assert [phase.engine for phase in history.phases] == [
-            "one kernel call" if backward == "auto" else "eager"
-        ]
-        ends.append((history.steps, parameters_of(trainer)))
-    (ours, by_kernel), (theirs, by_autograd) = ends
-    assert [record.trained for record in ours] == [record.trained for record in theirs]
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.losses == pytest.approx(other.losses, rel=1e-4)
-    for name, wanted in by_autograd.items():
-        torch.testing.assert_close(by_kernel[name], wanted, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def states_of(trainer):
@@ -197,12 +176,7 @@ def test_a_resumed_run_ends_with_the_same_bits(schedule, stop, tmp_path):
         trainer = trainer_of("window", OPTIMIZERS["adam"], schedule=schedule, callbacks=list(callbacks))
         return trainer, trainer.fit(batches("window"), epochs=4, **options)
 
-    whole, history = run()
-    run([Stop(stop)], checkpoint=tmp_path / "c")
-    resumed, again = run(checkpoint=tmp_path / "c", resume=True)
-    assert again == history
-    for name, value in parameters_of(whole).items():
-        assert torch.equal(parameters_of(resumed)[name], value), name
+    assert_goes_on_with_the_same_bits(run, stop, tmp_path)
 
 
 def test_what_is_frozen_by_the_user_stays_frozen_and_callers_see_no_turn():

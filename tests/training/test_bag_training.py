@@ -18,7 +18,6 @@ from mt2st_fast import (
     MultiTaskHeads,
     Regression,
     RowwiseAdagrad,
-    Switch,
     Trainer,
 )
 from mt2st_fast.kernels import (
@@ -127,24 +126,6 @@ def test_a_step_is_as_exact_as_that_of_torch(make, mode, dim, B, tasks, most_wor
         moved = (truth - old).abs().max()
         assert (ours - truth).abs().max() <= 2 * (theirs - truth).abs().max() + 1e-5 * moved + 1e-7
         assert torch.equal(ours, old) == (moved == 0)
-
-
-def test_steps_add_up_as_without_the_kernel():
-    """Adagrad's sums and falling rates carry over from step to step."""
-    found = []
-    for backward in ("autograd", "auto"):
-        encoder, heads, _ = model(tasks=("topic", "tone"))
-        trainer = Trainer(
-            encoder, heads, schedule=Switch(at=0.5), optimizer=lambda p: RowwiseAdagrad(p, lr=0.1),
-            lr_decay="linear", backward=backward, device="cpu",
-        )  # fmt: skip
-        trainer.fit([batch(50, ("topic", "tone"), seed) for seed in range(4)], epochs=4)
-        assert (trainer.history.phases[-1].engine == "one kernel call") == (backward == "auto")
-        found.append((parameters(encoder, heads), [record.losses for record in trainer.history.steps]))
-    for plain, fused in zip(*(parameters for parameters, _ in found), strict=True):
-        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-6)
-    for plain, fused in zip(*(losses for _, losses in found), strict=True):
-        assert fused == pytest.approx(plain, rel=1e-5)
 
 
 @pytest.mark.parametrize("most_words", [20, 100])

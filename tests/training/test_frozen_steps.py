@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -39,40 +41,6 @@ def freeze(encoder, heads, optimizer, what):
             heads.linear(heads.main).requires_grad_(False)
         else:
             encoder.get_parameter(name).requires_grad_(False)
-
-
-CASES = [
-    ("table",), ("hidden.weight",), ("hidden.bias",), ("hidden.weight", "hidden.bias"), ("rows",), ("head",),
-    ("table", "hidden.weight", "hidden.bias"), ("rows", "hidden.weight"), ("rows", "head"), ("table", "head"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("what", CASES, ids=" ".join)
-def test_a_window_step_is_that_of_autograd_with_the_same_frozen(what, optimizer):
-    weights = torch.tensor([1.0, 0.5, 0.25])
-    batches = [window.batch(150, seed=seed) for seed in range(4)]
-    found = []
-    for fused in (False, True):
-        encoder, heads = window.model()
-        before = window.parameters(encoder, heads)
-        stepping = window.optimizer_of(lambda p: OPTIMIZERS[optimizer](p, lr=0.01), encoder, heads)
-        freeze(encoder, heads, stepping, what)
-        if fused:
-            training = TextTraining(encoder, heads, stepping)
-            losses = torch.stack([training(types, targets, weights) for types, targets in batches])
-        else:
-            losses = window.eager_steps(encoder, heads, stepping, batches, weights)
-        after = window.parameters(encoder, heads)
-        for p, old, new in zip([*encoder.parameters(), *heads.parameters()], before, after, strict=True):
-            rows = (
-                SOME_ROWS if p is encoder.table and "rows" in what else torch.zeros(len(p), dtype=torch.bool)
-            )
-            assert torch.equal(old[rows], new[rows])
-            assert torch.equal(old, new) != p.requires_grad
-        found.append([losses, *after])
-    for ours, want in zip(*found, strict=True):
-        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
 
 
 def two_tasks(schedule, backward, frozen):
@@ -114,100 +82,86 @@ def test_a_phase_in_which_nothing_would_train_is_refused(schedule, step, backwar
         trainer.fit([bag_of(a=[0, 2], b=[0, 1])] * 2, epochs=1)
 
 
-@pytest.mark.parametrize("make", [SGD, RowwiseAdagrad])
-@pytest.mark.parametrize("what", [("table",), ("rows",), ("head",), ("rows", "head")], ids=" ".join)
-@pytest.mark.parametrize(("B", "most_words"), [(37, 30), (700, 20), (333, 100)])
-def test_a_bag_step_is_that_of_autograd_with_the_same_frozen(what, make, B, most_words):
+# --- what is frozen, and sides of the model that take turns ----------------------------------------------------
+
+TURNS = {"all": EVERYTHING, "shared": Moves(heads=False), "tasks": Moves(shared=False)}
+
+
+def assert_that_moves_what_autograd_moves(make, step, steps_by_autograd, what, turn):
+    """make: encoder, heads and optimizer; step: of one kernel call, made of these and of what moves."""
     found = []
-    inputs, targets = bag.batch(B, ("topic",), most_words=most_words)
     for fused in (False, True):
-        encoder, heads, optimizer = bag.model(tasks=("topic",), make=make)
-        before = bag.parameters(encoder, heads)
+        encoder, heads, optimizer = make()
+        parameters = [*encoder.parameters(), *heads.parameters()]
+        before = window.parameters(encoder, heads)
         freeze(encoder, heads, optimizer, what)
         if fused:
-            BagTraining(encoder, heads, optimizer)(inputs, targets, torch.ones(1))
+            losses = step(encoder, heads, optimizer, TURNS[turn])
         else:
-            heads(encoder(inputs), targets).total.backward()
-            optimizer.step()
-        after = bag.parameters(encoder, heads)
-        for p, old, new in zip([*encoder.parameters(), *heads.parameters()], before, after, strict=True):
-            rows = (
-                SOME_ROWS[: len(p)] if p is encoder.table and "rows" in what else torch.zeros(len(p)).bool()
-            )
-            assert torch.equal(old[rows], new[rows])
-            assert torch.equal(old, new) != p.requires_grad
-        found.append(after)
-    for ours, want in zip(*found, strict=True):
-        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-6)
-
-
-# --- what is frozen, where sides of the model take turns -----------------------------------------------------
-
-TURNS = {"shared": Moves(heads=False), "tasks": Moves(shared=False)}
-
-
-def hold_still(encoder, heads, turn):
-    """Freeze the side that has no turn."""
-    (heads if turn == "shared" else encoder).requires_grad_(False)
+            if turn != "all":  # the side that has no turn holds still
+                (heads if turn == "shared" else encoder).requires_grad_(False)
+            losses = steps_by_autograd(encoder, heads, optimizer)
+            still = [not p.requires_grad for p in parameters]
+        after = window.parameters(encoder, heads)
+        assert list(map(torch.equal, before, after)) == still
+        if "rows" in what:
+            assert torch.equal(*(table[SOME_ROWS[: len(table)]] for table in (before[0], after[0])))
+        found.append([losses, *after])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
     ("what", "turn"),
     [
+        (("table",), "all"), (("hidden.weight",), "all"), (("hidden.bias",), "all"), (("rows",), "all"),
+        (("hidden.weight", "hidden.bias"), "all"), (("head",), "all"), (("rows", "hidden.weight"), "all"),
+        (("table", "hidden.weight", "hidden.bias"), "all"), (("rows", "head"), "all"), (("table", "head"), "all"),
         (("table",), "shared"), (("hidden.weight",), "shared"), (("hidden.weight", "hidden.bias"), "shared"),
         (("table", "hidden.weight"), "shared"), (("rows", "head"), "shared"), (("table", "head"), "tasks"),
         (("hidden.weight", "head"), "tasks"), (("rows",), "tasks"),
     ],
-    ids=" ".join,
+    ids=str,
 )  # fmt: skip
-def test_a_window_turn_moves_what_is_not_frozen_of_its_side(what, turn, optimizer):
+def test_a_window_step_moves_what_is_not_frozen_as_autograd_does(what, turn, optimizer):
     weights = torch.tensor([1.0, 0.5, 0.25])
     batches = [window.batch(150, seed=seed) for seed in range(4)]
-    found = []
-    for fused in (False, True):
+
+    def make():
         encoder, heads = window.model()
-        before = window.parameters(encoder, heads)
-        stepping = window.optimizer_of(lambda p: OPTIMIZERS[optimizer](p, lr=0.01), encoder, heads)
-        freeze(encoder, heads, stepping, what)
-        if fused:
-            training = TextTraining(encoder, heads, stepping)
-            losses = [training(types, targets, weights, TURNS[turn]) for types, targets in batches]
-            losses = torch.stack(losses)
-        else:
-            hold_still(encoder, heads, turn)
-            losses = window.eager_steps(encoder, heads, stepping, batches, weights)
-            still = [not p.requires_grad for p in [*encoder.parameters(), *heads.parameters()]]
-        after = window.parameters(encoder, heads)
-        assert list(map(torch.equal, before, after)) == still
-        found.append([losses, *after])
-    for ours, want in zip(*found, strict=True):
-        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
+        return encoder, heads, window.optimizer_of(partial(OPTIMIZERS[optimizer], lr=0.01), encoder, heads)
+
+    def step(encoder, heads, stepping, part):
+        training = TextTraining(encoder, heads, stepping)
+        return torch.stack([training(types, targets, weights, part) for types, targets in batches])
+
+    by_autograd = partial(window.eager_steps, batches=batches, weights=weights)
+    assert_that_moves_what_autograd_moves(make, step, by_autograd, what, turn)
 
 
 @pytest.mark.parametrize("make", [SGD, RowwiseAdagrad])
 @pytest.mark.parametrize(
-    ("what", "turn"), [(("rows", "head"), "shared"), (("rows",), "tasks"), (("table",), "tasks")], ids=" ".join
+    ("what", "turn"),
+    [
+        (("table",), "all"), (("rows",), "all"), (("head",), "all"), (("rows", "head"), "all"),
+        (("rows", "head"), "shared"), (("rows",), "tasks"), (("table",), "tasks"),
+    ],
+    ids=str,
 )  # fmt: skip
-def test_a_bag_turn_moves_what_is_not_frozen_of_its_side(what, turn, make):
-    inputs, targets = bag.batch(333, ("topic",), most_words=30)
-    found = []
-    for fused in (False, True):
-        encoder, heads, optimizer = bag.model(tasks=("topic",), make=make)
-        before = bag.parameters(encoder, heads)
-        freeze(encoder, heads, optimizer, what)
-        if fused:
-            BagTraining(encoder, heads, optimizer)(inputs, targets, torch.ones(1), TURNS[turn])
-        else:
-            hold_still(encoder, heads, turn)
-            heads(encoder(inputs), targets).total.backward()
-            optimizer.step()
-            still = [not p.requires_grad for p in [*encoder.parameters(), *heads.parameters()]]
-        after = bag.parameters(encoder, heads)
-        assert list(map(torch.equal, before, after)) == still
-        found.append(after)
-    for ours, want in zip(*found, strict=True):
-        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize(("B", "most_words"), [(37, 30), (700, 20), (333, 100)])
+def test_a_bag_step_moves_what_is_not_frozen_as_autograd_does(what, turn, make, B, most_words):
+    inputs, targets = bag.batch(B, ("topic",), most_words=most_words)
+
+    def step(encoder, heads, optimizer, part):
+        return BagTraining(encoder, heads, optimizer)(inputs, targets, torch.ones(1), part)[None]
+
+    assert_that_moves_what_autograd_moves(
+        partial(bag.model, tasks=("topic",), make=make),
+        step,
+        partial(window.eager_steps, batches=[(inputs, targets)], weights=torch.ones(1)),
+        what,
+        turn,
+    )
 
 
 @pytest.mark.parametrize(
@@ -270,9 +224,8 @@ def test_nothing_is_computed_for_a_frozen_table_and_layer(what, untouched, made)
     assert [name for name in untouched if not is_marked(buffers, name)] == []
     assert [name for name in made if is_marked(buffers, name)] == []
     kinds = {int(piece["of"]) for piece in model.moving(EVERYTHING).pieces}
-    assert kinds == (
-        {0, 1, 2, 3} if len(what) == 1 else {2, 3}
-    )  # of these the gradients are made, and no other
+    # Gradients are made of these alone.
+    assert kinds == ({0, 1, 2, 3} if len(what) == 1 else {2, 3})
 
 
 def test_frozen_rows_are_not_looked_at_and_types_of_them_alone_have_no_gradient():

@@ -13,14 +13,12 @@ from mt2st_fast import (
     LazyAdam,
     MultiTaskHeads,
     RowwiseAdagrad,
-    Switch,
     Trainer,
     WindowEncoder,
 )
 from mt2st_fast.kernels import ROW_RULES
 from mt2st_fast.training.optim import RowSparseOptimizer, optimizer_by_rule
 from mt2st_fast.training.optimizer_upkeep import clip_gradients, row_sparse_tables
-from tests.training.small_runs import Stop
 
 T = 50
 
@@ -224,67 +222,6 @@ def test_row_sparse_tables_are_found():
 
 
 # --- in the trainer --------------------------------------------------------------------------------------
-
-
-def test_the_trainer_learns_from_row_sparse_tables():
-    encoder, heads = model(sparse=True)
-    trainer = Trainer(encoder, heads, schedule=Switch(at=0.5), lr=0.05, device="cpu")
-    history = trainer.fit(bags(), val=bags(2, seed=9), epochs=20)
-    assert history.evaluations[-1].metrics["tone"] > 0.9
-    assert isinstance(trainer.run.optimizer, LazyAdam)
-
-
-@pytest.mark.parametrize("clip_norm", [None, 0.5])
-def test_row_sparse_and_dense_training_agree_where_every_row_is_in_the_batch(clip_norm):
-    """With untouched rows lazy Adam differs by design."""
-    batches = bags(4, rows=400, types=T)
-    results = []
-    for sparse in (True, False):
-        encoder, heads = model(sparse)
-        Trainer(encoder, heads, lr=0.01, clip_norm=clip_norm, accumulate=2, device="cpu").fit(
-            batches, epochs=2
-        )
-        results.append(encoder.table.detach())
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("make", [LazyAdam, RowwiseAdagrad, mt2st_fast.SGD])
-def test_fused_training_is_unfused_training(make):
-    results = []
-    for backward in ("autograd", "fused"):
-        encoder, heads = model(sparse=True)
-        trainer = Trainer(
-            encoder,
-            heads,
-            optimizer=lambda p: make(p, lr=0.05),
-            lr_decay="linear",
-            backward=backward,
-            device="cpu",
-        )
-        trainer.fit(bags(), epochs=3)
-        results.append(encoder.table.detach().clone())
-        # Afterwards the table is an ordinary parameter again.
-        encoder(bags(1)[0][0]).sum().backward()
-        assert encoder.table.grad is not None
-    # A step is one kernel call, which adds up in another order.
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
-
-
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
-    path = tmp_path / "last.safetensors"
-
-    def train(epochs, resume=False, stop_at=None):
-        encoder, heads = model(sparse=True)
-        trainer = Trainer(encoder, heads, schedule=Switch(at=0.5), lr=0.05, backward="fused", device="cpu")
-        if stop_at is not None:
-            trainer.callbacks.append(Stop(stop_at))
-        trainer.fit(bags(), epochs=epochs, checkpoint=path, resume=resume)
-        return encoder.table.detach().clone()
-
-    whole = train(4)
-    path.unlink()
-    train(4, stop_at=9)
-    assert torch.equal(train(4, resume=True), whole)
 
 
 @pytest.mark.parametrize(

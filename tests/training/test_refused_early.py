@@ -51,7 +51,7 @@ def test_a_class_for_a_schedule():
 
 
 def test_a_device_that_there_is_not():
-    with pytest.raises(ValueError, match="device 'gpu' is unknown; available: auto, cpu, cuda"):
+    with pytest.raises(ValueError, match="device gpu is unknown; available: auto, cpu, cuda"):
         Trainer(nn.Linear(6, 8), MultiTaskHeads(8, {"a": Classification(3)}, main="a"), device="gpu")
 
 
@@ -150,9 +150,8 @@ def _on_parameter(trainer, called):
 
 
 def _on_optimizer(trainer, called):
-    torch.optim.AdamW(
-        [torch.zeros(1)]
-    )  # from whose first instance on torch runs hooks in its step, which ours calls
+    # From the first instance on, torch runs hooks in its step, which ours calls.
+    torch.optim.AdamW([torch.zeros(1)])
     trainer.run.optimizer.register_step_post_hook(lambda *_: called.append(1))
 
 

@@ -53,7 +53,7 @@ def test_a_task_that_retires_closes_its_file(pairs, monkeypatch):
 
 
 def test_a_kind_that_there_is_not_is_named(pairs):
-    with pytest.raises(InputError, match="tasks has 'syntax'; there are similarity, analogy"):
+    with pytest.raises(InputError, match="tasks: 'syntax' is unknown; available: similarity, analogy"):
         TableTasks(
             {"syntax": pairs}, Vocabulary(["a"], np.ones(1, np.int64)), np.ones((1, 2), np.float32), None, 1
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from mt2st_fast import (
 )
 from mt2st_fast.training.schedules import RunFacts, find_strategy
 from tests.training.graphs_on_cpu import GraphedOnCpu
-from tests.training.small_runs import Stop
+from tests.training.small_runs import Stop, assert_goes_on_with_the_same_bits
 from tests.training.three_tasks import LOSSES, TASKS, data
 from tests.training.turn_runs import parameters_of
 
@@ -121,12 +122,7 @@ def test_after_the_switch_nothing_of_the_others_is_left():
 @pytest.mark.parametrize("schedule", [TO_THE_END, BY_SWITCH])
 @pytest.mark.parametrize("stop", [3, 12, 17])
 def test_a_resumed_run_ends_with_the_same_bits(schedule, stop, tmp_path):
-    whole, history = trained(schedule)
-    trained(schedule, callbacks=[Stop(stop)], checkpoint=tmp_path / "c")
-    resumed, again = trained(schedule, checkpoint=tmp_path / "c", resume=True)
-    assert again == history
-    for name, value in parameters_of(whole).items():
-        assert torch.equal(parameters_of(resumed)[name], value), name
+    assert_goes_on_with_the_same_bits(partial(trained, schedule), stop, tmp_path)
 
 
 @pytest.mark.parametrize("schedule", [Uncertainty, FAMO])

@@ -143,33 +143,6 @@ def test_runs_that_need_gradients_are_those_of_autograd(options, schedule):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_a_step_of_one_batch_a_loader_is_that_of_autograd():
-    """A step of one batch a loader, of other tasks each, is one of several batches to the kernel."""
-
-    def trained(backward):
-        encoder, heads = model()
-        only = {name: [] for name in TASKS}
-        for seed in range(4):
-            types, targets = batch(64, seed=seed)
-            for name in TASKS:
-                only[name].append((types, {name: targets[name]}))
-        trainer = Trainer(
-            encoder,
-            heads,
-            device="cpu",
-            backward=backward,
-            optimizer=lambda p: LazyAdam(p, lr=0.01),
-        )
-        history = trainer.fit(only, epochs=2)
-        return history, parameters(encoder, heads)
-
-    (history, found), (_, wanted) = trained("auto"), trained("autograd")
-    assert "several batches" in history.phases[0].passed_over["one kernel call"]
-    assert NAME not in history.phases[0].passed_over
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-
-
 def test_dropout_is_drawn_anew_and_a_run_resumes_bit_for_bit(tmp_path):
     def trainer(*callbacks):
         encoder, heads = model(dropout=0.3)

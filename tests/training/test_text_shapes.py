@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from torch import nn
 
 from mt2st_fast import BagEncoder, Classification, MultiTaskHeads, WindowEncoder
 from mt2st_fast.kernels.step.on_numba.dropout import factors_of
@@ -12,7 +15,21 @@ from mt2st_fast.kernels.step.text import Dropout
 from mt2st_fast.training.engines.text_gradients import TextGradients
 from mt2st_fast.training.engines.text_training import TextTraining
 from mt2st_fast.training.optim import SGD
-from tests.training.test_text_training import KINDS, OPTIMIZERS, TASKS, M, T, V, batch, parameters
+from tests.training.test_text_training import (
+    KINDS,
+    OPTIMIZERS,
+    TASKS,
+    M,
+    T,
+    V,
+    assert_alike,
+    assert_steps_are_those_of_autograd,
+    batch,
+    by,
+    eager_steps,
+    model,
+    parameters,
+)
 
 WEIGHTS = torch.tensor([1.0, 0.5, 0.25])
 
@@ -52,55 +69,20 @@ def bags(N=70, tasks=TASKS, seed=0, longest=30):
     return (types, starts), batch(N, tasks, seed)[1]
 
 
-def optimizer_of(name, encoder, heads):
-    return OPTIMIZERS[name]([*encoder.parameters(), *heads.parameters()])
-
-
-def eager(encoder, heads, optimizer, batches, factors=None):
-    losses = []
-    for inputs, targets in batches:
-        optimizer.zero_grad()
-        features = encoder(inputs) if factors is None else encoder(inputs) * factors
-        out = heads(features, targets, WEIGHTS)
-        out.total.backward()
-        optimizer.step()
-        losses.append(out.losses.detach())
-    return torch.stack(losses)
-
-
-def assert_alike(found, wanted):
-    for ours, want in zip(found, wanted, strict=True):
-        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("subwords", [True, False], ids=["subwords", "words"])
 @pytest.mark.parametrize(("mode", "tasks"), [("mean", TASKS), ("sum", KINDS)], ids=["mean", "sum"])
 def test_bags_step_as_by_autograd(optimizer, subwords, mode, tasks):
-    batches = [
-        bags(20 + 30 * seed, tasks, seed, 5 + 20 * seed) for seed in range(4)
-    ]  # each larger than all before
-    encoder, heads = bag_model(mode, tasks, subwords=subwords)
-    expected = eager(encoder, heads, optimizer_of(optimizer, encoder, heads), batches)
-    wanted = parameters(encoder, heads)
-    encoder, heads = bag_model(mode, tasks, subwords=subwords)
-    training = TextTraining(encoder, heads, optimizer_of(optimizer, encoder, heads))
-    losses = torch.stack([training(inputs, targets, WEIGHTS) for inputs, targets in batches])
-    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
-    assert_alike(parameters(encoder, heads), wanted)
+    # Each larger than all before.
+    batches = [bags(20 + 30 * seed, tasks, seed, 5 + 20 * seed) for seed in range(4)]
+    made = partial(bag_model, mode, tasks, subwords=subwords)
+    assert_steps_are_those_of_autograd(made, by(optimizer), batches, WEIGHTS)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_windows_without_a_hidden_layer_step_as_by_autograd(optimizer):
     batches = [batch(100, seed=seed, width=3) for seed in range(3)]
-    encoder, heads = window_model()
-    eager(encoder, heads, optimizer_of(optimizer, encoder, heads), batches)
-    wanted = parameters(encoder, heads)
-    encoder, heads = window_model()
-    training = TextTraining(encoder, heads, optimizer_of(optimizer, encoder, heads))
-    for inputs, targets in batches:
-        training(inputs, targets, WEIGHTS)
-    assert_alike(parameters(encoder, heads), wanted)
+    assert_steps_are_those_of_autograd(window_model, by(optimizer), batches, WEIGHTS)
 
 
 # Vectors of 4, 8 and 16 numbers, with and without a rest; rows in a tile, in two, and in a half more than the other.
@@ -118,14 +100,7 @@ def test_a_table_of_one_row_steps_as_by_autograd(dim, N, types):
         torch.manual_seed(0)
         return WindowEncoder(1, dim, window=1, hidden=9, sparse=True), MultiTaskHeads(9, TASKS, "main")
 
-    encoder, heads = made()
-    eager(encoder, heads, optimizer_of("adam", encoder, heads), batches)
-    wanted = parameters(encoder, heads)
-    encoder, heads = made()
-    training = TextTraining(encoder, heads, optimizer_of("adam", encoder, heads))
-    for inputs, targets in batches:
-        training(inputs, targets, WEIGHTS)
-    assert_alike(parameters(encoder, heads), wanted)
+    assert_steps_are_those_of_autograd(made, by("adam"), batches, WEIGHTS)
 
 
 @pytest.mark.parametrize("name", ["adam", "adagrad"])
@@ -134,24 +109,42 @@ def test_long_biases_take_no_memory_for_the_sums_of_weights(name):
         BagEncoder(9, 16, sparse=True),
         MultiTaskHeads(16, {"main": Classification(60_000)}, "main"),
     )
-    training = TextTraining(encoder, heads, optimizer_of(name, encoder, heads))
+    training = TextTraining(encoder, heads, by(name)(encoder, heads))
     training((torch.arange(4), torch.tensor([0, 1, 4])), {"main": torch.tensor([7, 59_999])}, torch.ones(1))
     ((_, model),) = training._models.items()
     assert model.memory.buffers.sums.nbytes < 10 * heads.linear("main").weight.nbytes
 
 
-@pytest.mark.parametrize("made", [bag_model, window_model])
-def test_dropout_of_features_is_a_mask_by_place(made, monkeypatch):
-    inputs, targets = bags(90) if made is bag_model else batch(90, width=3)
+class Times(nn.Module):
+    def __init__(self, factors):
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, x):
+        return x * self.factors
+
+
+MODELS = {  # and their batches of N rows
+    model: lambda N, **more: batch(N, **more),
+    window_model: lambda N, **more: batch(N, width=3, **more),
+    bag_model: lambda N, **more: bags(N, **more),
+}
+
+
+@pytest.mark.parametrize("made", MODELS)
+def test_dropout_is_a_mask_by_place_and_its_gradient_goes_through_it(made, monkeypatch):
+    inputs, targets = MODELS[made](90)
     encoder, heads = made(dropout=0.3)
-    training = TextTraining(encoder, heads, optimizer_of("sgd", encoder, heads))
+    training = TextTraining(encoder, heads, by("sgd")(encoder, heads))
     monkeypatch.setattr(training, "_dropout", lambda: Dropout(0.3, 12345))
     training(inputs, targets, WEIGHTS)
+    found, width = parameters(encoder, heads), encoder.dim * getattr(encoder, "width", 1)
     drop = drop_of(Dropout(0.3, 12345))
-    factors = factors_of(90, encoder.out_features, drop.key, drop.threshold, drop.kept)
-    wanted = made()
-    eager(*wanted, optimizer_of("sgd", *wanted), [(inputs, targets)], torch.from_numpy(factors))
-    assert_alike(parameters(encoder, heads), parameters(*wanted))
+    factors = factors_of(90, width, drop.key, drop.threshold, drop.kept)
+    encoder, heads = made()
+    encoder.dropout = Times(torch.from_numpy(factors))
+    eager_steps(encoder, heads, by("sgd")(encoder, heads), [(inputs, targets)], WEIGHTS)
+    assert_alike(found, parameters(encoder, heads))
 
 
 @pytest.mark.parametrize("frozen", ["table", "head"])
@@ -160,7 +153,7 @@ def test_what_is_frozen_stays(frozen):
     part = encoder.table if frozen == "table" else heads.linear("wide").weight
     part.requires_grad_(False)
     before = parameters(encoder, heads)
-    training = TextTraining(encoder, heads, optimizer_of("adam", encoder, heads))
+    training = TextTraining(encoder, heads, by("adam")(encoder, heads))
     training(*bags(), WEIGHTS)
     moved = [not torch.equal(a, b) for a, b in zip(before, parameters(encoder, heads), strict=True)]
     assert moved == [p is not part for p in (*encoder.parameters(), *heads.parameters())]
@@ -183,9 +176,9 @@ def test_features_and_hits_are_those_of_the_modules(made, monkeypatch):
     monkeypatch.setattr("mt2st_fast.kernels.step.on_numba.text_step.LEAST_ROWS", 100)
     monkeypatch.setattr("mt2st_fast.kernels.step.on_numba.text_step.MOST_FLOATS", 1)  # in parts of 100 rows
     encoder, heads = made(dropout=0.3)
-    training = TextTraining(encoder, heads, optimizer_of("adam", encoder, heads))
-    training(*(bags(20) if made is bag_model else batch(20, width=3)), WEIGHTS)
-    inputs, targets = bags(250, seed=5) if made is bag_model else batch(250, seed=5, width=3)
+    training = TextTraining(encoder, heads, by("adam")(encoder, heads))
+    training(*MODELS[made](20), WEIGHTS)
+    inputs, targets = MODELS[made](250, seed=5)
     encoder.eval()
     torch.testing.assert_close(training.features(inputs), encoder(inputs), rtol=1e-5, atol=1e-6)
     found = training.count_correct(inputs, targets)
@@ -194,15 +187,16 @@ def test_features_and_hits_are_those_of_the_modules(made, monkeypatch):
         assert found[name].tolist() == [int(hits), int((target != -100).sum()), 0]
 
 
-def test_any_number_of_threads_gives_the_same_bits():
+@pytest.mark.parametrize(("made", "name"), [(model, "adam"), (model, "adagrad"), (bag_model, "adam")])
+def test_any_number_of_threads_gives_the_same_bits(made, name):
     before, found = torch.get_num_threads(), []
     try:
         for n_threads in (1, 2, 4):
             torch.set_num_threads(n_threads)
-            encoder, heads = bag_model(dropout=0.3)
+            encoder, heads = made(dropout=0.3)
             torch.manual_seed(2)
-            training = TextTraining(encoder, heads, optimizer_of("adam", encoder, heads))
-            losses = [training(*bags(300, seed=seed), WEIGHTS) for seed in range(3)]
+            training = TextTraining(encoder, heads, by(name)(encoder, heads))
+            losses = [training(*MODELS[made](500, seed=seed), WEIGHTS) for seed in range(3)]
             found.append([*losses, *parameters(encoder, heads)])
     finally:
         torch.set_num_threads(before)
@@ -223,7 +217,7 @@ def test_any_number_of_threads_gives_the_same_bits():
 )
 def test_bags_that_do_not_fit_move_nothing(change, message):
     encoder, heads = bag_model()
-    training = TextTraining(encoder, heads, optimizer_of("adam", encoder, heads))
+    training = TextTraining(encoder, heads, by("adam")(encoder, heads))
     before = parameters(encoder, heads)
     inputs, targets = bags()
     change(*inputs)
@@ -234,6 +228,6 @@ def test_bags_that_do_not_fit_move_nothing(change, message):
 
 def test_windows_are_no_bags():
     encoder, heads = bag_model()
-    training = TextTraining(encoder, heads, optimizer_of("sgd", encoder, heads))
+    training = TextTraining(encoder, heads, by("sgd")(encoder, heads))
     with pytest.raises(ValueError, match="the start of each bag"):
         training(*batch(20), WEIGHTS)

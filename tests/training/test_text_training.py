@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from mt2st_fast.kernels.step.text import Dropout
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.text_training import TextTraining
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad, optimizer_by_rule
-from tests.training.small_runs import Stop
+from tests.training.small_runs import assert_goes_on_with_the_same_bits
 
 T, V, M = 300, 500, 5  # word types, rows of the table, most rows of a type
 TASKS = {
@@ -78,14 +79,11 @@ def parameters(encoder: nn.Module, heads: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in (*encoder.parameters(), *heads.parameters())]
 
 
-def eager_steps(encoder, heads, optimizer, batches, weights, factors=None):
+def eager_steps(encoder, heads, optimizer, batches, weights):
     losses = []
-    for number, (types, targets) in enumerate(batches):
+    for inputs, targets in batches:
         optimizer.zero_grad()
-        windows = encoder.pool(types).flatten(1)
-        if factors is not None:
-            windows = windows * factors[number]
-        out = heads(torch.relu(encoder.hidden(windows)), targets, weights)
+        out = heads(encoder(inputs), targets, weights)
         out.total.backward()
         optimizer.step()
         losses.append(out.losses)
@@ -96,22 +94,32 @@ def optimizer_of(make, encoder, heads):
     return make([*encoder.parameters(), *heads.parameters()])
 
 
+def by(name):
+    return partial(optimizer_of, OPTIMIZERS[name])
+
+
+def assert_alike(found, wanted):
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def assert_steps_are_those_of_autograd(make, make_optimizer, batches, weights):
+    """make: encoder and heads, without dropout; make_optimizer: of both. Losses and parameters, up to rounding."""
+    encoder, heads = make()
+    expected = eager_steps(encoder, heads, make_optimizer(encoder, heads), batches, weights)
+    wanted = parameters(encoder, heads)
+    encoder, heads = make()
+    training = TextTraining(encoder, heads, make_optimizer(encoder, heads))
+    losses = torch.stack([training(inputs, targets, weights) for inputs, targets in batches])
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+    assert_alike(parameters(encoder, heads), wanted)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("tasks", [TASKS, KINDS], ids=["classes", "kinds"])
 def test_it_is_the_step_of_autograd_and_optimizer(optimizer, tasks):
-    weights = torch.tensor([1.0, 0.5, 0.25])
     batches = [batch(150, tasks, seed) for seed in range(5)]
-    encoder, heads = model(tasks)
-    expected = eager_steps(
-        encoder, heads, optimizer_of(OPTIMIZERS[optimizer], encoder, heads), batches, weights
-    )
-    wanted = parameters(encoder, heads)
-    encoder, heads = model(tasks)
-    training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS[optimizer], encoder, heads))
-    losses = torch.stack([training(types, targets, weights) for types, targets in batches])
-    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
-    for found, want in zip(parameters(encoder, heads), wanted, strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    weights = torch.tensor([1.0, 0.5, 0.25])
+    assert_steps_are_those_of_autograd(partial(model, tasks), by(optimizer), batches, weights)
 
 
 @pytest.mark.parametrize("optimizer", [LazyAdam, RowwiseAdagrad])
@@ -123,16 +131,9 @@ def test_every_group_moves_by_its_own_rate(optimizer):
             {"params": [encoder.table], "lr": 0.05},
         ])  # fmt: skip
 
-    batches, weights = [batch(seed=seed) for seed in range(2)], torch.ones(3)
-    encoder, heads = model()
-    eager_steps(encoder, heads, in_groups(encoder, heads), batches, weights)
-    wanted = parameters(encoder, heads)
-    encoder, heads = model()
-    training = TextTraining(encoder, heads, in_groups(encoder, heads))
-    for types, targets in batches:
-        training(types, targets, weights)
-    for found, want in zip(parameters(encoder, heads), wanted, strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    assert_steps_are_those_of_autograd(
+        model, in_groups, [batch(seed=seed) for seed in range(2)], torch.ones(3)
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,38 +142,8 @@ def test_every_group_moves_by_its_own_rate(optimizer):
 @pytest.mark.parametrize("subwords", [True, False])
 def test_any_shape(N, dim, window, hidden, subwords):
     shape = {"dim": dim, "window": window, "hidden": hidden, "subwords": subwords}
-    batches, weights = [batch(N, width=2 * window + 1, seed=s) for s in range(2)], torch.ones(3)
-    encoder, heads = model(**shape)
-    eager_steps(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads), batches, weights)
-    wanted = parameters(encoder, heads)
-    encoder, heads = model(**shape)
-    training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
-    for types, targets in batches:
-        training(types, targets, weights)
-    for found, want in zip(parameters(encoder, heads), wanted, strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
-
-
-def test_dropout_is_a_mask_by_place_and_its_gradient_goes_through_it(monkeypatch):
-    (types, targets), weights = batch(200), torch.ones(3)
-    encoder, heads = model(dropout=0.3)
-    training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
-    monkeypatch.setattr(training, "_dropout", lambda: Dropout(0.3, 12345))
-    training(types, targets, weights)
-    found = parameters(encoder, heads)
-    drop = drop_of(Dropout(0.3, 12345))
-    factors = torch.from_numpy(factors_of(200, 5 * 24, drop.key, drop.threshold, drop.kept))
-    encoder, heads = model()
-    eager_steps(
-        encoder,
-        heads,
-        optimizer_of(OPTIMIZERS["sgd"], encoder, heads),
-        [(types, targets)],
-        weights,
-        [factors],
-    )
-    for ours, want in zip(found, parameters(encoder, heads), strict=True):
-        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-6)
+    batches = [batch(N, width=2 * window + 1, seed=s) for s in range(2)]
+    assert_steps_are_those_of_autograd(partial(model, **shape), by("sgd"), batches, torch.ones(3))
 
 
 def test_dropout_drops_what_it_says_and_no_place_is_like_its_neighbours():
@@ -190,24 +161,6 @@ def test_dropout_drops_what_it_says_and_no_place_is_like_its_neighbours():
     assert abs(float((centred * (again.float() - 0.7)).mean())) < 0.002
 
 
-@pytest.mark.parametrize("name", ["adam", "adagrad"])
-def test_any_number_of_threads_gives_the_same_bits(name):
-    before, found = torch.get_num_threads(), []
-    try:
-        for n_threads in (1, 2, 4):
-            torch.set_num_threads(n_threads)
-            torch.manual_seed(1)
-            encoder, heads = model(dropout=0.3)
-            torch.manual_seed(2)
-            training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS[name], encoder, heads))
-            losses = [training(*batch(500, seed=seed), torch.ones(3)) for seed in range(4)]
-            found.append([*losses, *parameters(encoder, heads)])
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -218,14 +171,18 @@ def test_any_number_of_threads_gives_the_same_bits(name):
     ],
 )
 def test_what_is_wrong_moves_nothing(change, message):
+    """Not even the number of steps that Adam's rows go by."""
     encoder, heads = model()
-    training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS["adam"], encoder, heads))
-    before = parameters(encoder, heads)
+    optimizer = optimizer_of(OPTIMIZERS["adam"], encoder, heads)
+    training = TextTraining(encoder, heads, optimizer)
+    training(*batch(), torch.ones(3))
+    before = copy.deepcopy((encoder.state_dict(), heads.state_dict(), optimizer.state_dict()))
     types, targets = batch()
     change(types, targets)
     with pytest.raises(ValueError, match=message):
         training(types, targets, torch.ones(3))
-    assert all(torch.equal(a, b) for a, b in zip(parameters(encoder, heads), before, strict=True))
+    after = (encoder.state_dict(), heads.state_dict(), optimizer.state_dict())
+    torch.testing.assert_close(before, after, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -249,16 +206,7 @@ def test_tasks_without_a_label_or_a_weight_fade_as_by_autograd():
     types, targets = batch()
     unlabelled = {name: torch.full_like(y, -100) for name, y in targets.items()}
     batches = [(types, targets), (types, {**targets, "wide": unlabelled["wide"]}), (types, unlabelled)]
-    weights = torch.tensor([1.0, 0.0, 1.0])
-    encoder, heads = model()
-    eager_steps(encoder, heads, optimizer_of(OPTIMIZERS["adam"], encoder, heads), batches, weights)
-    wanted = parameters(encoder, heads)
-    encoder, heads = model()
-    training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS["adam"], encoder, heads))
-    for types, targets in batches:
-        training(types, targets, weights)
-    for found, want in zip(parameters(encoder, heads), wanted, strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    assert_steps_are_those_of_autograd(model, by("adam"), batches, torch.tensor([1.0, 0.0, 1.0]))
 
 
 # --- in a trainer ----------------------------------------------------------------------------------------
@@ -281,32 +229,14 @@ def test_the_trainer_takes_it_by_default_and_retires_tasks():
     assert history.steps[-1].losses["main"] < history.steps[0].losses["main"]
 
 
-@pytest.mark.parametrize("schedule", [MultiTask(), Switch(at=0.5)])
-def test_it_trains_as_the_eager_engine_does(schedule):
-    found = {}
-    for backward in ("auto", "autograd"):
-        training = trainer(dropout=0.0, schedule=copy.deepcopy(schedule), backward=backward)
-        history = training.fit(BATCHES, epochs=2)
-        assert (history.phases[0].engine == "one kernel call") == (backward == "auto")
-        found[backward] = [
-            *parameters(training.encoder, training.heads), torch.tensor(list(training.evaluate(BATCHES).values())),
-        ]  # fmt: skip
-    for ours, eager in zip(found["auto"], found["autograd"], strict=True):
-        torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize("stop", [5, 12, 19])  # before, at and after the switch
 def test_a_resumed_run_gives_the_same_bits(stop, tmp_path):
-    whole = trainer()
-    whole.fit(BATCHES, epochs=4)
-    trainer(callbacks=[Stop(stop)]).fit(BATCHES, epochs=4, checkpoint=tmp_path / "c")
-    resumed = trainer()
-    resumed.fit(BATCHES, epochs=4, checkpoint=tmp_path / "c", resume=True)
+    def run(callbacks=(), **options):
+        training = trainer(callbacks=list(callbacks))
+        return training, training.fit(BATCHES, epochs=4, **options)
+
+    _, resumed = assert_goes_on_with_the_same_bits(run, stop, tmp_path)
     assert resumed.history.phases[-1].engine == "one kernel call"
-    for a, b in zip(
-        parameters(whole.encoder, whole.heads), parameters(resumed.encoder, resumed.heads), strict=True
-    ):
-        assert torch.equal(a, b)
 
 
 # Types are projected where they are few to a window (1,000 rows of 300 types), and windows multiplied where not.
@@ -423,19 +353,3 @@ def test_a_table_counts_the_steps_that_move_it(part):
         training.features(inputs)
         training.count_correct(inputs, targets)
     assert optimizer.state[encoder.table]["step"] == (2 if part.shared else 0)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_refused_batch_moves_nothing(name):
-    """Not even the number of steps that Adam's rows go by."""
-    encoder, heads = model()
-    optimizer = OPTIMIZERS[name]([*encoder.parameters(), *heads.parameters()])
-    step = TextTraining(encoder, heads, optimizer)
-    good, weights = batch(), torch.ones(3)
-    step(*good, weights)
-    before = copy.deepcopy((encoder.state_dict(), heads.state_dict(), optimizer.state_dict()))
-    wrong = {**good[1], "main": good[1]["main"] + 1000}
-    with pytest.raises((ValueError, IndexError)):
-        step(good[0], wrong, weights)
-    after = (encoder.state_dict(), heads.state_dict(), optimizer.state_dict())
-    torch.testing.assert_close(before, after, rtol=0, atol=0)

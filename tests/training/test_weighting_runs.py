@@ -21,7 +21,7 @@ from mt2st_fast import (
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.schedules import Moment, RunFacts, find_strategy
 from tests.training.graphs_on_cpu import GraphedOnCpu
-from tests.training.small_runs import Stop
+from tests.training.small_runs import assert_goes_on_with_the_same_bits
 from tests.training.turn_runs import OPTIMIZERS, PER_EPOCH, batches, parameters_of, trainer_of, windows
 from tests.training.weighting_runs import (
     LOSSES,
@@ -44,12 +44,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name, stop, tmp_path):
         trainer = trainer_of("window", OPTIMIZERS["adam"], schedule=MAKE[name](), callbacks=list(callbacks))
         return trainer, trainer.fit(batches("window"), epochs=4, **options)
 
-    whole, history = run()
-    run([Stop(stop)], checkpoint=tmp_path / "c")
-    resumed, again = run(checkpoint=tmp_path / "c", resume=True)
-    assert again == history
-    for parameter, value in parameters_of(whole).items():
-        assert torch.equal(parameters_of(resumed)[parameter], value), parameter
+    whole, resumed = assert_goes_on_with_the_same_bits(run, stop, tmp_path)
     if isinstance(whole.schedule, nn.Module):
         ours, theirs = resumed.schedule.state_dict(), whole.schedule.state_dict()
         assert ours.keys() == theirs.keys()

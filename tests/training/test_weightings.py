@@ -35,9 +35,8 @@ from tests.training.weighting_runs import (
 def test_uncertainty_is_the_formula_in_plain_torch():
     encoder, heads = encoder_and_heads()
     s = torch.zeros(4, requires_grad=True)
-    factors = torch.tensor(
-        [1.0, 1.0, 0.5, 1.0]
-    )  # equation 7 halves a squared error, equation 10 no cross-entropy
+    # Equation 7 halves a squared error, equation 10 no cross-entropy.
+    factors = torch.tensor([1.0, 1.0, 0.5, 1.0])
     optimizer = sgd([*encoder.parameters(), *heads.parameters(), s])
     for _ in range(4):
         for batch in data():

@@ -53,19 +53,6 @@ def test_an_update_keeps_vectors_and_appends_words(kind):
     assert not np.array_equal(before, model.vectors[-1])
 
 
-def test_the_loss_is_known_within_a_callback():
-    heard = []
-
-    class Listener:
-        def on_epoch_end(self, model):
-            heard.append(model.get_latest_training_loss())
-
-    model = Word2Vec(two_topics(60), compute_loss=True, epochs=3, callbacks=[Listener()], **SMALL)
-    assert 0 < heard[0] < heard[1] < heard[2]
-    model.train(two_topics(60), epochs=1)
-    assert 0 < model.get_latest_training_loss() < heard[1]
-
-
 def test_wv_is_made_once_and_follows_the_training():
     pytest.importorskip("gensim")
     for kind in ({}, SUBWORDS):
@@ -79,60 +66,12 @@ def test_wv_is_made_once_and_follows_the_training():
         np.testing.assert_allclose(wv.get_vector(model.words[3], norm=True), unit, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sg", [0, 1])
-def test_hierarchical_softmax_brings_words_of_a_topic_together(sg):
-    model = Word2Vec(two_topics(), sg=sg, hs=1, negative=0, sample=0, epochs=10, alpha=0.05, **SMALL)
-    unit = model.vectors / np.linalg.norm(model.vectors, axis=1, keepdims=True)
-    sea = np.array([word.startswith("sea") for word in model.words])
-    cosine = unit @ unit.T
-    assert cosine[sea][:, sea].mean() > cosine[sea][:, ~sea].mean() + 0.3
-    assert model.losses[-1] < model.losses[0]
-
-
 def test_rules_and_limits_choose_the_words():
     sentences = [["a", "b", "c"], ["a", "b"], ["a"]]
     assert Word2Vec(sentences, min_count=1, max_final_vocab=2, vector_size=4).words == ["a", "b"]
     rule = {"a": 1, "c": 2}
     kept = Word2Vec(sentences, min_count=2, trim_rule=lambda w, n, least: rule.get(w, 0), vector_size=4)
     assert kept.words == ["b", "c"]
-
-
-def test_gensims_defaults_are_taken():
-    plain = Word2Vec(two_topics(30), **SMALL)
-    defaults = {
-        "max_vocab_size": None, "hs": 0, "cbow_mean": 1, "hashfxn": hash, "null_word": 0, "trim_rule": None,
-        "sorted_vocab": 1, "batch_words": 10_000, "compute_loss": False, "comment": None, "max_final_vocab": None,
-        "shrink_windows": True,
-    }  # fmt: skip
-    assert np.array_equal(Word2Vec(two_topics(30), **defaults, **SMALL).vectors, plain.vectors)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"hs": 2}, "hs is 2; it must be 1"),
-        ({"negative": 0}, "negative must be a whole number of at least 1, not 0"),
-        ({"hs": 1, "negative": 0, "max_n": 3}, "hs=1 is not supported with n-grams"),
-        ({"null_word": 1}, "null_word=1"),
-        ({"max_vocab_size": 0}, "max_vocab_size must be a whole number of at least 1, not 0"),
-        ({"max_final_vocab": 0}, "max_final_vocab must be a whole number of at least 1, not 0"),
-    ],
-)
-def test_what_we_do_not_have_is_refused_by_name(arguments, message):
-    with pytest.raises(InputError, match=message) as caught:
-        Word2Vec(**arguments)
-    assert "\n" not in str(caught.value)
-
-
-def test_misuse_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="update=True needs a vocabulary"):
-        Word2Vec(**SMALL).build_vocab([["a"]], update=True)
-    with pytest.raises(InputError, match="call train"):
-        Word2Vec(**SMALL).save(tmp_path / "m")
-    with pytest.raises(InputError, match="pass only one of them"):
-        Word2Vec(**SMALL).build_vocab([["a"]], corpus_iterable=[["a"]])
-    with pytest.raises(InputError, match="is not a model"):
-        Word2Vec.load(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +84,7 @@ def test_misuse_is_one_line(tmp_path):
         (lambda m, f: m.train(corpus_file=f / "none"), TypeError, "none: there is no such file"),
         (lambda m, f: m.train(corpus_file=f), TypeError, "is a folder; pass a file"),
         (lambda m, _: m.build_vocab([["a"]], update=True), RuntimeError, "needs a vocabulary to add to"),
+        (lambda m, f: m.save(f / "m"), InputError, "call train"),
     ],
 )
 def test_errors_are_of_gensims_kinds_too(call, kind, message, tmp_path):

@@ -79,10 +79,12 @@ def test_callbacks_and_the_loss(caplog):
 
     logger = EpochLogger()
     with caplog.at_level(logging.INFO, "mt2st_fast"):
-        Word2Vec(common_texts, min_count=1, sample=0, epochs=3, compute_loss=True, callbacks=[logger])
+        model = Word2Vec(common_texts, min_count=1, sample=0, epochs=3, compute_loss=True, callbacks=[logger])
         assert logger.heard == ["begin", "epoch", "epoch", "epoch", "end"]
         assert all(a < b for a, b in itertools.pairwise([0, *logger.losses]))
         assert [m for m in caplog.messages if m.startswith("EPOCH")][-1].startswith("EPOCH 3: 29 words")
+        model.train(common_texts, total_examples=9, epochs=1, start_alpha=model.min_alpha_yet_reached)
+        assert 0 < model.get_latest_training_loss() < logger.losses[1]  # `train` counts from 0
         Word2Vec(callbacks=[logger])
     assert "pass them to train" in caplog.messages[-1]
 
@@ -170,7 +172,8 @@ def test_memory_is_that_of_the_tables():
 # --- how words are predicted -----------------------------------------------------------------------------------
 
 WAYS = [
-    {"hs": 1, "negative": 5}, {"hs": 1, "negative": 5, "sg": 1}, {"shrink_windows": False},
+    {"sg": 1}, {"hs": 1, "negative": 0}, {"hs": 1, "negative": 0, "sg": 1}, {"hs": 1, "negative": 5},
+    {"hs": 1, "negative": 5, "sg": 1}, {"shrink_windows": False},
     {"shrink_windows": False, "sg": 1}, {"cbow_mean": 0}, {"cbow_mean": 0, "hs": 1, "negative": 0}, {"sorted_vocab": 0},
 ]  # fmt: skip
 

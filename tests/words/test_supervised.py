@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mt2st_fast import InputError, MultiTask, Switch
+from mt2st_fast import InputError
 from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.batches import batch_size_for
 from mt2st_fast.data.labelled_text import read_labelled_text, target_columns
@@ -124,24 +124,6 @@ def test_trainings_that_overlap_leave_the_callers_random_numbers_alone():
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_the_same_seed_gives_the_same_vectors(tmp_path):
-    train = write(tmp_path / "train.txt")
-    first, second, other = (
-        train_supervised(train, dim=10, epoch=1, seed=seed).get_word_vector("goal") for seed in (1, 1, 2)
-    )
-    assert first.tolist() == second.tolist()
-    assert first.tolist() != other.tolist()
-    assert first.shape == (10,)
-
-
-def test_unseen_words_have_a_zero_vector(tmp_path):
-    model = train_supervised(write(tmp_path / "train.txt"), dim=10, epoch=1)
-    assert not model.get_word_vector("unseen").any()
-    assert model.get_sentence_vector("goal soup") == pytest.approx(
-        (model.get_word_vector("goal") + model.get_word_vector("soup")) / 2
-    )
-
-
 def write_inflected(path, left_out, n=600, seed=0):
     """Documents about sport or food, of stems in several forms, but for the forms left out."""
     rng = random.Random(seed)
@@ -195,34 +177,6 @@ def test_a_sentence_holds_the_ngrams_of_its_words(tmp_path):
     assert not model.get_sentence_vector(" ").any()
 
 
-def test_auxiliary_families_may_retire(tmp_path):
-    model = train_supervised(
-        write(tmp_path / "train.txt"), dim=10, epoch=4, main="tone", schedule=Switch(at=0.5), batch_size=32
-    )
-    assert [phase.active for phase in model.history.phases] == [("tone", "topic"), ("tone",)]
-    assert model.main == "tone"
-
-
-def test_a_label_that_training_never_saw_is_an_error(tmp_path):
-    train, test = write(tmp_path / "train.txt", families=False), tmp_path / "test.txt"
-    model = train_supervised(train, dim=10, epoch=10, batch_size=32)
-    test.write_text("__label__sport goal match team\n__label__chess goal match team\n", encoding="utf-8")
-    assert model.test(test) == {"label": 0.5}
-
-
-def test_multi_label_families_train_and_test(tmp_path):
-    path = tmp_path / "train.txt"
-    lines = [
-        " ".join([f"__label__{word}" for word in kinds] + [f"w{word}" for word in kinds])
-        for kinds in [["a"], ["b"], ["a", "b"]] * 60
-    ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    model = train_supervised(path, dim=10, epoch=20, batch_size=16, schedule=MultiTask())
-    assert model.test(path)["label"] > 0.97
-    assert set(model.predict("wa wb", k=2).labels) == {"a", "b"}
-    assert min(model.predict("wa wb", k=2).probabilities) > 0.5
-
-
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
@@ -239,29 +193,11 @@ def test_files_that_cannot_be_used(tmp_path, content, options, message):
         train_supervised(path, **options)
 
 
-@pytest.mark.parametrize("name", ["dim", "min_count", "word_ngrams", "bucket"])
-def test_options_out_of_range_are_named(tmp_path, name):
-    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, not 0"):
-        train_supervised(write(tmp_path / "train.txt", n=3), **{name: 0})
-
-
 @pytest.mark.parametrize(("minn", "maxn"), [(3, 2), (3, 0)])
 def test_ngram_lengths_out_of_range_are_named(tmp_path, minn, maxn):
     with pytest.raises(ValueError, match=rf"minn \({minn}\) and maxn \({maxn}\) must satisfy") as caught:
         train_supervised(write(tmp_path / "train.txt", n=3), minn=minn, maxn=maxn)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["minn", "maxn"])
-def test_negative_ngram_lengths_are_named(tmp_path, name):
-    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 0, not -1"):
-        train_supervised(write(tmp_path / "train.txt", n=3), **{"minn": 0, "maxn": 3, name: -1})
-
-
-def test_an_unknown_family_is_named(tmp_path):
-    model = train_supervised(write(tmp_path / "train.txt"), dim=4, epoch=1)
-    with pytest.raises(ValueError, match="unknown label family size; available: topic, tone"):
-        model.predict("goal", family="size")
 
 
 def test_defaults_go_by_the_number_of_documents():

@@ -87,7 +87,7 @@ def test_the_same_bits_every_time(pairs):
 
 
 def test_what_cannot_be_used_is_named(pairs, tmp_path):
-    with pytest.raises(InputError, match="tasks has 'syntax'; there are similarity, analogy"):
+    with pytest.raises(InputError, match="tasks: 'syntax' is unknown; available: similarity, analogy"):
         Word2Vec(sentences(), tasks={"syntax": pairs}, **SMALL)
     with pytest.raises(InputError, match="nowhere"):
         Word2Vec(sentences(), tasks={"similarity": tmp_path / "nowhere"}, **SMALL)

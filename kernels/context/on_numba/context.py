@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..batch import MODES, ContextBatch
-from ..gradients import ContextGradients
 from ..workspace import Workspace, make_workspace
 from .rounds import gradients
 
@@ -19,10 +18,27 @@ if TYPE_CHECKING:
 SPLIT_WORDS = 1024  # words of a batch; below it, a second thread costs more than it saves
 
 
+class ContextGradients(NamedTuple):
+    """Mean loss over the positive pairs, and its gradients: d_inputs[u] belongs to row input_rows[u] of the inputs."""
+
+    loss: float
+    input_rows: Tensor  # int64 (U,)
+    d_inputs: Tensor  # (U, D)
+    output_rows: Tensor
+    d_outputs: Tensor
+
+
 def touched_rows(
-    inputs: Tensor, outputs: Tensor, batch: ContextBatch, workspace: Workspace | None, splits: int | None
+    inputs: Tensor,
+    outputs: Tensor,
+    batch: ContextBatch,
+    workspace: Workspace | None = None,
+    splits: int | None = None,
 ) -> ContextGradients:
-    """Return the rows of both tables that a batch touches, and their gradients: see `context_gradients`."""
+    """Return the loss and the gradients of the rows of float32 tables (V, D) that a batch touches; update nothing.
+
+    inputs: may end after the row of the last kept word. The same number of splits gives the same bits.
+    """
     V, D = outputs.shape
     N, M = len(batch.words), batch.drawn.shape[1]
     splits = splits or (2 if N >= SPLIT_WORDS else 1)
@@ -48,7 +64,7 @@ def touched_rows(
 
 def loss_and_gradients(inputs: Tensor, outputs: Tensor, batch: LocalBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Return (loss (), its gradients (n_kept, D) and (U, D))."""
-    found = touched_rows(inputs, outputs, batch.drawn_batch(), None, None)
+    found = touched_rows(inputs, outputs, batch.drawn_batch())
     return (
         inputs.new_tensor(found.loss),
         _spread(found.input_rows, found.d_inputs, inputs),

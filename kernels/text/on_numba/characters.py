@@ -21,6 +21,7 @@ _PLAIN, _HIGH = 0x2121212121212121, -0x7F7F7F7F7F7F7F80
 BITS, BYTES_AT_ONCE = 8, 8
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 FIRST_OF_MANY = 0x80  # the first byte that is not a whole character
+# Of the hash of words: the golden ratio in 64 bits, and a factor of splitmix64.
 _MULTIPLY_1, _MULTIPLY_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47
 _EXTRA = 32  # shift for the upper half of a product, in bits
 

@@ -80,10 +80,10 @@ def parts_by_name(name: str) -> list[str]:
 
 
 def unread_in(folder: Path, extensions: Collection[str]) -> list[str]:
-    """Return the names of a folder's files that belong to no split, of several with these extensions."""
-    files = (
-        [file for file in _files_in(folder) if extension_of(file) in extensions] if folder.is_dir() else []
-    )
+    """Return the names of the files with these extensions that belong to no split; none if there is only one file."""
+    if not folder.is_dir():
+        return []
+    files = [file for file in _files_in(folder) if extension_of(file) in extensions]
     return [file.name for file in files if len(files) > 1 and not parts_by_name(file.name)]
 
 

@@ -15,9 +15,8 @@ from mt2st_fast.training.engines.eager import EagerSteps, Encoded
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.optim import FROZEN_ROWS
 
-OF_TASK = (
-    ":"  # stands between the name of what an optimizer remembers and the number of the task that it is of
-)
+# Between the name of what an optimizer remembers and the number of its task.
+OF_TASK = ":"
 
 
 class _TaskStep(NamedTuple):

@@ -220,8 +220,7 @@ class AdaptiveSwitch(AuxiliaryWeights):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         for name in _STATE:
-            if name in state:  # an older checkpoint has fewer
-                setattr(self, name, copy.deepcopy(state[name]))
+            setattr(self, name, copy.deepcopy(state[name]))
 
 
 _STATE = (

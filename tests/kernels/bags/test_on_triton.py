@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,9 +11,8 @@ pytest.importorskip("triton")
 from mt2st_fast.kernels import ROW_RULES, choose_embedding_backend
 from mt2st_fast.kernels.bags.on_triton import bags as triton_embedding
 from mt2st_fast.kernels.bags.on_triton import blocks as triton_blocks
-from tests.kernels.interpreter import run_interpreted
+from tests.kernels.interpreter import assert_as_accurate_as_torch, run_shares
 
-SHARES = 2  # processes, one a core of a small machine
 CASES = ("1", "5-float16", "37-blocks", "37-blocks-float16", "100", "100-blocks", "5-hot")
 STEPPED = ("1", "5-float16", "37-blocks", "100")
 RULES = {
@@ -29,30 +25,11 @@ RULES = {
 MARGIN = {"float32": 5e-7, "float16": 2.0**-11}
 
 
-def _run_worker(out: Path, share: int) -> dict[str, np.ndarray]:
-    run_interpreted("tests.kernels.bags.interpreter_worker", str(out), str(share), str(SHARES))
-    with np.load(out) as stored:
-        return dict(stored)
-
-
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """Everything that the workers store, computed once: the interpreter takes minutes, so two share them."""
     folder = tmp_path_factory.mktemp("interpreter")
-    with ThreadPoolExecutor(max_workers=SHARES) as pool:
-        parts = pool.map(lambda share: _run_worker(folder / f"{share}.npz", share), range(SHARES))
-        return {name: value for part in parts for name, value in part.items()}
-
-
-def assert_as_accurate_as_torch(
-    computed: dict[str, np.ndarray], name: str, margin: float, ours: str = "ours"
-) -> None:
-    value, torch_value, truth = (computed[f"{name}/{kind}"] for kind in (ours, "torch", "truth"))
-    assert value.shape == truth.shape
-    error = np.abs(value - truth).max()
-    allowed = np.abs(torch_value - truth).max() + margin * np.abs(truth).max()
-    # Written so that a NaN of ours fails.
-    assert error <= allowed, f"error {error:.3g} > {allowed:.3g}"
+    return run_shares("tests.kernels.bags.interpreter_worker", folder, [("0", "2"), ("1", "2")])
 
 
 def margin_of(case: str) -> float:

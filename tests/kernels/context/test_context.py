@@ -8,8 +8,8 @@ import torch
 
 from mt2st_fast.kernels.context import batch as context_batch
 from mt2st_fast.kernels.context.batch import draw_batch, stream_key, word_sampler
-from mt2st_fast.kernels.context.gradients import context_gradients
 from mt2st_fast.kernels.context.on_numba import rounds
+from mt2st_fast.kernels.context.on_numba.context import touched_rows
 from mt2st_fast.kernels.context.reference import reference_loss
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
 from mt2st_fast.kernels.context.workspace import WordRows, make_workspace
@@ -57,7 +57,7 @@ def by_torch(inputs, outputs, batch, dtype):
 
 
 def ours(inputs, outputs, batch, **options):
-    made = context_gradients(inputs, outputs, batch, **options)
+    made = touched_rows(inputs, outputs, batch, **options)
     d_inputs, d_outputs = torch.zeros_like(inputs), torch.zeros_like(outputs)
     d_inputs[made.input_rows] = made.d_inputs
     d_outputs[made.output_rows] = made.d_outputs
@@ -125,17 +125,9 @@ def test_gradients_are_the_same_bits_every_time(mode, splits):
         assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_gradients_of_a_bad_table_are_refused():
-    batch = make_batch(10, [9], "cbow")
-    with pytest.raises(ValueError, match="both tables must be float32"):
-        context_gradients(torch.zeros(10, 4), torch.zeros(10, 5), batch)
-
-
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_what_only_numba_computes_is_refused_to_others_by_name(backend, monkeypatch):
-    batch, tables = make_batch(10, [9], "cbow"), make_tables(10, 8)
-    with pytest.raises(RuntimeError, match=f"backend={backend}"):
-        context_gradients(*tables, batch, backend=backend)
+    tables = make_tables(10, 8)
     monkeypatch.setenv("MT2ST_BACKEND", backend)
     with pytest.raises(RuntimeError, match=f"MT2ST_BACKEND={backend}"):
         ContextTraining(*(table.numpy() for table in tables), word_sampler(np.ones(10)), ContextOptions())
@@ -183,20 +175,35 @@ def test_negatives_follow_their_shares():
 # --- training --------------------------------------------------------------------------------------------
 
 
-def train(
-    mode: str, shards: int = 2, threads: int = 2, rounds: tuple[tuple[int, int], ...] = ((0, 6),), D=37
-):
-    """Tables after some rounds over a small stream."""
+def make_subwords(V: int, buckets: int, most: int, seed: int = 0) -> WordRows:
+    """Word v has row v and up to `most` of the others, some of them twice."""
+    generator = np.random.default_rng(seed)
+    of_words = [[v, *(V + generator.integers(0, buckets, v % (most + 1)))] for v in range(V)]
+    bounds = np.concatenate(([0], np.cumsum([len(rows) for rows in of_words])))
+    return WordRows(np.concatenate(of_words).astype(np.int32), bounds.astype(np.int64))
+
+
+def training_of(V: int, D: int, counts, subwords: WordRows | None, sample: float = 1e-3, **options):
+    """Its tables are those of `make_tables`; what it works in is NaN."""
+    inputs, outputs = make_tables(V if subwords is None else int(subwords.ids.max()) + 1, D)
+    tables = inputs.numpy().copy(), outputs[:V].numpy().copy()
+    training = ContextTraining(*tables, word_sampler(counts, sample), ContextOptions(**options), subwords)
+    own = [] if subwords is None else [training._subword_workspace]
+    for workspace in (training._workspace, *own):
+        for array in floats_of(workspace):
+            array.fill(np.nan)
+    return training
+
+
+def train(mode: str, shards: int = 2, threads: int = 2, rounds=((0, 6),), subwords=None, **options):
+    """Both tables after some rounds over a small stream."""
     torch.set_num_threads(threads)
     tokens, bounds, counts = make_stream(80, [700, 1, 3, 1200, 500])
-    inputs, outputs = (table.numpy().copy() for table in make_tables(80, D))
-    options = ContextOptions(mode=mode, shards=shards, shard_words=200, shared=16)
-    training = ContextTraining(inputs, outputs, word_sampler(counts), options)
-    for array in floats_of(training._workspace):
-        array.fill(np.nan)
+    options = {"mode": mode, "shards": shards, "shard_words": 200, "shared": 16} | options
+    training = training_of(80, 37, counts, subwords, **options)
     losses = [training.run(tokens, bounds, stream_key(5, 0), part, 0.05, 1e-6, 1e-4) for part in rounds]
     assert all(np.isfinite(loss) for loss, _ in losses)
-    return inputs, outputs
+    return training.inputs, training.outputs
 
 
 @pytest.mark.parametrize(
@@ -220,17 +227,23 @@ def test_the_rate_falls_to_the_least():
     )
 
 
+@pytest.mark.parametrize("subwords", [None, make_subwords(80, 30, 7)], ids=["words", "subwords"])
 @pytest.mark.parametrize("mode", MODES)
-def test_training_is_the_same_bits_on_any_number_of_threads(mode):
-    first = train(mode)
-    for again in (*(train(mode) for _ in range(19)), train(mode, threads=1)):
+def test_training_is_the_same_bits_on_any_number_of_threads_and_resumes(mode, subwords):
+    first = train(mode, subwords=subwords)
+    resumed = train(mode, rounds=((0, 1), (1, 4), (4, 6)), subwords=subwords)
+    on_one_thread = train(mode, threads=1, subwords=subwords)
+    for again in (*(train(mode, subwords=subwords) for _ in range(14)), on_one_thread, resumed):
         assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_training_resumes_between_rounds(mode):
-    whole, parts = train(mode), train(mode, rounds=((0, 1), (1, 4), (4, 6)))
-    assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
+@pytest.mark.parametrize("shards", [1, 3])
+def test_words_of_one_row_each_train_as_words_do(mode, shards):
+    own = WordRows(np.arange(80, dtype=np.int32), np.arange(81))
+    with_subwords, plain = (train(mode, shards, subwords=rows, pull=0.0) for rows in (own, None))
+    for ours_td, plain_td in zip(with_subwords, plain, strict=True):
+        assert np.abs(ours_td - plain_td).max() < 1e-5
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -285,15 +298,13 @@ def test_vectors_of_a_workspace_do_not_straddle_cache_lines():
         assert array.strides[-2] % min(64, 4 * WIDTH) == 0
 
 
+@pytest.mark.parametrize("subwords", [None, make_subwords(20, 4, 3)], ids=["words", "subwords"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shards", [1, 2, 8])
-def test_many_shards_stay_stable(mode, shards):
-    """Eight shards that all move the same few words would overshoot eight times."""
+def test_many_shards_stay_stable(mode, shards, subwords):
+    """Eight shards that all move the same few rows would overshoot eight times."""
     tokens, bounds, counts = make_stream(20, [40_000])
-    inputs, outputs = (table.numpy().copy() for table in make_tables(20, 16))
-    training = ContextTraining(
-        inputs, outputs, word_sampler(counts, 0), ContextOptions(mode=mode, shards=shards, shard_words=1000)
-    )
+    training = training_of(20, 16, counts, subwords, 0, mode=mode, shards=shards, shard_words=1000)
     rounds = (0, training.rounds(len(tokens)))
     before, after = (
         loss / pairs
@@ -304,61 +315,9 @@ def test_many_shards_stay_stable(mode, shards):
     assert after < 1.01 * before
 
 
-# --- training with subwords ------------------------------------------------------------------------------
-
-
-def make_subwords(V: int, buckets: int, most: int, seed: int = 0) -> WordRows:
-    """Word v has row v and up to `most` of the others, some of them twice."""
-    generator = np.random.default_rng(seed)
-    of_words = [[v, *(V + generator.integers(0, buckets, v % (most + 1)))] for v in range(V)]
-    bounds = np.concatenate(([0], np.cumsum([len(rows) for rows in of_words])))
-    return WordRows(np.concatenate(of_words).astype(np.int32), bounds.astype(np.int64))
-
-
 def means_of(table: torch.Tensor, subwords: WordRows) -> torch.Tensor:
     bags = (torch.from_numpy(subwords.ids).long(), torch.from_numpy(subwords.bounds[:-1]))
     return torch.nn.functional.embedding_bag(bags[0], table, bags[1], mode="mean")
-
-
-def train_subwords(mode: str, shards: int = 2, threads: int = 2, rounds=((0, 6),), subwords=None, **options):
-    """Both tables after some rounds over a small stream."""
-    torch.set_num_threads(threads)
-    tokens, bounds, counts = make_stream(80, [700, 1, 3, 1200, 500])
-    subwords = subwords or make_subwords(80, 30, 7)
-    inputs, outputs = make_tables(int(subwords.ids.max()) + 1, 37)
-    inputs, outputs = inputs.numpy().copy(), outputs[:80].numpy().copy()
-    settings = ContextOptions(mode=mode, shards=shards, shard_words=200, shared=16, **options)
-    training = ContextTraining(inputs, outputs, word_sampler(counts), settings, subwords)
-    for workspace in (training._workspace, training._subword_workspace):
-        for array in floats_of(workspace):
-            array.fill(np.nan)
-    losses = [training.run(tokens, bounds, stream_key(5, 0), part, 0.05, 1e-6, 1e-4) for part in rounds]
-    assert all(np.isfinite(loss) for loss, _ in losses)
-    return inputs, outputs
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_training_with_subwords_is_the_same_bits_on_any_number_of_threads_and_resumes(mode):
-    first = train_subwords(mode)
-    resumed = train_subwords(mode, rounds=((0, 1), (1, 4), (4, 6)))
-    for again in (*(train_subwords(mode) for _ in range(9)), train_subwords(mode, threads=1), resumed):
-        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shards", [1, 3])
-def test_words_of_one_row_each_train_as_words_do(mode, shards):
-    own = WordRows(np.arange(80, dtype=np.int32), np.arange(81))
-    with_subwords = train_subwords(mode, shards, subwords=own, pull=0.0)
-    torch.set_num_threads(2)
-    tokens, bounds, counts = make_stream(80, [700, 1, 3, 1200, 500])
-    tables = [table.numpy().copy() for table in make_tables(80, 37)]
-    options = ContextOptions(mode=mode, shards=shards, shard_words=200, shared=16, pull=0.0)
-    ContextTraining(*tables, word_sampler(counts), options).run(
-        tokens, bounds, stream_key(5, 0), (0, 6), 0.05, 1e-6, 1e-4
-    )
-    for ours_td, plain_td in zip(with_subwords, tables, strict=True):
-        assert np.abs(ours_td - plain_td).max() < 1e-5
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -379,25 +338,6 @@ def test_a_tile_of_training_moves_every_row_of_a_word_by_the_gradient_of_its_vec
     for before, after, gradient in zip((inputs, outputs), moved, (step, truth["d_outputs"]), strict=True):
         expected = before.double() - 0.5 * batch.pairs * gradient
         assert torch.from_numpy(after).double().sub(expected).norm() <= 2e-6 * expected.norm()
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shards", [1, 2, 8])
-def test_rows_of_all_words_stay_stable(mode, shards):
-    """Rows that most words have are moved by most positions of every shard."""
-    tokens, bounds, counts = make_stream(20, [40_000])
-    subwords = make_subwords(20, 4, 3)
-    inputs, outputs = (table.numpy().copy() for table in make_tables(24, 16))
-    options = ContextOptions(mode=mode, shards=shards, shard_words=1000)
-    training = ContextTraining(inputs, outputs[:20].copy(), word_sampler(counts, 0), options, subwords)
-    rounds = (0, training.rounds(len(tokens)))
-    before, after = (
-        loss / pairs
-        for loss, pairs in (
-            training.run(tokens, bounds, stream_key(1, i), rounds, 0.025, 0.0, 0.0) for i in range(2)
-        )
-    )
-    assert after < 1.01 * before
 
 
 @pytest.mark.parametrize("sample", [1e-3, 5])

@@ -76,7 +76,6 @@ def test_a_sample_of_one_or_more_is_a_number_of_times():
     theirs = Word2Vec(vector_size=2, min_count=1, sample=20)
     theirs.build_vocab_from_freq({"a": 1000, "b": 40, "c": 3})
     shares = [theirs.wv.get_vecattr(word, "sample_int") / (2**32 - 1) for word in "abc"]
-    assert np.minimum(kept_shares(counts, 20), 1) == pytest.approx(
-        shares, rel=0.02
-    )  # gensim rounds the number
+    # gensim rounds the number.
+    assert np.minimum(kept_shares(counts, 20), 1) == pytest.approx(shares, rel=0.02)
     assert kept_shares(counts, 0).tolist() == [1, 1, 1]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mt2st_fast.kernels import HeadSpec, Kind
+from tests.kernels.interpreter import assert_as_accurate_as_torch
 
 MIXED = (
     HeadSpec(Kind.SOFTMAX, 3),
@@ -33,6 +35,23 @@ PROMISING = frozenset({
     "chunked", "chunked-float16", "chunked-no-bias", "chunked-no-rows",
     "between", "between-float16", "chunks", "values",
 })  # fmt: skip
+# What is stored of every case, and of those.
+KEPT = ("same-bits", "dtypes", "writes-to-no-argument", "residual-like")
+CHANGES_NOTHING = ("upstream-1", "needs", "skip")
+RESULTS = ("losses", "correct", "d_features", "d_weight", "d_bias")
+
+# What our largest error may exceed torch's by, relative to the largest true value: a few roundings of a
+# float32 sum in another order. float16 gradients may differ by one rounding of the largest value.
+MARGIN = {"float32": 2e-6, "float16": 2.0**-11}
+
+
+def assert_result_is_as_accurate_as_torchs(computed: dict[str, np.ndarray], case: str, result: str) -> None:
+    if result == "d_bias" and case.endswith("no-bias"):
+        assert f"{case}/d_bias/ours" not in computed
+        return
+    half = case.endswith("float16") and result not in ("losses", "correct")
+    margin = 0.0 if result == "correct" else MARGIN["float16" if half else "float32"]
+    assert_as_accurate_as_torch(computed, f"{case}/{result}", margin)
 
 
 def make_targets(heads: tuple[HeadSpec, ...], N: int, empty: tuple[int, ...]) -> list[Tensor]:

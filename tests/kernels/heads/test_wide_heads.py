@@ -9,8 +9,13 @@ import torch
 pytest.importorskip("triton")
 
 from mt2st_fast.kernels.heads.on_triton import chunked, column_sums
-from tests.kernels.heads.interpreted_heads import PROMISING
-from tests.kernels.heads.test_on_triton import MARGIN, assert_as_accurate_as_torch
+from tests.kernels.heads.interpreted_heads import (
+    CHANGES_NOTHING,
+    KEPT,
+    PROMISING,
+    RESULTS,
+    assert_result_is_as_accurate_as_torchs,
+)
 from tests.kernels.interpreter import run_shares
 
 CASES = (
@@ -29,7 +34,6 @@ CASES = (
     "tail-1",
     "tail-7",
 )
-WITHOUT_BIAS = {"no-bias"}
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +43,19 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     return run_shares("tests.kernels.heads.interpret_wide_heads", folder, [("first",), ("second",)])
 
 
-@pytest.mark.parametrize("result", ["losses", "correct", "d_features", "d_weight", "d_bias"])
+@pytest.mark.parametrize("result", RESULTS)
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_as_accurate_as_torch(computed, case, result):
-    if result == "d_bias" and case in WITHOUT_BIAS:
-        assert f"{case}/d_bias/ours" not in computed
-        return
-    half = case.endswith("float16") and result not in ("losses", "correct")
-    margin = 0.0 if result == "correct" else MARGIN["float16" if half else "float32"]
-    assert_as_accurate_as_torch(computed, f"{case}/{result}", margin)
+    assert_result_is_as_accurate_as_torchs(computed, case, result)
 
 
-@pytest.mark.parametrize("what", ["same-bits", "dtypes", "writes-to-no-argument", "residual-like"])
+@pytest.mark.parametrize("what", KEPT)
 @pytest.mark.parametrize("case", CASES)
 def test_it_keeps_what_a_plan_promises(computed, case, what):
     assert computed[f"{case}/{what}"]
 
 
-@pytest.mark.parametrize("what", ["upstream-1", "needs", "skip"])
+@pytest.mark.parametrize("what", CHANGES_NOTHING)
 @pytest.mark.parametrize("case", sorted(PROMISING & set(CASES)))
 def test_what_nobody_needs_changes_nothing_of_the_rest(computed, case, what):
     assert computed[f"{case}/{what}"]
