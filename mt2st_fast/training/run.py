@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.modes import check_records
 from mt2st_fast.training.batch import Batch, tasks_of, with_tasks
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
@@ -170,6 +171,7 @@ class Run:
 
         Returns the losses (K,) of the active tasks, on the device: nothing here waits for it.
         """
+        check_records()
         self._enter_phase_if_due()
         # Compilation in a first call does not count as part of a step.
         started, compiled = time.perf_counter(), compile_seconds()

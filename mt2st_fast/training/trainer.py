@@ -13,6 +13,7 @@ from torch import nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.modes import check_records
 from mt2st_fast.model.sharded import is_divided_among_all
 from mt2st_fast.numbers import check_count, check_positive, given
 from mt2st_fast.training.batch import Batch
@@ -253,6 +254,7 @@ class Trainer:
 
         For your own training loops: call `step()`, `record()` whenever you want losses, and `close()` at the end.
         """
+        check_records()
         if resume and checkpoint is None:
             raise ValueError("resume needs the checkpoint to continue from; pass checkpoint=")
         if val is None and isinstance(self.schedule, Selecting):
