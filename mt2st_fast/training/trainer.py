@@ -83,8 +83,8 @@ class Trainer:
         heads: one head per task over the D features.
         schedule: the weight of each task at each step; `Switch()` by default.
         lr: the learning rate of the default optimizer.
-        optimizer: a function from parameters to a torch optimizer. By default AdamW, or `LazyAdam` if the encoder
-            has a row-sparse table (`sparse=True`).
+        optimizer: a function from parameters to a torch optimizer of all of them. By default AdamW, or `LazyAdam` if
+            the encoder has a row-sparse table (`sparse=True`).
         weight_decay: for the default optimizer; acts on dense parameters only (the log says so if there are others).
         lr_decay: "linear" lowers the learning rate to 0 over the run, "none" keeps it.
         lr_scheduler: a function from the optimizer, or from the optimizer and the number of steps of the run, to a
