@@ -51,7 +51,7 @@ from mt2st_fast.training.resuming import (
 )
 from mt2st_fast.training.run_options import RunOptions, fixed_settings
 from mt2st_fast.training.run_parts import make_parts, modules_of
-from mt2st_fast.training.schedules import Moment, Schedule
+from mt2st_fast.training.schedules import Moment, Schedule, checked_weights
 from mt2st_fast.training.schedules.abilities import (
     Ability,
     Stateful,
@@ -309,8 +309,8 @@ class Run:
         ):
             self._rate.set_for(moment.step)  # nearly always: nothing else is new
             return
-        given, weights = dict(weights), {name: float(weight) for name, weight in weights.items()}
-        weights = agreed_weights(self.processes, self._options.schedule, weights)
+        checked = checked_weights(self._options.schedule, weights, main, auxiliary)
+        given, weights = dict(weights), agreed_weights(self.processes, self._options.schedule, checked)
         active = tuple(name for name in self.heads.active if name in weights)
         if active != self._phase_active:
             before = self.heads.active
