@@ -12,6 +12,7 @@ from torch import nn
 
 from mt2st_fast.data.corpus import OF_THE_DATA, UNIT
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.module_state import plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter
         for name, parameter in module.named_parameters():
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                named[f"{part}/{name}"] = parameter
+                named[f"{part}/{plain_name(name)}"] = parameter
     return named
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.modes import check_records
+from mt2st_fast.model.module_state import state_of
 from mt2st_fast.model.sharded import is_divided_among_all
 from mt2st_fast.numbers import check_count, check_positive, given
 from mt2st_fast.training.batch import Batch
@@ -287,6 +288,10 @@ class Trainer:
         source = Source(train, self.heads.main, self.heads.names, options.accumulate, steps, taken)
         if watched:
             source.watch()
+            state_of(
+                self.encoder, "encoder", keep_vars=True
+            )  # what cannot be saved is refused before any step
+            state_of(self.heads, "heads", keep_vars=True)
         total_steps = steps_of(epochs, steps, source.steps_per_epoch)
         digest = held_out_digest(held_out) if watched and not processes.are_several else None
         run = Run(
