@@ -104,7 +104,9 @@ def _make_optimizer(
         optimizer = options.optimizer(parameters)
     else:
         adam = LazyAdam if tables else torch.optim.AdamW
-        optimizer = adam(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+        # torch's fused kernel takes no complex numbers.
+        fused = not any(p.is_complex() for p in parameters)
+        optimizer = adam(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=fused)
     _check_steps_alone(optimizer)
     step_mixed_groups_singly(optimizer)
     for group in optimizer.param_groups:
