@@ -353,7 +353,7 @@ class Run:
     def _set_weights(self, values: list[float]) -> None:
         if self._learnt is not None or values == self._weight_values:
             return
-        fresh = torch.tensor(values, dtype=torch.float32)
+        fresh = torch.tensor(values, dtype=torch.float32, device="cpu")
         if len(values) == len(self._weight_values):
             self._parts.weights_k.copy_(fresh, non_blocking=True)
         else:

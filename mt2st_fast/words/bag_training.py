@@ -199,7 +199,7 @@ def _fill_uniform(table: torch.Tensor, bound: float, draw: torch.Generator | Non
 
     Every block of rows has its own seed, so the numbers are the same on any number of cores.
     """
-    seed = int(torch.randint(2**48, (), generator=draw))
+    seed = int(torch.randint(2**48, (), generator=draw, device="cpu"))
 
     def fill(block: tuple[int, torch.Tensor]) -> None:
         i, rows = block
