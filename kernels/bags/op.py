@@ -250,7 +250,7 @@ def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
     if not len(rows):  # torch accumulates in place into a gradient without rows, so torch must own its memory
         rows, values = rows.clone(), values.clone()
     return torch.sparse_coo_tensor(
-        rows.unsqueeze(0), values, table.shape, is_coalesced=True, check_invariants=False
+        rows.unsqueeze(0), values, table.shape, is_coalesced=True, device=table.device, check_invariants=False
     )
 
 

@@ -147,7 +147,7 @@ def local_words(batch: ContextBatch) -> LocalBatch:
         torch.from_numpy(batch.low),
         torch.from_numpy(batch.high),
         torch.from_numpy(drawn),
-        torch.tensor(1 / max(1, batch.pairs), dtype=torch.float32),
+        torch.tensor(1 / max(1, batch.pairs), dtype=torch.float32, device="cpu"),
         batch.mode,
         batch.window,
         batch.negatives,

@@ -148,7 +148,7 @@ def text_correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) 
     Raises as `text_step` does.
     """
     words = _in_kernel_types(model, words)
-    ones_k = torch.ones(len(model.layout), dtype=torch.float32)
+    ones_k = torch.ones(len(model.layout), dtype=torch.float32, device="cpu")
     check_targets(model.layout, targets, ones_k, words.n_rows, _ROWS[model.pooled.how])
     return _kernels(model).correct(model, words, targets)
 

@@ -23,6 +23,7 @@ from mt2st_fast.exporting.writing import Exported, Graph, Trial, output_of, writ
 from mt2st_fast.model.encoders import NO_ROW, BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.modes import evaluating
+from mt2st_fast.model.module_state import uncompiled
 from mt2st_fast.model.sharded import check_whole
 from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
 
@@ -139,18 +140,19 @@ def export_modules(
     format: str | None = None,
     *,
     tasks: Sequence[str] | None = None,
-    example: Sequence[Tensor] | None = None,
+    example: Tensor | Sequence[Tensor] | None = None,
     axes: Sequence[Sequence[str | int]] | None = None,
 ) -> Exported:
     """Write an encoder and its heads as a graph: ONNX (.onnx) or torch.export's (.pt2), by the file's name or `format`.
 
     A WindowEncoder takes `windows` (rows, width) of word types, a BagEncoder `types` and `types_per_unit`, all int64.
-    Another encoder is traced with `example`, its inputs (named input_0, ...). axes: the names of their dimensions;
-    those with a name may have any size, by default only the first, "rows". tasks: the main one by default.
+    Another encoder is traced with `example`, its input or inputs (named input_0, ...). axes: the names of their
+    dimensions; those with a name may have any size, by default only the first, "rows". tasks: the main one by default.
 
     Raises InputError for a task without a fused head, for a custom encoder without an example or one that cannot be
     traced, for parameters that are not float32, and as `write_graph` does.
     """
+    encoder = uncompiled(encoder)
     check_whole(encoder)
     names = list(tasks or (heads.main,))
     for name in names:
@@ -173,7 +175,7 @@ def _graph_of(
     encoder: nn.Module,
     heads: MultiTaskHeads,
     names: Sequence[str],
-    example: Sequence[Tensor] | None,
+    example: Tensor | Sequence[Tensor] | None,
     axes: Sequence[Sequence[str | int]] | None,
 ) -> Graph:
     chance = np.random.default_rng(1)
@@ -189,6 +191,7 @@ def _graph_of(
             trials.append(_asked(encoder, heads, names, {"types": types, "types_per_unit": counts}, bags))
         shapes = {"types": ("types",), "types_per_unit": ("units",)}
         return Graph(TypeBags(encoder, heads, names), shapes, "units", trials)
+    example = (example,) if isinstance(example, Tensor) else example
     if not example:
         raise InputError(
             f"a {type(encoder).__name__} must be traced; pass example=, the tensors that it is called with, of at "

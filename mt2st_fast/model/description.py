@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.module_state import state_of, uncompiled, under_own_names
 from mt2st_fast.model.sharded import check_whole
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model_folder import read_model, write_model
@@ -52,6 +53,7 @@ def describe(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[dict[str, Any],
     Raises InputError for an encoder without `configuration()`, and for a task that is not a dataclass with a fused
     head.
     """
+    encoder = uncompiled(encoder)
     check_whole(encoder)
     if not callable(getattr(encoder, "configuration", None)):
         raise InputError(
@@ -65,8 +67,7 @@ def describe(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[dict[str, Any],
         )
     arguments: Mapping[str, Any] = encoder.configuration()  # type: ignore[operator]
     tensors = {f"argument/{name}": value for name, value in arguments.items() if isinstance(value, Tensor)}
-    tensors |= {f"encoder/{name}": value for name, value in encoder.state_dict().items()}
-    tensors |= {f"heads/{name}": value for name, value in heads.state_dict().items()}
+    tensors |= state_of(encoder, "encoder") | state_of(heads, "heads")
     linear = heads.linear(heads.main)
     configuration = {
         "encoder": {
@@ -102,8 +103,9 @@ def rebuild(
             options = {name: of_heads[name] for name in ("bias", "backend", "plan")}
             heads = MultiTaskHeads(of_heads["in_features"], tasks, of_heads["main"], **options)
         for module, of_module in ((encoder, "encoder/"), (heads, "heads/")):
-            _take_types(module, _under(tensors, of_module))
-            module.load_state_dict(_under(tensors, of_module))
+            stored = under_own_names(module, _under(tensors, of_module))
+            _take_types(module, stored)
+            module.load_state_dict(stored)
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+
+from mt2st_fast.errors import InputError
+
+
+def check_records() -> None:
+    """Raises InputError where autograd records nothing: a step would compute losses, and nothing would train."""
+    if not torch.is_grad_enabled():
+        around = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
+        raise InputError(
+            f"training is called within torch.{around}(), where no gradient is made and nothing would train; call it "
+            "outside"
+        )
 
 
 @contextmanager

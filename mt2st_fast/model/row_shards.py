@@ -220,7 +220,9 @@ class _FetchRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         arrived = _exchanged(gradient.contiguous(), ctx.ask, ctx.asked)
-        rows = torch.sparse_coo_tensor(ctx.ids.unsqueeze(0), arrived, ctx.shape, check_invariants=False)
+        rows = torch.sparse_coo_tensor(
+            ctx.ids.unsqueeze(0), arrived, ctx.shape, device=arrived.device, check_invariants=False
+        )
         return rows.coalesce(), None, None
 
 

@@ -76,8 +76,10 @@ def features_and_mask(encoded: Any) -> tuple[Tensor | TaskFeatures, Tensor | Non
     """
     if isinstance(encoded, Tensor | TaskFeatures):
         return encoded, None
-    if isinstance(encoded, tuple | list) and len(encoded) == 2 and isinstance(encoded[0], Tensor):
-        return encoded[0], encoded[1]
+    if isinstance(encoded, tuple | list) and len(encoded) == 2:
+        features, mask = encoded
+        if isinstance(features, Tensor) and (mask is None or isinstance(mask, Tensor)):
+            return features, mask
     shown = type(encoded).__name__
     if isinstance(encoded, tuple | list):
         shown += f" ({', '.join(type(part).__name__ for part in encoded)})"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.folder_lock import check_can_write
+from mt2st_fast.model.module_state import state_of, under_own_names
 from mt2st_fast.model.sharded import StoredTensor, divided_as, divided_as_all, gathered, rows_of
 from mt2st_fast.numbers import plain
 from mt2st_fast.tensor_files import digest_of, on_cpu_apart, write_tensors
@@ -43,9 +44,9 @@ def save_checkpoint(
     """
     processes = Processes() if processes is None else processes
     tensors = {
-        f"{name}/{key}": value
+        key: value
         for name, module in modules.items()
-        for key, value in module.state_dict(keep_vars=True).items()
+        for key, value in state_of(module, name, keep_vars=True).items()
     }
     optimizer_tensors, optimizer_state = _split_optimizer(optimizer)
     held = held_in_order(optimizer)
@@ -128,9 +129,8 @@ class Checkpoint:
         """Load the parameters of `modules`. Raises InputError if they do not fit."""
         for name, module in modules.items():
             try:
-                module.load_state_dict(
-                    divided_as_all(module.state_dict(keep_vars=True), self._under(f"{name}/"))
-                )
+                stored = under_own_names(module, self._under(f"{name}/"))
+                module.load_state_dict(divided_as_all(module.state_dict(keep_vars=True), stored))
             except RuntimeError as error:
                 raise InputError(
                     f"the checkpoint does not match the {name}: {_one_line(error)}; pass the original {name}, "

@@ -94,7 +94,7 @@ class PartedTensor:
     def __getitem__(self, rows: slice) -> Tensor:
         """(n, ...) these rows, in new memory. Raises InputError if a part is missing or damaged."""
         first, last, _ = rows.indices(self.shape[0])
-        found = torch.empty(max(0, last - first), *self.shape[1:], dtype=self.dtype)
+        found = torch.empty(max(0, last - first), *self.shape[1:], dtype=self.dtype, device="cpu")
         for piece in self._pieces:
             start, stop = max(first, piece["rows"][0]), min(last, piece["rows"][1])
             if start < stop:

@@ -17,7 +17,7 @@ from mt2st_fast.kernels.context.hierarchy import HierarchyTraining
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
 from mt2st_fast.kernels.context.walkers import WalkTraining
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
-from mt2st_fast.training.schedules import Moment, Schedule
+from mt2st_fast.training.schedules import Moment, Schedule, checked_weights
 from mt2st_fast.training.schedules.abilities import NONE, check_allowed
 from mt2st_fast.training.table_tasks import TableTasks
 
@@ -161,7 +161,12 @@ class ContextRun:
         """Return the weights by active task. The text's weight is 1: the learning rate refers to it."""
         weights: dict[str, float] = {}
         if self._tasks.active:  # a text without tasks may be given a schedule made for the tasks of another
-            weights = self._schedule.task_weights(self.moment, MAIN, self._tasks.names)
+            weights = checked_weights(
+                self._schedule,
+                self._schedule.task_weights(self.moment, MAIN, self._tasks.names),
+                MAIN,
+                self._tasks.names,
+            )
             self._tasks.retire_but(weights)
         active = (MAIN, *self._tasks.active)
         if not self.history.phases or self.history.phases[-1].active != active:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.module_state import plain_name
 from mt2st_fast.model.sharded import StoredTensor, divided_as, whole_shape
 
 MOST_NAMED = 5
@@ -42,12 +43,13 @@ def load_weights(
     False, or if nothing fits.
     """
     own = {
-        f"{part}/{name}": t
+        f"{part}/{plain_name(name)}": t
         for part, module in modules.items()
         for name, t in module.state_dict(keep_vars=True).items()
     }
     # Which tasks were active is not a weight: a new run begins with all of them.
-    own, stored = _without_extra_state(own), _without_extra_state(stored)
+    own = _without_extra_state(own)
+    stored = _without_extra_state({plain_name(name): t for name, t in stored.items()})
     skipped = {name: "is not in this model" for name in stored if name not in own}
     for name, tensor in own.items():
         if name not in stored:

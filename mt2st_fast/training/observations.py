@@ -146,7 +146,7 @@ def _labels_of_others(target: Tensor, head: HeadSpec) -> Tensor | None:
     n = int(labelled.sum())
     if n < 2:
         return None
-    places = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(target.device)
+    places = torch.randperm(n, generator=torch.Generator().manual_seed(0), device="cpu").to(target.device)
     labels, moved, others = target[labelled], target[labelled], target.clone()
     moved[places] = labels[places.roll(1)]
     others[labelled] = moved

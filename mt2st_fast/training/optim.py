@@ -253,7 +253,7 @@ def without_rows(gradient: Tensor, frozen: Tensor | None) -> Tensor:
     moving = ~frozen[rows]
     return torch.sparse_coo_tensor(
         rows[moving].unsqueeze(0), gradient._values()[moving], gradient.shape, is_coalesced=True,
-        check_invariants=False,
+        device=gradient.device, check_invariants=False,
     )  # fmt: skip
 
 
@@ -418,7 +418,7 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         """
         state: dict[str, Tensor] = self.state[parameter]
         if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device or "cpu")
         steps = state["step"]
         state["step"] = steps.to(device or steps.device, torch.float32)  # itself, if it is that already
         return state["step"]

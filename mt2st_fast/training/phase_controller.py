@@ -15,7 +15,7 @@ from mt2st_fast.training.given_parts import check_heads
 from mt2st_fast.training.optimizer_upkeep import release
 from mt2st_fast.training.phases import of_retired, set_active
 from mt2st_fast.training.run_options import description
-from mt2st_fast.training.schedules import Moment, Schedule
+from mt2st_fast.training.schedules import Moment, Schedule, checked_weights
 from mt2st_fast.training.schedules.abilities import NONE, Stateful, check_allowed, reasons_of
 
 Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
@@ -89,7 +89,10 @@ class PhaseController:
         check_count(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
         step = int(step)  # the state of a phase holds it, and NumPy's number would be no JSON
         main, *auxiliary = self.heads.names
-        weights = self.schedule.task_weights(Moment(step, steps_per_epoch, total_steps), main, auxiliary)
+        moment = Moment(step, steps_per_epoch, total_steps)
+        weights = checked_weights(
+            self.schedule, self.schedule.task_weights(moment, main, auxiliary), main, auxiliary
+        )
         before = self.heads.names if step == 0 else self.heads.active
         active = tuple(name for name in before if name in weights)
         self.weights = {name: weights[name] for name in active}

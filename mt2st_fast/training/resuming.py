@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.module_state import plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter
         for name, parameter in module.named_parameters():
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                named[f"{part}/{name}"] = parameter
+                named[f"{part}/{plain_name(name)}"] = parameter
     return named
 
 

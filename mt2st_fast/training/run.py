@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.modes import check_records
 from mt2st_fast.training.batch import Batch, tasks_of, with_tasks
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
@@ -50,7 +51,7 @@ from mt2st_fast.training.resuming import (
 )
 from mt2st_fast.training.run_options import RunOptions, fixed_settings
 from mt2st_fast.training.run_parts import make_parts, modules_of
-from mt2st_fast.training.schedules import Moment, Schedule
+from mt2st_fast.training.schedules import Moment, Schedule, checked_weights
 from mt2st_fast.training.schedules.abilities import (
     Ability,
     Stateful,
@@ -170,6 +171,7 @@ class Run:
 
         Returns the losses (K,) of the active tasks, on the device: nothing here waits for it.
         """
+        check_records()
         self._enter_phase_if_due()
         # Compilation in a first call does not count as part of a step.
         started, compiled = time.perf_counter(), compile_seconds()
@@ -307,8 +309,8 @@ class Run:
         ):
             self._rate.set_for(moment.step)  # nearly always: nothing else is new
             return
-        given, weights = dict(weights), {name: float(weight) for name, weight in weights.items()}
-        weights = agreed_weights(self.processes, self._options.schedule, weights)
+        checked = checked_weights(self._options.schedule, weights, main, auxiliary)
+        given, weights = dict(weights), agreed_weights(self.processes, self._options.schedule, checked)
         active = tuple(name for name in self.heads.active if name in weights)
         if active != self._phase_active:
             before = self.heads.active
@@ -351,7 +353,7 @@ class Run:
     def _set_weights(self, values: list[float]) -> None:
         if self._learnt is not None or values == self._weight_values:
             return
-        fresh = torch.tensor(values, dtype=torch.float32)
+        fresh = torch.tensor(values, dtype=torch.float32, device="cpu")
         if len(values) == len(self._weight_values):
             self._parts.weights_k.copy_(fresh, non_blocking=True)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.optim import LazyAdam, RuleOptimizer
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, step_mixed_groups_singly, undecayed
 from mt2st_fast.training.processes.group import Processes
+from mt2st_fast.training.resuming import named_parameters
 from mt2st_fast.training.run_options import RunOptions
 from mt2st_fast.training.schedules.abilities import Ability, abilities_of, check_allowed
 
@@ -63,15 +65,16 @@ def make_parts(
     by_task = Ability.MOMENTS_PER_TASK in abilities
     for adapted in adapted_in(encoder):
         _check_adapted(adapted, heads, options, processes)
-    modules = modules_of(encoder, heads, learnt).values()
-    trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
+    named = named_parameters(modules_of(encoder, heads, learnt))
+    # An encoder may hold the heads as well: they are trained once.
+    trainable = {name: p for name, p in named.items() if p.requires_grad}
     if not trainable:
         raise InputError(
             "every parameter of encoder and heads is frozen, so nothing would train; unfreeze some"
         )
-    # An encoder may hold the heads as well: they are trained once.
-    optimizer = _make_optimizer([*dict.fromkeys(trainable)], options, encoder, heads)
-    if isinstance(optimizer, RuleOptimizer) and any(map(is_dtensor, trainable)):
+    optimizer = _make_optimizer([*trainable.values()], options, encoder, heads)
+    _check_holds(optimizer, trainable)
+    if isinstance(optimizer, RuleOptimizer) and any(map(is_dtensor, trainable.values())):
         raise InputError(
             f"{type(optimizer).__name__} updates whole parameters in its own kernels, but some are sharded (FSDP); "
             "use LazyAdam, SGD or a torch optimizer"
@@ -101,7 +104,9 @@ def _make_optimizer(
         optimizer = options.optimizer(parameters)
     else:
         adam = LazyAdam if tables else torch.optim.AdamW
-        optimizer = adam(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+        # torch's fused kernel takes no complex numbers.
+        fused = not any(p.is_complex() for p in parameters)
+        optimizer = adam(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=fused)
     _check_steps_alone(optimizer)
     step_mixed_groups_singly(optimizer)
     for group in optimizer.param_groups:
@@ -122,6 +127,22 @@ def _check_steps_alone(optimizer: torch.optim.Optimizer) -> None:
         raise InputError(
             f"{type(optimizer).__name__} has to compute the loss several times in a step (step(closure)), which "
             "Trainer does not do; use another optimizer, or your own loop with PhaseController"
+        )
+
+
+def _check_holds(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]) -> None:
+    """Raises InputError for an optimizer without some of the parameters that train.
+
+    Their gradients would pile up, count in `clip_norm`, and not be told from those of parameters that a callback adds
+    later, which the optimizer takes up.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    left_out = [name for name, p in trainable.items() if id(p) not in held]
+    if left_out:
+        others = f" and {len(left_out) - 1} other parameters" if len(left_out) > 1 else ""
+        raise InputError(
+            f"the optimizer leaves out {left_out[0]}{others}: make it of all parameters that the function gets, or "
+            "freeze what is not to train, by requires_grad_(False) before fit"
         )
 
 

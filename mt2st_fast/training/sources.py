@@ -169,7 +169,7 @@ class _Loader:
         return {"torch": of_torch.tolist(), **states_to_json(others)}
 
     def _set_states(self, states: dict[str, Any]) -> None:
-        self.generator.set_state(torch.tensor(states["torch"], dtype=torch.uint8))
+        self.generator.set_state(torch.tensor(states["torch"], dtype=torch.uint8, device="cpu"))
         set_python_states(states)
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from mt2st_fast.data.word_batches import WordBatches, analogy_batches, similarit
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import embedding_bag, take_bags
 from mt2st_fast.kernels.context.workspace import WordRows
+from mt2st_fast.model.modes import check_records
 from mt2st_fast.model.word_tasks import WordAnalogy, WordSimilarity, WordTask
 from mt2st_fast.training.optim import optimizer_by_rule
 
@@ -43,6 +44,8 @@ class TableTasks:
         seed: int,
     ) -> None:
         check_kinds(files)
+        if files:
+            check_records()
         self.names, self._subwords = tuple(files), subwords
         self._table = nn.Parameter(torch.from_numpy(input_rows))
         # By a row's own steps only: between them the text moves the row, too.

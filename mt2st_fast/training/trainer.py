@@ -14,6 +14,8 @@ from torch import nn
 from mt2st_fast.environment import device_named
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.modes import check_records
+from mt2st_fast.model.module_state import state_of
 from mt2st_fast.model.sharded import is_divided_among_all
 from mt2st_fast.numbers import check_count, check_positive, given
 from mt2st_fast.training.batch import Batch
@@ -70,8 +72,8 @@ class Trainer:
         heads: one head per task over the D features.
         schedule: the weight of each task at each step; `Switch()` by default.
         lr: the learning rate of the default optimizer.
-        optimizer: a function from parameters to a torch optimizer. By default AdamW, or `LazyAdam` if the encoder
-            has a row-sparse table (`sparse=True`).
+        optimizer: a function from parameters to a torch optimizer of all of them. By default AdamW, or `LazyAdam` if
+            the encoder has a row-sparse table (`sparse=True`).
         weight_decay: for the default optimizer; acts on dense parameters only (the log says so if there are others).
         lr_decay: "linear" lowers the learning rate to 0 over the run, "none" keeps it.
         lr_scheduler: a function from the optimizer, or from the optimizer and the number of steps of the run, to a
@@ -241,6 +243,7 @@ class Trainer:
 
         For your own training loops: call `step()`, `record()` whenever you want losses, and `close()` at the end.
         """
+        check_records()
         if resume and checkpoint is None:
             raise ValueError("resume needs the checkpoint to continue from; pass checkpoint=")
         if val is None and isinstance(self.schedule, Selecting):
@@ -273,6 +276,10 @@ class Trainer:
         source = Source(train, self.heads.main, self.heads.names, options.accumulate, steps, taken)
         if watched:
             source.watch()
+            state_of(
+                self.encoder, "encoder", keep_vars=True
+            )  # what cannot be saved is refused before any step
+            state_of(self.heads, "heads", keep_vars=True)
         total_steps = steps_of(epochs, steps, source.steps_per_epoch)
         digest = held_out_digest(held_out) if watched and not processes.are_several else None
         run = Run(

@@ -24,6 +24,7 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.modes import check_records
 from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
 from mt2st_fast.numbers import check_count, check_positive, given, is_number
 from mt2st_fast.training.optim import RowwiseAdagrad
@@ -125,6 +126,7 @@ def train_bags(
     split_labels: how the model reads labels in files. The model has the families that training trained, and one line
     names the others. Raises InputError where no word is frequent enough.
     """
+    check_records()  # before tables are made, which could not be trained later either
     features = BagFeatures.learn(
         documents, options.min_count, options.word_ngrams, options.bucket, options.minn, options.maxn
     )
@@ -197,7 +199,7 @@ def _fill_uniform(table: torch.Tensor, bound: float, draw: torch.Generator | Non
 
     Every block of rows has its own seed, so the numbers are the same on any number of cores.
     """
-    seed = int(torch.randint(2**48, (), generator=draw))
+    seed = int(torch.randint(2**48, (), generator=draw, device="cpu"))
 
     def fill(block: tuple[int, torch.Tensor]) -> None:
         i, rows = block

@@ -114,6 +114,16 @@ def test_an_encoder_of_ones_own_is_traced(form: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
+def test_one_input_may_be_given_by_itself_and_a_compiled_encoder_is_what_it_wraps(tmp_path: Path) -> None:
+    encoder, heads = nn.Sequential(nn.Linear(6, 6), nn.ReLU()), MultiTaskHeads(6, TASKS, "tag")
+    wrapped = torch.compile(encoder, backend="eager")
+    written = export_modules(wrapped, heads, tmp_path / "m.pt2", example=torch.randn(3, 6))
+    assert written.outputs["logits.tag"][0] == "rows"
+    given = torch.randn(9, 6)
+    found = torch.export.load(tmp_path / "m.pt2").module()(given)["tag"]
+    torch.testing.assert_close(found, heads.logits(encoder(given), "tag"))
+
+
 class Branching(nn.Module):
     """What depends on data cannot be traced."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -286,3 +287,30 @@ def test_the_seeds_reach_every_engine(tmp_path):
 @pytest.mark.parametrize("seed", range(24, 600))
 def test_many_runs_are_those_of_plain_torch(seed, tmp_path):
     check(seed, tmp_path / "c")
+
+
+class Spectral(nn.Module):
+    """Has complex parameters, which torch's fused AdamW refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(5, 8, dtype=torch.complex64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (inputs.to(torch.complex64) @ self.filter).abs()
+
+
+def test_complex_parameters_train_by_default() -> None:
+    torch.manual_seed(0)
+    encoder, heads = Spectral(), MultiTaskHeads(8, {"a": Classification(3)}, main="a")
+    own_encoder, own_heads = deepcopy((encoder, heads))
+    inputs, target = torch.randn(12, 5), torch.arange(12) % 3
+    Trainer(encoder, heads, lr=0.01, clip_norm=0.5, device="cpu").fit([(inputs, {"a": target})], steps=4)
+    parameters = [*own_encoder.parameters(), *own_heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.0)
+    for _ in range(4):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(own_heads.logits(own_encoder(inputs), "a"), target).backward()
+        nn.utils.clip_grad_norm_(parameters, 0.5)
+        optimizer.step()
+    torch.testing.assert_close(encoder.filter, own_encoder.filter)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -111,3 +113,34 @@ def test_targets_of_no_task_are_told_once(caplog):
     assert told == [
         "train has targets of c, which is not a task, and nothing trains on them; available: a, b"
     ]
+
+
+LEFT_OUT = {
+    "heads": (lambda encoder, heads: encoder.parameters(), r"heads/linears\.a\.weight and 1 other"),
+    "biases": (
+        lambda encoder, heads: [encoder.weight, heads.linears["a"].weight],
+        r"encoder/bias and 1 other",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_an_optimizer_that_leaves_out_what_trains_is_refused(what: str) -> None:
+    encoder, heads = nn.Linear(4, 8), MultiTaskHeads(8, {"a": Classification(3)}, main="a")
+    given, named = LEFT_OUT[what]
+    trainer = Trainer(
+        encoder, heads, optimizer=lambda _: torch.optim.SGD(given(encoder, heads), lr=0.1), device="cpu"
+    )
+    batches = [(torch.randn(6, 4), {"a": torch.arange(6) % 3})] * 3
+    with pytest.raises(InputError, match=f"leaves out {named}"):
+        trainer.fit(batches, epochs=2)
+
+
+def test_what_is_frozen_may_be_left_out() -> None:
+    encoder, heads = nn.Linear(4, 8), MultiTaskHeads(8, {"a": Classification(3)}, main="a")
+    before = {name: p.detach().clone() for name, p in heads.named_parameters()}
+    heads.requires_grad_(False)
+    batches = [(torch.randn(6, 4), {"a": torch.arange(6) % 3})] * 3
+    optimizer = partial(torch.optim.SGD, encoder.parameters(), lr=0.1)
+    Trainer(encoder, heads, optimizer=lambda _: optimizer(), device="cpu").fit(batches, epochs=2)
+    assert all(torch.equal(before[name], p) for name, p in heads.named_parameters())

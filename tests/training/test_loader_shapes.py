@@ -83,9 +83,10 @@ class Returning(nn.Linear):
     [
         (lambda f: {"last_hidden_state": f}, "not dict"),
         (lambda f: (f, f, f), r"not tuple \(Tensor, Tensor, Tensor\)"),
+        (lambda f: (f, (f, f)), r"not tuple \(Tensor, tuple\)"),
         (lambda f: None, "not NoneType"),
     ],
-    ids=["dictionary", "triple", "nothing"],
+    ids=["dictionary", "triple", "states of an LSTM", "nothing"],
 )
 def test_what_an_encoder_must_return_is_said(made, shown):
     heads = MultiTaskHeads(8, {"a": Classification(2)}, "a")

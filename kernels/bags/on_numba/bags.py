@@ -21,7 +21,7 @@ from . import row_updates as numba_row_updates
 POOLS_TYPES = False
 
 _NO_SCALES = np.zeros(0, np.float32)
-_NO_NUMBERS = torch.zeros(0, dtype=torch.float32)
+_NO_NUMBERS = torch.zeros(0, dtype=torch.float32, device="cpu")
 
 
 def first_outside(ids: Tensor, V: int) -> int:
@@ -38,7 +38,7 @@ def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
 def pool(table: Tensor, bags: Bags) -> Tensor:
     """Return the sum of every bag's rows times its scale, (B, D)."""
     D = table.shape[1]
-    out = torch.empty(len(bags.bounds) - 1, D, dtype=torch.float32)
+    out = torch.empty(len(bags.bounds) - 1, D, dtype=torch.float32, device="cpu")
     what = _Sum(table, bags.ids.numpy(), bags.bounds.numpy(), bag_scales=_scales(bags))
     _sum_bags(what, out, pieces_of(len(bags.ids) * D, PARALLEL_FLOATS))
     return out
@@ -54,7 +54,7 @@ def pool_means(table: Tensor, bags: Bags) -> tuple[Tensor, Tensor]:
 def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
     """Return (rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
     by_row, unique, begins = numba_bag_ids.group_bags(bags.ids.numpy(), bags.bounds.numpy(), V - 1, 0, 1)
-    sums = torch.empty(len(unique), gradient.shape[1], dtype=torch.float32)
+    sums = torch.empty(len(unique), gradient.shape[1], dtype=torch.float32, device="cpu")
     what = _Sum(gradient, by_row, begins, scales=_scales(bags))
     _sum_bags(what, sums, pieces_of(len(by_row) * gradient.shape[1], PARALLEL_FLOATS))
     return torch.from_numpy(unique.astype(np.int64)), sums
@@ -74,7 +74,7 @@ def is_ascending(rows: Tensor) -> bool:
 def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
     """Sum the gradients of equal rows: rows (M,), gradient (M, D) -> (rows ascending, gradients)."""
     ids = rows.to(torch.int32)
-    return row_gradient(gradient, Bags(ids, torch.arange(len(ids) + 1), None), V)
+    return row_gradient(gradient, Bags(ids, torch.arange(len(ids) + 1, device="cpu"), None), V)
 
 
 def sum_pieces(pieces: Sequence[tuple[Tensor, Tensor]], V: int) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def sum_pieces(pieces: Sequence[tuple[Tensor, Tensor]], V: int) -> tuple[Tensor,
     values = [gradient.contiguous() for _, gradient in pieces]
     D, bounds = values[0].shape[1], np.cumsum([0, *map(len, values)])
     rows, begins, sources = numba_row_merge.merged(torch.cat([rows for rows, _ in pieces]).numpy(), bounds)
-    sums = torch.empty(len(rows), D, dtype=torch.float32)
+    sums = torch.empty(len(rows), D, dtype=torch.float32, device="cpu")
     addresses = np.array([gradient.data_ptr() for gradient in values])
     numba_row_merge.sum_sources(
         begins, sources, bounds, addresses, sums.numpy(), pieces_of(sums.numel(), PARALLEL_FLOATS)
@@ -112,7 +112,7 @@ def update_all_rows(rule: RowRule, table: Tensor, gradient: Tensor, state: RowSt
 
 @lru_cache(maxsize=64)
 def _all_rows(V: int) -> Tensor:
-    return torch.arange(V)
+    return torch.arange(V, device="cpu")
 
 
 def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:

@@ -388,6 +388,8 @@ def warm_up() -> None:
     """Compile the kernel, or load it from the cache; it works for every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
     features, weight, bias = float_zeros(2, 2), float_zeros(3, 2), float_zeros(3)
-    batch = survey_batch((torch.zeros(2, dtype=torch.int64),), float_zeros(1), layout, skip_zero_weights=True)
+    batch = survey_batch(
+        (torch.zeros(2, dtype=torch.int64, device="cpu"),), float_zeros(1), layout, skip_zero_weights=True
+    )
     outputs = Outputs(features, weight, batch, (True, True, True))
     _run_head(batch, batch.table.records[0], NO_ROWS_LEFT_OUT, features, weight, bias, outputs)

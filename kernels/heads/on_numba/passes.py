@@ -78,7 +78,7 @@ def head_table(layout: HeadLayout) -> HeadTable:
     return HeadTable(
         records,
         columns,
-        torch.zeros(len(columns), dtype=torch.float32),
+        torch.zeros(len(columns), dtype=torch.float32, device="cpu"),
         max(head.size for head in layout.heads),
     )
 
@@ -169,7 +169,7 @@ def kernel_tensor(tensor: Tensor) -> Tensor:
 
 def float_zeros(*shape: int) -> Tensor:
     """Zeros that kernels can read, whatever torch's default dtype."""
-    return torch.zeros(shape, dtype=torch.float32)
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 class Outputs:
@@ -179,10 +179,13 @@ class Outputs:
         K = len(batch.scale)
         # What no pass computes stays 0.
         make = torch.empty if batch.all_rows_only else torch.zeros
-        self.losses, self.correct = make(K, dtype=torch.float32), make(K, dtype=torch.int64)
-        self.d_features = torch.empty(features.shape if needs[0] else 0, dtype=torch.float32)
-        self.d_weight = make(weight.shape if needs[1] else 0, dtype=torch.float32)
-        self.d_bias = make(weight.shape[0] if needs[2] else 0, dtype=torch.float32)
+        self.losses, self.correct = (
+            make(K, dtype=torch.float32, device="cpu"),
+            make(K, dtype=torch.int64, device="cpu"),
+        )
+        self.d_features = torch.empty(features.shape if needs[0] else 0, dtype=torch.float32, device="cpu")
+        self.d_weight = make(weight.shape if needs[1] else 0, dtype=torch.float32, device="cpu")
+        self.d_bias = make(weight.shape[0] if needs[2] else 0, dtype=torch.float32, device="cpu")
         self.wanted = needs[0] or needs[1] or needs[2]
         self.features_written = False  # whether further passes must add to d_features
 

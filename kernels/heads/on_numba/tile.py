@@ -317,7 +317,7 @@ def warm_up() -> None:
     """Compile the kernel, or load it from the cache; it works for every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(Kind.SQUARED, 1)))
     features, weight, bias = float_zeros(2, 2), float_zeros(4, 2), float_zeros(4)
-    targets = (torch.zeros(2, dtype=torch.int64), float_zeros(2, 1))
+    targets = (torch.zeros(2, dtype=torch.int64, device="cpu"), float_zeros(2, 1))
     batch = survey_batch(targets, float_zeros(2), layout, skip_zero_weights=True)
     outputs = Outputs(features, weight, batch, (True, True, True))
     _run_pass(batch, batch.computed(), NO_ROWS_LEFT_OUT, features, weight, bias, outputs, WIDTH, 1)

@@ -264,8 +264,8 @@ def step(
     skip_zero_weights = not task_weights.requires_grad
     batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     losses, correct = (
-        torch.zeros(len(model.heads), dtype=torch.float32),
-        torch.zeros(len(model.heads), dtype=torch.int64),
+        torch.zeros(len(model.heads), dtype=torch.float32, device="cpu"),
+        torch.zeros(len(model.heads), dtype=torch.int64, device="cpu"),
     )
     computed = batch.computed()
     if not len(computed):

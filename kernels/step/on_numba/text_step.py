@@ -175,7 +175,10 @@ def step(
     skip_zero_weights = not task_weights.requires_grad
     batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     K = len(model.heads)
-    losses, correct = torch.zeros(K, dtype=torch.float32), torch.zeros(K, dtype=torch.int64)
+    losses, correct = (
+        torch.zeros(K, dtype=torch.float32, device="cpu"),
+        torch.zeros(K, dtype=torch.int64, device="cpu"),
+    )
     _call(
         model, packed(rules), np.array(decays, np.float32), _rows(words, model, beside), model.moving(moves),
         batch.computed(), batch, drop_of(dropout), losses.data_ptr(), correct.data_ptr(), beside,
@@ -201,7 +204,7 @@ _NO_HIDDEN = np.zeros((0, 0), np.float32)
 def features(model: TextStepModel, words: Words) -> Tensor:
     """Return (N, H) for `text_features` in step/text.py."""
     rows, N, H = _rows(words, model), words.n_rows, model.n_features
-    out = torch.empty(N, H, dtype=torch.float32)
+    out = torch.empty(N, H, dtype=torch.float32, device="cpu")
     batch = Batch(
         0, head_table(model.layout), [], np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.float32),
         np.zeros(0, np.int64), True,
@@ -222,7 +225,10 @@ def correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Te
     losses, found, total = np.empty(K, np.float32), np.empty(K, np.int64), np.zeros(K, np.int64)
     for part in _parts(model, words.n_rows):
         batch = survey_batch(
-            [target[part] for target in targets], torch.ones(K, dtype=torch.float32), model.layout, False
+            [target[part] for target in targets],
+            torch.ones(K, dtype=torch.float32, device="cpu"),
+            model.layout,
+            False,
         )
         found[:] = 0  # reset, as a head without a target in this part is skipped
         _call(

@@ -92,7 +92,7 @@ class GradientCalls:
         """
         assert self.gradients is not None
         weights_k, moves = self._parts.weights_k, MOVES[self._parts.part]
-        losses_k = torch.zeros(shares_mk.shape[1], dtype=torch.float32)
+        losses_k = torch.zeros(shares_mk.shape[1], dtype=torch.float32, device="cpu")
         self.gradients.begin()
         for share_k, batches in zip(shares_mk, micro_steps, strict=True):
             rows, on_words = split_by_words(self._parts.heads, batches)
@@ -145,7 +145,7 @@ class GradientCallSteps(EagerSteps):
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         heads, device = self._parts.heads, self._parts.device
         shares_mk = (
-            torch.ones(1, len(heads.active), dtype=torch.float32)
+            torch.ones(1, len(heads.active), dtype=torch.float32, device="cpu")
             if len(plain) == 1
             else shares_here(heads, plain, device).labels_mk
         )

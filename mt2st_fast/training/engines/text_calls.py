@@ -54,7 +54,7 @@ class TextCalls(ABC):
         self.encoder, self._heads, self._optimizer = encoder, heads, optimizer
         self._parameters = text_parameters(encoder, heads)
         self._models: dict[tuple[str, ...], TextStepModel] = {}  # by the tasks of a batch
-        self._key = torch.empty((), dtype=torch.int64)  # of the dropout of the latest step
+        self._key = torch.empty((), dtype=torch.int64, device="cpu")  # of the dropout of the latest step
         self._hold()
 
     @classmethod

@@ -74,7 +74,12 @@ class TextGradients(TextCalls):
             is_one = len(self._rows) == 1
             rows, d_rows = self._rows[0] if is_one else map(torch.cat, zip(*self._rows, strict=True))
             table.grad = torch.sparse_coo_tensor(
-                rows.unsqueeze(0), d_rows, table.shape, is_coalesced=is_one, check_invariants=False
+                rows.unsqueeze(0),
+                d_rows,
+                table.shape,
+                is_coalesced=is_one,
+                device=table.device,
+                check_invariants=False,
             )
 
     def begin(self) -> None:

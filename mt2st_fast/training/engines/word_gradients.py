@@ -38,7 +38,7 @@ class WordGradients:
 
     def __call__(self, batches: Sequence[PlainBatch], weights_k: Tensor) -> OnWords:
         """Run batches of such tasks. Raises what the tasks raise, with nothing moved."""
-        losses_k, self._read = torch.zeros(len(self._heads.active), dtype=torch.float32), []
+        losses_k, self._read = torch.zeros(len(self._heads.active), dtype=torch.float32, device="cpu"), []
         for inputs, targets in batches:
             name = next(iter(targets))  # the only one in its batch: heads refuse other tasks beside it
             out = self._heads.word_loss(name, self._vectors_of, inputs, targets[name], weights_k)

@@ -121,7 +121,12 @@ class Exchange:
         for table, pieces in zip(tables, zip(*of_processes, strict=True), strict=True):
             rows, values = sum_pieces(pieces, len(table))
             table.grad = torch.sparse_coo_tensor(
-                rows.unsqueeze(0), values, table.shape, is_coalesced=True, check_invariants=False
+                rows.unsqueeze(0),
+                values,
+                table.shape,
+                is_coalesced=True,
+                device=table.device,
+                check_invariants=False,
             )
 
 

@@ -54,9 +54,9 @@ def restore_random_states(processes: Processes, state: Mapping[str, Any]) -> Non
     if processes.rank < len(states):
         stored = states[processes.rank]["random"]
         set_python_states(stored)
-        torch.set_rng_state(torch.tensor(stored["torch"], dtype=torch.uint8))
+        torch.set_rng_state(torch.tensor(stored["torch"], dtype=torch.uint8, device="cpu"))
         if stored["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(torch.tensor(stored["cuda"], dtype=torch.uint8))
+            torch.cuda.set_rng_state(torch.tensor(stored["cuda"], dtype=torch.uint8, device="cpu"))
     elif processes.rank:
         draw_own_numbers(processes)
 

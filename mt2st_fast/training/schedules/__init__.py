@@ -8,7 +8,7 @@ from mt2st_fast.training.schedules.adaptive_task_selector import AdaptiveTaskSel
 from mt2st_fast.training.schedules.adatask import AdaTask
 from mt2st_fast.training.schedules.alternate import Alternate
 from mt2st_fast.training.schedules.alternate_steps import AlternateSteps
-from mt2st_fast.training.schedules.base import Moment, Part, PerTask, Schedule, Unit
+from mt2st_fast.training.schedules.base import Moment, Part, PerTask, Schedule, Unit, checked_weights
 from mt2st_fast.training.schedules.diminish import Diminish
 from mt2st_fast.training.schedules.diminish_then_switch import DiminishThenSwitch
 from mt2st_fast.training.schedules.dynamic_weight_average import DynamicWeightAverage
@@ -50,6 +50,7 @@ __all__ = [
     "Switch",
     "Uncertainty",
     "Unit",
+    "checked_weights",
     "find_strategy",
     "strategies",
     "strategy_options",

@@ -10,8 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_count, check_within
 
 PerTask = float | Mapping[str, float]
@@ -38,6 +39,34 @@ class Schedule(Protocol):
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
         """Return the weight of each active task, main task first; a task that is left out has retired for good."""
         ...
+
+
+def checked_weights(
+    schedule: Schedule, weights: Any, main: str, auxiliary: Sequence[str]
+) -> dict[str, float]:
+    """Return what a schedule's `task_weights` returned, as numbers.
+
+    Raises InputError, naming the schedule, for a task that there is not (it may be another's misspelt name, and that
+    one would retire), without the main task, and for a weight that is not a finite number.
+    """
+    said = f"{type(schedule).__name__}.task_weights"
+    if not isinstance(weights, Mapping):
+        raise InputError(f"{said} must return {{task: weight}}, not a {type(weights).__name__}")
+    if unknown := [str(name) for name in weights if name != main and name not in auxiliary]:
+        raise InputError(
+            f"{said} has a weight for {unknown[0]}, which is not a task; available: {', '.join((main, *auxiliary))}"
+        )
+    if main not in weights:
+        raise InputError(f"{said} has no weight for {main}: the main task {main} cannot retire")
+    found = {}
+    for name, weight in weights.items():
+        try:
+            found[name] = float(weight)
+        except (TypeError, ValueError):
+            found[name] = math.nan
+        if not math.isfinite(found[name]):
+            raise InputError(f"{said} must have a finite number for {name}, not {weight!r}")
+    return found
 
 
 class AuxiliaryWeights:

@@ -1,0 +1,51 @@
+"""Training within torch.no_grad() or inference_mode(), which would compute losses and train nothing."""
+
+import pytest
+import torch
+from torch import nn
+
+from mt2st_fast import Classification, InputError, MultiTaskHeads, Trainer, Word2Vec, train_supervised
+
+GUARDS = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+SENTENCES = [["a", "b", "c", "d"]] * 50
+
+
+def _trainer():
+    return Trainer(nn.Linear(4, 8), MultiTaskHeads(8, {"a": Classification(3)}, main="a"), device="cpu")
+
+
+def _batches():
+    torch.manual_seed(0)
+    return [(torch.randn(6, 4), {"a": torch.arange(6) % 3})] * 3
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_fit_is_refused(name):
+    with pytest.raises(InputError, match=rf"within torch\.{name}\(\)"), GUARDS[name]():
+        _trainer().fit(_batches(), epochs=1)
+
+
+def test_a_single_step_is_refused_and_can_be_taken_afterwards():
+    run = _trainer().begin(_batches(), epochs=1)
+    with pytest.raises(InputError, match="call it outside"), torch.no_grad():
+        run.step()
+    assert run.steps_done == 0
+    run.step()
+    run.close()
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_train_supervised_is_refused(name, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("__label__good warm soup\n__label__bad cold soup\n" * 20)
+    with pytest.raises(InputError, match="nothing would train"), GUARDS[name]():
+        train_supervised(path, dim=8)
+
+
+def test_word2vec_needs_gradients_for_tasks_only(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("a\tb\t9\nc\td\t1\n")
+    with torch.no_grad():
+        Word2Vec(SENTENCES, vector_size=8, min_count=1, epochs=1)
+        with pytest.raises(InputError, match="nothing would train"):
+            Word2Vec(SENTENCES, vector_size=8, min_count=1, epochs=1, tasks={"similarity": path})
