@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mt2st_fast.kernels import REFERENCE, HeadSpec, Kind, asked_for
 
-# Multiply-adds for the logits, N D C. Behind two linear layers of 128 (2 cores, EPYC family 25), torch was faster at 2^18
-# and 2^19.6, both were equal at 2^21.6, and the kernels were faster beyond.
+# Multiply-adds for the logits, N D C. Behind two linear layers of 128 (2 cores, EPYC family 25), torch was faster at
+# 2^18 and 2^19.6, both were equal at 2^21.6, and the kernels were faster beyond.
 MOST_PRODUCTS = 1 << 20
 
 
