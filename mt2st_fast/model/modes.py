@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 
@@ -33,3 +33,32 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(modes[module])
         for part, mode in modes.items():
             part.training = mode
+
+
+@contextmanager
+def keeping_buffers(module: nn.Module) -> Iterator[None]:
+    """Run a module in training mode within the block as a measurement: BatchNorm's statistics are as before.
+
+    So is whatever else a forward pass writes to its buffers.
+    """
+    # By value: batch_norm writes to running statistics without counting a version of them.
+    held = [
+        (part, name, buffer, buffer.clone() if _may_be_written(buffer) else None)
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for part, name, buffer, before in held:
+            if before is not None:
+                buffer.copy_(before)
+            part._buffers[name] = buffer
+
+
+def _may_be_written(buffer: Tensor) -> bool:
+    """Return whether a forward pass can write to a buffer in place: an expanded or a sparse one it cannot."""
+    if buffer.layout != torch.strided:
+        return False
+    return all(stride or size <= 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))

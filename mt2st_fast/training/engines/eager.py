@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultitaskLoss
+from mt2st_fast.model.modes import keeping_buffers
 from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.training.batch import Batch, PlainBatch, materialised, to_device
 from mt2st_fast.training.encoding import encode
@@ -191,4 +192,5 @@ class EagerSteps(Engine):
     @torch.no_grad()
     def _losses_now(self, batches: list[PlainBatch]) -> Tensor:
         """(K,) the losses with the parameters as they are now."""
-        return self._losses_alone([self._encoded(batch) for batch in batches])
+        with keeping_buffers(self._parts.encoder):  # what is measured is no further batch
+            return self._losses_alone([self._encoded(batch) for batch in batches])
