@@ -74,7 +74,9 @@ def tune(
         if trial.N * trial.D * sum(trial.sizes) > MOST_PRODUCTS[device.type]:
             continue
         shape = Shape(trial.N, trial.D, sum(trial.sizes), max(trial.sizes), dtype.itemsize)
-        timed = [(backend.name, _time(dict(_runs(trial, device, dtype)), device))]
+        timed: list[tuple[str, dict[str, float]]] = [
+            (backend.name, _time(dict(_runs(trial, device, dtype)), device))
+        ]
         if "packed" in timed[0][1]:
             timed.append(("triton rows", _time(dict(_runs_of_rows(trial, device, dtype)), device)))
         for of, ms in timed:
