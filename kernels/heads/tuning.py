@@ -69,7 +69,7 @@ def tune(
     backend = ROOM.choose(device.type, dtype)
     if backend.name == "reference":
         raise RuntimeError(f"nothing to tune: {backend.reason}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for trial in grid:
         if trial.N * trial.D * sum(trial.sizes) > MOST_PRODUCTS[device.type]:
             continue
