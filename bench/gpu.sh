@@ -9,7 +9,9 @@
 #   MT2ST_COMMIT=HASH       the commit to name in the records if this is a copy without git
 #
 # Every stage has a time limit, and the next one runs even if it fails. log.txt has all output; the terminal has one line
-# per stage and the summary at the end, which is also in summary.txt. The exit code is the sum of the stages that failed:
+# per stage and the summary at the end, which is also in summary.txt. Whenever this is stopped, records are those of all
+# cases measured until then; on TERM, INT and HUP the summary is made of them, and after KILL summary.txt has the lines
+# of the stages. The exit code is the sum of the stages that failed, 143 if it was stopped:
 # 1 installation, 2 tests on the GPU, 4 heads, 8 training step, 16 whole jobs, 32 profile, 64 memory safety, 128 bags
 # of words. Without a GPU: one line, exit code 0.
 set -uo pipefail
@@ -40,9 +42,10 @@ summary=""
 # stage BIT NAME SECONDS FILE COMMAND...: run within its limit plus what earlier stages have left of theirs, and within
 # the budget; its output goes to the log and, unless FILE is -, to that file. It is asked to stop (as by Ctrl-C) before
 # it is killed. What it leaves running, as pytest's workers, is killed too: it would hold the device and the next stage.
+# It runs in the background, as bash would hear of a signal to itself only after it, and in a job of its own (set -m):
+# other background commands ignore Ctrl-C.
 deadline=0
-group=$(mktemp)
-trap 'rm -f "$group"' EXIT
+running=""
 stage() {
     local bit=$1 name=$2 limit=$3 file=$4 left rc started
     shift 4
@@ -52,16 +55,22 @@ stage() {
     if [ "$left" -lt 6 ]; then
         echo "=== $name: not started, no time left" | tee -a "$log"
         failed=$((failed | bit))
-        summary+="$name: not started"$'\n'
+        tell "$name: not started"
         return
     fi
     echo "=== $name (at most $left s)" >>"$log"
     started=$SECONDS
-    # timeout leads a process group of its own. A pipe would last as long as anyone in it has it open.
-    bash -c 'echo $$ >"$0"; exec timeout --signal=INT --kill-after=5 "$@"' "$group" "$left" "$@" \
-        > >(tee -a "$log" >>"$file") 2>&1
+    # A pipe would last as long as anyone in it has it open. tee is not of the job, and hears no Ctrl-C: it writes all.
+    exec 3> >(exec tee -i -a "$log" >>"$file")
+    set -m
+    timeout --signal=INT --kill-after=5 "$left" "$@" >&3 2>&1 3>&- </dev/null &
+    running=$!
+    set +m
+    exec 3>&-
+    wait "$running"
     rc=$?
-    kill -KILL -- "-$(cat "$group")" 2>/dev/null
+    kill -KILL -- "-$running" 2>/dev/null
+    running=""
     if [ "$rc" -ne 0 ]; then
         failed=$((failed | bit))
     fi
@@ -70,9 +79,41 @@ stage() {
     124 | 137) rc="stopped at its time limit" ;;
     *) rc="failed, exit code $rc" ;;
     esac
-    summary+="$name: $rc after $((SECONDS - started)) s"$'\n'
+    tell "$name: $rc after $((SECONDS - started)) s"
     echo "$name: $rc after $((SECONDS - started)) s"
 }
+
+# tell LINE: keep a line about a stage, for the summary, and at once in its file.
+tell() {
+    summary+="$1"$'\n'
+    echo "$1" >>"$logs/summary.txt"
+}
+
+conclude() {
+    {
+        "$PYTHON" -m bench.summary "$logs" --records "$records" --since "$began" 2>&1
+        echo "--- stages, $SECONDS s"
+        printf '%s' "$summary"
+        echo "exit code $1"
+    } | tee "$logs/summary.new"
+    mv "$logs/summary.new" "$logs/summary.txt"
+    cat "$logs/summary.txt" >>"$log"
+}
+
+warming=""
+stopped() {
+    trap '' TERM INT HUP
+    if [ -n "$running" ]; then
+        kill -INT -- "-$running" 2>/dev/null
+        sleep 1 # it may be appending a record
+        kill -KILL -- "-$running" 2>/dev/null
+    fi
+    [ -n "$warming" ] && kill "$warming" 2>/dev/null
+    tell "stopped from outside after $SECONDS s"
+    conclude 143
+    exit 143
+}
+trap stopped TERM INT HUP
 
 missing() {
     "$PYTHON" - <<'END'
@@ -107,13 +148,13 @@ stage 2 "tests on the GPU" 85 tests.txt "$PYTHON" -m pytest -v -W default --tb=s
 wait "$warming"
 
 stage 4 ceilings 8 - "$PYTHON" -m bench.measure floors --device cuda --records "$records"
+stage 8 "training step" 34 - "$PYTHON" -m bench.measure step --device cuda --rounds 20 --limit-seconds 2 \
+    --total-seconds 27 --records "$records"
 stage 4 heads 68 - "$PYTHON" -m bench.measure heads --device cuda --rounds 20 --limit-seconds 4 \
     --total-seconds 58 --records "$records"
 corpus=()
 [ -n "${MT2ST_CORPUS:-}" ] && corpus=(--corpus "$MT2ST_CORPUS")
 stage 16 "whole jobs" 49 - "$PYTHON" -m bench.jobs --device cuda --train-seconds 30 "${corpus[@]}" --records "$records"
-stage 8 "training step" 34 - "$PYTHON" -m bench.measure step --device cuda --rounds 20 --limit-seconds 2 \
-    --total-seconds 27 --records "$records"
 stage 128 "bags of words" 20 - "$PYTHON" -m bench.bags gpu --device cuda --rounds 3 --records "$records"
 stage 32 profile 18 - "$PYTHON" -m bench.profile_gpu --out "$logs"
 
@@ -127,11 +168,5 @@ else
     stage 64 "memory safety" 30 safety.txt "$PYTHON" -m bench.memory_safety
 fi
 
-{
-    "$PYTHON" -m bench.summary "$logs" --records "$records" --since "$began" 2>&1
-    echo "--- stages, $SECONDS s"
-    printf '%s' "$summary"
-    echo "exit code $failed"
-} | tee "$logs/summary.txt"
-cat "$logs/summary.txt" >>"$log"
+conclude "$failed"
 exit "$failed"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,12 +77,61 @@ def test_no_stage_lives_longer_than_its_command(tmp_path):
         line.split(":")[0] for line in run.stdout.split("--- stages")[0].splitlines() if " after " in line
     ]
     assert stages == [
-        "tests on the GPU", "ceilings", "heads", "whole jobs", "training step", "bags of words", "profile",
+        "tests on the GPU", "ceilings", "training step", "heads", "whole jobs", "bags of words", "profile",
         "memory safety",
     ]  # fmt: skip
     assert "2 passed, 1 failed" in (out / "tests.txt").read_text("utf-8")
     assert "bench.measure heads" in (out / "log.txt").read_text("utf-8")
     process = Path("/proc", left.read_text("utf-8").strip())
+    assert not process.exists() or "Z" in (process / "status").read_text("utf-8").split("State:")[1][:3]
+
+
+# Its training steps take minutes, note that they were interrupted, and leave a process behind.
+SLOW_PYTHON = """#!/bin/bash
+case "$*" in
+-) cat >/dev/null ;;
+"-m bench.measure step"*) (trap "" INT; exec sleep 60) & echo $! $$ >"$LEFT"; trap 'echo interrupted; exit' INT
+    sleep 60 ;;
+"-m bench"*) echo "ran $*" ;;
+esac
+"""
+
+
+def until(condition):
+    """Wait for at most 20 seconds."""
+    for _ in range(400):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it has not come to that")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_what_is_known_when_it_is_stopped_is_written(tmp_path, how):
+    python, left, out = tmp_path / "python", tmp_path / "left", tmp_path / "out"
+    python.write_text(SLOW_PYTHON, "utf-8")
+    python.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python), "OUT": str(out), "LEFT": str(left)}
+    with subprocess.Popen(
+        ["bash", str(Path("bench") / "gpu.sh")], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as run:
+        until(lambda: left.exists() and left.read_text("utf-8").endswith("\n"))
+        run.send_signal(how)
+        if how is signal.SIGKILL:
+            run.wait(10)
+            assert "tests on the GPU: passed" in (out / "summary.txt").read_text("utf-8")
+            for process in left.read_text("utf-8").split():
+                os.kill(int(process), signal.SIGKILL)
+            return
+        printed, _ = run.communicate(timeout=20)
+    assert run.returncode == 143
+    told = (out / "summary.txt").read_text("utf-8")
+    assert "ran -m bench.summary" in told
+    assert "tests on the GPU: passed" in told
+    assert "stopped from outside" in told
+    assert told in printed
+    assert "interrupted" in (out / "log.txt").read_text("utf-8")
+    process = Path("/proc", left.read_text("utf-8").split()[0])
     assert not process.exists() or "Z" in (process / "status").read_text("utf-8").split("State:")[1][:3]
 
 

@@ -149,11 +149,14 @@ class FusedUpdate(NamedTuple):
     """How a backward pass updates a table: the current rule, and its state, which is updated in place.
 
     frozen: the rows that do not move now, (V,) bool; None: all move.
+    steps: the count of the table's steps, () float32 on its device, to which the pass adds 1 before the rule reads it;
+    None: nobody counts them.
     """
 
     rule: Callable[[], RowRule]
     state: RowState
     frozen: Callable[[], Tensor | None] = lambda: None
+    steps: Callable[[], Tensor | None] = lambda: None
 
 
 def fuse_update(table: Tensor, update: FusedUpdate | None) -> None:
@@ -241,7 +244,7 @@ def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
             )
         if (frozen := fused.frozen()) is not None:
             bags = bags.without(frozen)
-        module.update_from_bags(fused.rule(), table.detach(), bags, gradient, fused.state)
+        module.update_from_bags(fused.rule(), table.detach(), bags, gradient, fused.state, fused.steps())
         increment_version(table)
         return None
     if not ctx.sparse:

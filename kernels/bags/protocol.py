@@ -56,6 +56,15 @@ class BagKernels(Protocol):
         """Update every row of a table by its gradient (V, D), in one step."""
 
     def update_from_bags(
-        self, rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState
+        self,
+        rule: RowRule,
+        table: Tensor,
+        bags: Bags,
+        gradient: Tensor,
+        state: RowState,
+        steps: Tensor | None = None,
     ) -> None:
-        """Update every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
+        """Update every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one.
+
+        steps: () float32, a count to which 1 is added before the rule reads it, also where no row is updated.
+        """

@@ -109,8 +109,17 @@ def update_all_rows(rule: RowRule, table: Tensor, gradient: Tensor, state: RowSt
     update_rows(rule, table, torch.arange(len(table), device=table.device), gradient, state)
 
 
-def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
+def update_from_bags(
+    rule: RowRule,
+    table: Tensor,
+    bags: Bags,
+    gradient: Tensor,
+    state: RowState,
+    steps: Tensor | None = None,
+) -> None:
     """Update every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
+    if steps is not None:
+        steps += 1
     rows, sums = row_gradient(gradient, bags, len(table))
     update_rows(rule, table, rows, sums, state)
 

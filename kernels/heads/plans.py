@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,6 +93,10 @@ RULES: dict[str, tuple[Rule, ...]] = {
 PLANS_OF = {"numba": ("tile", "chunked"), "triton": ("tile", "packed", "chunked")}
 
 
+# Names of sizes of the packed plan's programs that may be tuned on a GPU (see on_triton/row_blocks.py).
+ROW_BLOCKS = ("8 warps, 80 registers", "4 warps, 80 registers", "8 warps")
+
+
 def check_plan(requested: str, backend: str) -> None:
     """Raise ValueError for an unknown plan, or one that this backend does not have."""
     if requested not in ("auto", *PLANS):
@@ -158,7 +162,7 @@ def tuned_tables() -> dict[str, list[dict[str, Any]]]:
 
 
 def device_key(backend: str, device: torch.device | None) -> str:
-    """Key of a tuned table: the backend and the name of the processor that it was measured on."""
+    """Key of a tuned table: what it is for, and the name of the processor that it was measured on."""
     if device is not None and device.type == "cuda":
         return f"{backend} {torch.cuda.get_device_name(device)}"
     return f"{backend} {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
@@ -166,14 +170,24 @@ def device_key(backend: str, device: torch.device | None) -> str:
 
 def tuned_plan(backend: str, shape: Shape, device: torch.device | None = None) -> Choice | None:
     """Return the plan of the nearest shape tuned on this device, or None."""
+    return tuned_choice(backend, shape, PLANS_OF[backend], device)
+
+
+def tuned_choice(
+    of: str, shape: Shape, names: Collection[str], device: torch.device | None = None
+) -> Choice | None:
+    """Return which of the names was fastest at the nearest shape tuned on this device, or None.
+
+    of: whose table it is: a backend's, or "triton rows".
+    """
     tables = tuned_tables()
     if not tables:
         return None
-    # A table may predate the current plans.
+    # A table may predate the current names.
     rows = [
         row
-        for row in tables.get(device_key(backend, device), ())
-        if row["shape"].itemsize == shape.itemsize and row["plan"] in PLANS_OF[backend]
+        for row in tables.get(device_key(of, device), ())
+        if row["shape"].itemsize == shape.itemsize and row["plan"] in names
     ]
     if not rows:
         return None

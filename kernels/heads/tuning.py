@@ -21,6 +21,7 @@ from .layout import HeadLayout, HeadSpec, Kind
 from .op import ROOM, multitask_loss
 from .plans import (
     PLANS_OF,
+    ROW_BLOCKS,
     Shape,
     device_key,
     table_path,
@@ -60,22 +61,27 @@ def tune(
     grid: tuple[Trial, ...] = GRID,
     progress: Callable[[Trial, dict[str, float]], None] = lambda trial, ms: None,
 ) -> list[dict[str, Any]]:
-    """Time all plans on the trials that this device can handle; return rows of {shape, plan, ms by plan}.
+    """Time all plans on the trials that this device can handle; return rows of {of, shape, plan, ms by plan}.
 
+    of: the backend, or "triton rows": there a "plan" is one of ROW_BLOCKS, the sizes of the packed plan's programs.
     `progress` is called for every trial. Raises RuntimeError if no kernels run on this device and dtype.
     """
     backend = ROOM.choose(device.type, dtype)
     if backend.name == "reference":
         raise RuntimeError(f"nothing to tune: {backend.reason}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for trial in grid:
         if trial.N * trial.D * sum(trial.sizes) > MOST_PRODUCTS[device.type]:
             continue
-        ms = _time_plans(trial, device, dtype)
         shape = Shape(trial.N, trial.D, sum(trial.sizes), max(trial.sizes), dtype.itemsize)
-        fastest = min(ms, key=ms.__getitem__)
-        rows.append({"shape": shape._asdict(), "plan": fastest, "ms": ms})
-        progress(trial, ms)
+        timed: list[tuple[str, dict[str, float]]] = [
+            (backend.name, _time(dict(_runs(trial, device, dtype)), device))
+        ]
+        if "packed" in timed[0][1]:
+            timed.append(("triton rows", _time(dict(_runs_of_rows(trial, device, dtype)), device)))
+        for of, ms in timed:
+            rows.append({"of": of, "shape": shape._asdict(), "plan": min(ms, key=ms.__getitem__), "ms": ms})
+            progress(trial, ms)
     return rows
 
 
@@ -86,14 +92,15 @@ def save(rows: list[dict[str, Any]], device: torch.device, dtype: torch.dtype) -
     """
     path = table_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    key = device_key(ROOM.choose(device.type, dtype).name, device)
     with _alone_in(path.parent):
         try:
             tables = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             tables = {}
-        others = [row for row in tables.get(key, ()) if row["shape"]["itemsize"] != dtype.itemsize]
-        tables[key] = others + rows
+        for of in sorted({row["of"] for row in rows}):
+            key = device_key(of, device)
+            others = [row for row in tables.get(key, ()) if row["shape"]["itemsize"] != dtype.itemsize]
+            tables[key] = others + [row for row in rows if row["of"] == of]
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             written = Path(folder, path.name)
             written.write_text(json.dumps(tables, indent=1), encoding="utf-8")
@@ -116,9 +123,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _time_plans(trial: Trial, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Return the median milliseconds of forward and backward by plan, without plans that cannot handle the shape."""
-    runs = dict(_runs(trial, device, dtype))
+def _time(runs: dict[str, Callable[[], None]], device: torch.device) -> dict[str, float]:
+    """Return the median milliseconds of every run by name, without those that raise for their shape."""
     times: dict[str, list[float]] = {plan: [] for plan in runs}
     for plan, run in list(runs.items()):
         try:
@@ -136,6 +142,21 @@ def _time_plans(trial: Trial, device: torch.device, dtype: torch.dtype) -> dict[
             _wait(device)
             times[plan].append(1e3 * (time.perf_counter() - started))
     return {plan: round(statistics.median(ms), 4) for plan, ms in times.items()}
+
+
+def _runs_of_rows(
+    trial: Trial, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield forward and backward of the packed plan by each of ROW_BLOCKS."""
+    use = ROOM.load("triton", "row_blocks").use
+    packed = dict(_runs(trial, device, dtype))["packed"]
+    for name in ROW_BLOCKS:
+
+        def run(name: str = name) -> None:
+            with use(name):
+                packed()
+
+        yield name, run
 
 
 def _runs(trial: Trial, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:

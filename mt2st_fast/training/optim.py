@@ -71,8 +71,8 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         """Return the rule that currently moves the rows of this group; its rate is on the device if the group's is."""
         return RowRule(self.kind, group["lr"], **{name: group[name] for name in self.kind.numbers})
 
-    def next_rule(self, table: Tensor, group: dict[str, Any]) -> RowRule:
-        """Return the rule for the rows of a table of this group in the current step, and count that step.
+    def row_rule(self, table: Tensor, group: dict[str, Any]) -> RowRule:
+        """Return the rule for the rows of a table of this group; it reads `table_steps` when a row is updated.
 
         Raises InputError for an option of the group that rows cannot follow.
         """
@@ -181,8 +181,9 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             if id(table) not in group_of:
                 raise ValueError("the table to fuse is not among the optimizer's parameters")
             group = group_of[id(table)]
-            rule, frozen = partial(self.next_rule, table, group), partial(self.frozen_rows, table)
-            fuse_update(table, FusedUpdate(rule, self.row_state(table), frozen))
+            rule, frozen = partial(self.row_rule, table, group), partial(self.frozen_rows, table)
+            steps = partial(self.table_steps, table)
+            fuse_update(table, FusedUpdate(rule, self.row_state(table), frozen, steps))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -200,7 +201,10 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         for group, table, gradient in row_sparse:
             moving = without_rows(gradient, self.frozen_rows(table))
             state = self.row_state(table)
-            update_rows(self.next_rule(table, group), table, moving, state)
+            rule, steps = self.row_rule(table, group), self.table_steps(table)
+            if steps is not None:
+                steps += 1
+            update_rows(rule, table, moving, state)
             table.grad = None
         self._fuse_dense_steps()
         # torch's step can be differentiated through, if that is requested.
@@ -395,15 +399,14 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
             self.kind, group["lr"], table_steps=table_steps, beta1=beta1, beta2=beta2, eps=group["eps"]
         )
 
-    def next_rule(self, table: Tensor, group: dict[str, Any]) -> RowRule:
-        """Return Adam for rows, with the number of steps that the table has taken.
+    def row_rule(self, table: Tensor, group: dict[str, Any]) -> RowRule:
+        """Return Adam for rows, with the table's own count of its steps.
 
         Raises InputError as in any `RowSparseOptimizer`.
         """
         self.check_rows(group)
         steps = self.table_steps(table)
         assert steps is not None
-        steps += 1
         return self.rule(group, steps)
 
     def table_steps(self, table: Tensor) -> Tensor | None:

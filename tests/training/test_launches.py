@@ -24,10 +24,10 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     ("case", "most"),
     [
         ("5 small heads", 4),
-        ("8 heads, S=256", 8),
-        ("tagger", 26),
-        ("tagger, after the switch", 22),
-        ("tagger, shared turn", 24),
+        ("8 heads, S=256", 7),
+        ("tagger", 25),
+        ("tagger, after the switch", 21),
+        ("tagger, shared turn", 23),
         ("tagger, task turn", 14),
     ],
 )

@@ -21,6 +21,8 @@ from mt2st_fast import (
 )
 from mt2st_fast.data import ContextBatches
 from mt2st_fast.kernels.context.batch import draw_batch, local_words, stream_key, word_sampler
+from mt2st_fast.training.optim import SGD
+from tests.training.graphs_on_cpu import GraphedOnCpu
 from tests.training.test_text_shapes import rows_of_types
 from tests.training.test_text_training import T, V
 
@@ -151,3 +153,20 @@ def test_the_words_of_a_batch_are_numbered_among_themselves():
     assert np.array_equal(types[local.words.numpy()], batch.words)
     assert np.array_equal(types[local.drawn.numpy()], batch.drawn)
     assert set(types[: local.n_kept]) == set(batch.words)
+
+
+def test_a_task_with_a_table_of_its_own_keeps_steps_from_being_captured_until_it_retires():
+    torch.manual_seed(0)
+    encoder = WindowEncoder(T, 24, window=1, hidden=32)
+    tasks = {"main": Classification(5), "context": ContextPrediction(T, 24)}
+    trainer = GraphedOnCpu(
+        encoder,
+        MultiTaskHeads(32, tasks, "main"),
+        schedule=Switch(at=0.5),
+        optimizer=lambda p: SGD(p, lr=0.1),
+    )
+    both = loaders("windows")
+    history = trainer.fit({name: both[name] for name in tasks}, epochs=2)
+    first, last = history.phases
+    assert first.graph.startswith("not captured: the task context has other words in every batch")
+    assert last.graph == "captured"

@@ -115,8 +115,17 @@ def _all_rows(V: int) -> Tensor:
     return torch.arange(V, device="cpu")
 
 
-def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
+def update_from_bags(
+    rule: RowRule,
+    table: Tensor,
+    bags: Bags,
+    gradient: Tensor,
+    state: RowState,
+    steps: Tensor | None = None,
+) -> None:
     """Update every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
+    if steps is not None:
+        steps += 1
     # Every piece scans all ids for its own rows, so there are no more pieces than threads.
     n_pieces = splits_of(bags.ids.numel() * table.shape[1], PARALLEL_FLOATS)
     _update_from_bags(rule, table, bags, gradient, state, n_pieces)

@@ -146,14 +146,23 @@ def update_all_rows(rule: RowRule, table: Tensor, gradient: Tensor, state: RowSt
         _update(rule, table, None, gradient, state)
 
 
-def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
+def update_from_bags(
+    rule: RowRule,
+    table: Tensor,
+    bags: Bags,
+    gradient: Tensor,
+    state: RowState,
+    steps: Tensor | None = None,
+) -> None:
     """Update every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one.
 
-    The gradient of a row is not rounded to the table's dtype in between.
+    The gradient of a row is not rounded to the table's dtype in between. steps: see `BagKernels`.
     """
     if len(bags.ids) and gradient.numel():
         order = order_of(bags, len(table))
-        _update(rule, table, order.keys, gradient, state, order, _pieces(order, gradient, len(table)))
+        _update(rule, table, order.keys, gradient, state, order, _pieces(order, gradient, len(table), steps))
+    elif steps is not None:
+        steps += 1
 
 
 def _update(
@@ -237,15 +246,21 @@ def _segments(order: Order, V: int, need_inverse: bool = False) -> _Segments:
     return found
 
 
-def _pieces(order: Order, gradient: Tensor, V: int) -> Tensor:
-    """Return the sums of the pieces of sorted positions that lie in one segment each, (n // PIECE, D) float32."""
+def _pieces(order: Order, gradient: Tensor, V: int, steps: Tensor | None = None) -> Tensor:
+    """Return the sums of the pieces of sorted positions that lie in one segment each, (n // PIECE, D) float32.
+
+    Adds 1 to steps, (), if given: in the same launch, if there is one.
+    """
     (B, D), n_pieces = gradient.shape, len(order.keys) // sizes.PIECE
     pieces = torch.empty(n_pieces, D, dtype=torch.float32, device=gradient.device)
     blocks = sizes.choose_blocks(D, sizes.SHARED_COLUMNS)
     if pieces.numel():
         with on_device_of(gradient):
             sums.piece_kernel[(n_pieces, triton.cdiv(D, blocks.columns))](
-                gradient, order.keys, order.bags, _or(order.weights, pieces), pieces, B, V,
-                D=D, HAS_WEIGHTS=order.weights is not None, PIECE=sizes.PIECE, **blocks.constexprs, **blocks.options,
+                gradient, order.keys, order.bags, _or(order.weights, pieces), pieces, _or(steps, pieces), B, V,
+                D=D, HAS_WEIGHTS=order.weights is not None, COUNTS=steps is not None, PIECE=sizes.PIECE,
+                **blocks.constexprs, **blocks.options,
             )  # fmt: skip
+    elif steps is not None:
+        steps += 1
     return pieces

@@ -102,10 +102,12 @@ def piece_kernel(
     p_bags,  # (n_positions,) int32, in the order of the keys
     p_weights,  # (n_positions,) float32, in the order of the keys
     p_pieces,  # (n_positions // PIECE, D) float32; only pieces within one segment are written
+    p_steps,  # () float32, to which 1 is added, COUNTS: a launch less before the rows are updated
     B,
     V,
     D: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
+    COUNTS: tl.constexpr,
     PIECE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -113,6 +115,9 @@ def piece_kernel(
     """One program: BLOCK_D columns of the sum of one piece, if it lies in one segment."""
     i_p = tl.program_id(0).to(tl.int64)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    if COUNTS:
+        m_first = (tl.program_id(0) == 0) & (tl.program_id(1) == 0)
+        tl.store(p_steps, tl.load(p_steps, mask=m_first, other=0.0) + 1.0, mask=m_first)
     first = i_p * PIECE
     key = tl.load(p_keys + first)
     if (key < V) & (key == tl.load(p_keys + first + (PIECE - 1))):
@@ -199,7 +204,10 @@ def _variants() -> list[Variant]:
         chosen = blocks.choose_blocks(D, blocks.SHARED_COLUMNS)
         constexprs = {"D": D, "HAS_WEIGHTS": True, "PIECE": blocks.PIECE, **chosen.constexprs}
         name, keys = f"{dtype} D={D}", {"p_d_out": f"*{dtype}", "p_keys": "*i32", **SEGMENTS}
-        variants.append(variant(name, piece_kernel, keys, "B V", constexprs, chosen.options))
+        counted = keys | {"p_steps": "*fp32"}
+        variants.append(
+            variant(name, piece_kernel, counted, "B V", {**constexprs, "COUNTS": True}, chosen.options)
+        )
         out = {"p_gradient": f"*{dtype}"}
         pointers = {"p_d_out": f"*{dtype}", "p_begins": "*i64", **SEGMENTS, **out}
         variants.append(variant(name, row_gradient_kernel, pointers, "B", constexprs, chosen.options))

@@ -51,7 +51,8 @@ def context_keep_kernel(
     """One program: one stretch."""
     i_s = tl.program_id(0)
     o_t = tl.arange(0, STRETCH)
-    o_token = i_s * STRETCH + o_t
+    begin = i_s.to(tl.int64) * STRETCH
+    o_token = begin + o_t
     m_token = o_token < n_tokens
     b_word = tl.load(p_tokens + o_token, mask=m_token, other=-1)
     b_sentence = tl.cumsum(tl.load(p_starts + o_token, mask=m_token, other=0).to(tl.int32), axis=0)
@@ -60,7 +61,7 @@ def context_keep_kernel(
     m_kept = (b_word >= 0) & (b_first <= b_keep)
     b_reach = 1 + _below(b_second, window)
     b_kept = m_kept.to(tl.int32)
-    o_kept = i_s * STRETCH + tl.cumsum(b_kept, axis=0) - 1
+    o_kept = begin + tl.cumsum(b_kept, axis=0) - 1
     tl.store(p_words + o_kept, b_word, mask=m_kept)
     tl.store(p_places + o_kept, b_sentence * REACHES + b_reach, mask=m_kept)
     tl.store(p_counts + i_s, tl.sum(b_kept, axis=0))
@@ -107,7 +108,7 @@ def context_rows_kernel(
     """One program: BLOCK positions of one stretch."""
     i_s = tl.program_id(0)
     o_i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    begin = i_s * STRETCH
+    begin = i_s.to(tl.int64) * STRETCH
     n = tl.load(p_counts + i_s)
     m_i = o_i < n
     o_r = tl.arange(0, R)

@@ -89,7 +89,7 @@ def context_walk_kernel(
     step = rate
     for i_s in range(i_w, n_stretches, n_walkers):
         n = tl.load(p_counts + i_s)
-        begin = i_s * STRETCH  # offsets into the draws fit 32 bits: see LAUNCH_WORDS
+        begin = (tl.zeros((), tl.int64) + i_s) * STRETCH  # in the interpreter, i_s is no tensor
         for i in range(n):
             at = begin + i
             b_row = tl.load(p_rows + at * R + o_r)

@@ -43,7 +43,7 @@ def column_sum_kernel(
     o_c = tl.program_id(0) % n_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < m_end
     first = i_part * per_part
-    last = tl.minimum(first + per_part, n_rows)
+    last = first + tl.minimum(per_part, n_rows - first)
     b_sum = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for o_first in range(first, last, BLOCK_N):
         o_n = o_first + tl.arange(0, BLOCK_N)

@@ -19,6 +19,7 @@ from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
 from .chunk import INTEGERS, Chunk, Told, signature
 from .head_losses import head_losses
+from .row_blocks import CHOICES, DEFAULT
 
 # Positions in a group's constants.
 FIRST_HEAD: tl.constexpr = tl.constexpr(0)
@@ -30,8 +31,7 @@ N_BOUNDS: tl.constexpr = tl.constexpr(5)
 
 ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
 GROUP_COLUMNS = 64  # heads of fewer outputs share a program
-ELEMENTS = 2048  # of a program, 8 per thread
-OPTIONS = {"num_warps": 8}
+BLOCKS = CHOICES[DEFAULT]
 
 
 @triton.jit(do_not_specialize=[*INTEGERS, "S"])
@@ -77,6 +77,9 @@ def narrow_kernel(
     BLOCK_S: tl.constexpr,
 ):
     """One program: BLOCK_N rows of a group of heads. Groups vary fastest, so adjacent programs share rows in cache."""
+    # No change in value, but it proves divisibility to the compiler, which only then gives a thread one row's stretch:
+    # with elements of several rows, a thread took 189 registers.
+    row_stride = row_stride // 16 * 16
     i_block = tl.program_id(0) // N_GROUPS
     o_n = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n_rows
@@ -93,7 +96,10 @@ def narrow_kernel(
             m_own = (o_s >= GROUPS[g * N_BOUNDS + FIRST_COLUMN]) & (o_s < GROUPS[g * N_BOUNDS + LAST_COLUMN])
             m_s = m_own & (o_s < S)
             p_z = p_logits + o_n.to(tl.int64)[:, None] * row_stride + o_s[None, :]
-            b_z = tl.load(p_z, mask=m_n[:, None] & m_s[None, :], other=0.0).to(tl.float32)
+            # Read 16 bytes at a time, columns of a neighbour's head included, which other programs may be writing.
+            m_read = o_s < (GROUPS[g * N_BOUNDS + LAST_COLUMN] + 7) // 8 * 8
+            b_z = tl.load(p_z, mask=m_n[:, None] & m_read[None, :], other=0.0).to(tl.float32)
+            b_z = tl.where(m_s[None, :], b_z, 0.0)
             if HAS_BIAS:
                 b_z += tl.load(p_bias + o_s, mask=m_s, other=0.0).to(tl.float32)[None, :]
             b_dz = head_losses(
@@ -135,7 +141,7 @@ def narrow_groups(layout: HeadLayout, members: Sequence[int], n_columns: int) ->
             begin = first // ALIGNED_COLUMNS * ALIGNED_COLUMNS
             bounds.append([k, k + 1, begin, first, last])
     columns = max(16, next_power_of_2(max(last - begin for _, _, begin, _, last in bounds)))
-    return Groups(len(bounds), tuple(itertools.chain(*bounds)), max(1, ELEMENTS // columns), columns)
+    return Groups(len(bounds), tuple(itertools.chain(*bounds)), BLOCKS.rows(columns), columns)
 
 
 def launch(chunk: Chunk, groups: Groups, head_of_column: Tensor) -> None:
@@ -149,7 +155,7 @@ def launch(chunk: Chunk, groups: Groups, head_of_column: Tensor) -> None:
 
 @cache
 def _variant(told: Told, groups: Groups) -> Variant:
-    return Variant(narrow_kernel, constexprs_of(told, groups), OPTIONS)
+    return Variant(narrow_kernel, constexprs_of(told, groups), BLOCKS.options)
 
 
 def constexprs_of(told: Told, groups: Groups) -> dict[str, Any]:
@@ -175,7 +181,7 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         types = {**signature(dtype), "p_head_of_column": "*i64", "S": "i32"}
         constexprs = constexprs_of(Told(layout, True, True, False, True), groups)
         name = f"{dtype} {groups.rows}x{groups.columns}{' values' * (kinds is of_values)}"
-        variants.append((name, narrow_kernel, types, constexprs, OPTIONS))
+        variants.append((name, narrow_kernel, types, constexprs, BLOCKS.options))
     return variants
 
 

@@ -18,8 +18,10 @@ from ...machine.launch import Variant, cdiv, next_power_of_2
 from ..call import HeadsCall
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
+from ..plans import Shape
 from .constants import constants_of
 from .head_losses import head_losses
+from .row_blocks import CHOICES, RowBlocks, row_blocks
 from .tables import head_tables
 from .targets import ADDRESSES, locate_targets
 
@@ -33,8 +35,6 @@ N_BOUNDS: tl.constexpr = tl.constexpr(5)
 
 ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
 GROUP_COLUMNS = 64  # heads of fewer outputs share a program
-ELEMENTS = 2048  # of a program, 8 per thread
-OPTIONS = {"num_warps": 8}
 WIDEST = 256  # outputs of the widest head that a program holds
 
 
@@ -79,6 +79,9 @@ def row_loss_kernel(
     BLOCK_S: tl.constexpr,
 ):
     """One program: BLOCK_N rows of a group of heads. Groups vary fastest, so adjacent programs share rows in cache."""
+    # No change in value, but it proves divisibility to the compiler, which only then gives a thread one row's stretch:
+    # with elements of several rows, a thread took 189 registers.
+    row_stride = row_stride // 8 * 8
     i_block = tl.program_id(0) // N_GROUPS
     o_n = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < N
@@ -93,7 +96,10 @@ def row_loss_kernel(
             m_own = (o_s >= GROUPS[g * N_BOUNDS + FIRST_COLUMN]) & (o_s < GROUPS[g * N_BOUNDS + LAST_COLUMN])
             m_s = m_own & (o_s < S)
             p_z = p_logits + o_n.to(tl.int64)[:, None] * row_stride + o_s[None, :]
-            b_z = tl.load(p_z, mask=m_n[:, None] & m_s[None, :], other=0.0).to(tl.float32)
+            # Read 16 bytes at a time, columns of a neighbour's head included, which other programs may be writing.
+            m_read = o_s < (GROUPS[g * N_BOUNDS + LAST_COLUMN] + 7) // 8 * 8
+            b_z = tl.load(p_z, mask=m_n[:, None] & m_read[None, :], other=0.0).to(tl.float32)
+            b_z = tl.where(m_s[None, :], b_z, 0.0)
             if HAS_BIAS:
                 b_z += tl.load(p_bias + o_s, mask=m_s, other=0.0).to(tl.float32)[None, :]
             b_dz = head_losses(
@@ -124,7 +130,12 @@ class RowLosses(NamedTuple):
 
 @cache
 def head_groups(layout: HeadLayout, row_stride: int) -> Groups:
-    """Group adjacent heads up to GROUP_COLUMNS; the last group also covers the padding of a row of logits."""
+    """Group adjacent heads up to GROUP_COLUMNS; the last group also covers the padding of a row of logits.
+
+    Raises ValueError for a row_stride that is not a multiple of ALIGNED_COLUMNS.
+    """
+    if row_stride % ALIGNED_COLUMNS:
+        raise ValueError(f"rows of logits must begin at multiples of {ALIGNED_COLUMNS}, not of {row_stride}")
     most = max(GROUP_COLUMNS, next_power_of_2(layout.widest))
     bounds: list[list[int]] = []
     for k, (first, last, _) in enumerate(layout):
@@ -138,15 +149,11 @@ def head_groups(layout: HeadLayout, row_stride: int) -> Groups:
     return Groups(len(bounds), tuple(itertools.chain(*bounds)), max(16, columns))
 
 
-def block_rows(columns: int) -> int:
-    """Number of rows of a program that holds this many columns."""
-    return max(1, ELEMENTS // columns)
-
-
 @cache
 def _variant(
     layout: HeadLayout,
     row_stride: int,
+    blocks: RowBlocks,
     has_bias: bool,
     need_gradient: bool,
     need_bias_gradient: bool,
@@ -157,16 +164,23 @@ def _variant(
     constexprs = {
         "HAS_BIAS": has_bias, "NEED_GRADIENT": need_gradient, "NEED_BIAS_GRADIENT": need_bias_gradient,
         "HEADS": constants_of(layout), "N_HEADS": len(layout), "GROUPS": bounds, "N_GROUPS": n_groups,
-        "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights, "BLOCK_N": block_rows(columns),
+        "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights, "BLOCK_N": blocks.rows(columns),
         "BLOCK_S": columns,
     }  # fmt: skip
-    return Variant(row_loss_kernel, constexprs, OPTIONS)
+    return Variant(row_loss_kernel, constexprs, blocks.options)
+
+
+def blocks_of(call: HeadsCall) -> RowBlocks:
+    """Return the sizes of the programs of a call."""
+    (N, D), layout = call.features.shape, call.layout
+    shape = Shape(N, D, layout.width, layout.widest, call.features.element_size())
+    return row_blocks(shape, call.features.device)
 
 
 def n_row_blocks(call: HeadsCall, row_stride: int) -> int:
     """Number of blocks of rows in the loss sums of a call."""
     groups = head_groups(call.layout, row_stride)
-    return cdiv(call.features.shape[0], block_rows(groups.columns))
+    return cdiv(call.features.shape[0], blocks_of(call).rows(groups.columns))
 
 
 def take_row_losses(call: HeadsCall, logits: Tensor) -> RowLosses:
@@ -178,13 +192,13 @@ def take_row_losses(call: HeadsCall, logits: Tensor) -> RowLosses:
     (N, row_stride), S, K = logits.shape, layout.width, len(layout)
     tables, groups = head_tables(layout, device), head_groups(layout, row_stride)
     targets = locate_targets(call.targets, layout, N, device)
-    rows = block_rows(groups.columns)
-    n_blocks = cdiv(N, rows)
+    blocks = blocks_of(call)
+    n_blocks = cdiv(N, blocks.rows(groups.columns))
     sums = torch.empty(n_blocks, K, 3, dtype=torch.float32, device=device)
     bias_parts = torch.empty(n_blocks, S, dtype=torch.float32, device=device) if call.needs[2] else None
     _variant(
-        layout, row_stride, call.bias is not None, any(call.needs), bias_parts is not None, targets.side_by_side,
-        call.skip_zero_weights,
+        layout, row_stride, blocks, call.bias is not None, any(call.needs), bias_parts is not None,
+        targets.side_by_side, call.skip_zero_weights,
     ).launch(
         n_blocks * groups.n,
         (
@@ -209,7 +223,7 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
     """Variants that are launched: (name, kernel, signature, constexprs, options)."""
     variants = []
     for dtype in ("fp32", "bf16", "fp16"):
-        for widest, has_values in itertools.product((40, WIDEST), (False, True)):
+        for blocks, widest, has_values in itertools.product(CHOICES.values(), (40, WIDEST), (False, True)):
             layout = _layout_of(widest, has_values)
             groups = head_groups(layout, 8 * cdiv(layout.width, 8))
             signature = {
@@ -221,11 +235,12 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
             constexprs = {
                 "HAS_BIAS": True, "NEED_GRADIENT": True, "NEED_BIAS_GRADIENT": True, "HEADS": constants_of(layout),
                 "N_HEADS": len(layout), "GROUPS": groups.bounds, "N_GROUPS": groups.n,
-                "SIDE_BY_SIDE": False, "SKIP_ZERO_WEIGHTS": True, "BLOCK_N": block_rows(groups.columns),
+                "SIDE_BY_SIDE": False, "SKIP_ZERO_WEIGHTS": True, "BLOCK_N": blocks.rows(groups.columns),
                 "BLOCK_S": groups.columns,
             }  # fmt: skip
-            name = f"{dtype} {block_rows(groups.columns)}x{groups.columns}{' values' * has_values}"
-            variants.append((name, row_loss_kernel, signature, constexprs, OPTIONS))
+            limit = "" if blocks.registers is None else f" {blocks.registers} registers"
+            name = f"{dtype} {blocks.rows(groups.columns)}x{groups.columns}{' values' * has_values}{limit}"
+            variants.append((name, row_loss_kernel, signature, constexprs, blocks.options))
     return variants
 
 

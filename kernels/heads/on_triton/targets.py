@@ -17,6 +17,8 @@ from .tables import SOFTMAX, pack_targets
 # Most targets that a launch takes by separate addresses; with more heads, they are put side by side first.
 MOST_ADDRESSES = 16
 ADDRESSES = tuple(f"address_{i}" for i in range(MOST_ADDRESSES))  # the names of the kernels' parameters
+# Kernels count rows in 32 bits, with room for the last block of rows; offsets into tensors have 64.
+MOST_ROWS = (1 << 31) - (1 << 12)
 
 
 class Targets(NamedTuple):
@@ -37,7 +39,12 @@ class Targets(NamedTuple):
 
 
 def locate_targets(targets: Sequence[Tensor], layout: HeadLayout, N: int, device: torch.device) -> Targets:
-    """Locate the targets of `layout`, already checked by the op, in its order; convert those of another dtype."""
+    """Locate the targets of `layout`, already checked by the op, in its order; convert those of another dtype.
+
+    Raises ValueError for more than MOST_ROWS rows.
+    """
+    if N > MOST_ROWS:
+        raise ValueError(f"a call on a GPU has at most {MOST_ROWS:,} rows, not {N:,}: split the batch")
     if len(targets) > MOST_ADDRESSES:
         classes, dense = pack_targets(targets, layout, N, device)
         held = tuple(t for t in (classes, dense) if t is not None)
@@ -68,7 +75,7 @@ def target_of(k: tl.constexpr, addresses, N, HEADS: tl.constexpr, SIDE_BY_SIDE: 
     if SIDE_BY_SIDE:
         target: tl.constexpr = HEADS[k * N_CONSTANTS + TARGET]
         if HEADS[k * N_CONSTANTS + KIND] == SOFTMAX:
-            return addresses[0] + (N * 8).to(tl.int64) * target
+            return addresses[0] + N.to(tl.int64) * 8 * target
         return addresses[1] + target * 4
     return addresses[k]
 

@@ -88,7 +88,7 @@ def tile_forward_kernel(
     o_d = tl.arange(0, BLOCK_D)
     m_n, m_s = o_n < N, o_s < S
     p_x = p_features + o_n.to(tl.int64)[:, None] * D + o_d[None, :]
-    p_w = p_weight + o_s[None, :] * D + o_d[:, None]
+    p_w = p_weight + o_s.to(tl.int64)[None, :] * D + o_d[:, None]
     b_z = tl.zeros((BLOCK_N, BLOCK_S), tl.float32)
     for first in range(0, D, BLOCK_D):
         m_d = first + o_d < D
@@ -102,8 +102,8 @@ def tile_forward_kernel(
         address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
     )  # fmt: skip
     b_dz = head_losses(
-        b_z, o_n, m_n, o_s, p_weights, p_task_weights, p_sums + tl.program_id(0) * N_HEADS * 3, addresses, N,
-        row_floats, HEADS, 0, N_HEADS, SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
+        b_z, o_n, m_n, o_s, p_weights, p_task_weights, p_sums + tl.program_id(0).to(tl.int64) * N_HEADS * 3,
+        addresses, N, row_floats, HEADS, 0, N_HEADS, SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
     )  # fmt: skip
     if NEED_GRADIENT:
         p_out = p_dz + o_n.to(tl.int64)[:, None] * BLOCK_S + o_s[None, :]
@@ -153,7 +153,8 @@ def tile_backward_kernel(
             p_dz + o_n.to(tl.int64)[:, None] * BLOCK_S + o_s[None, :], mask=m_n[:, None], other=0.0
         )
         b_dz = (b_dz.to(tl.float32) * b_relative[None, :]).to(b_dz.dtype)
-        b_w = tl.load(p_weight + o_s[:, None] * D + o_d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0)
+        p_w = p_weight + o_s.to(tl.int64)[:, None] * D + o_d[None, :]
+        b_w = tl.load(p_w, mask=m_s[:, None] & m_d[None, :], other=0.0)
         b_dx = tl.dot(b_dz, b_w.to(b_dz.dtype), input_precision=PRECISION) * largest
         p_dx = p_d_features + o_n.to(tl.int64)[:, None] * D + o_d[None, :]
         tl.store(p_dx, b_dx.to(p_d_features.dtype.element_ty), mask=m_n[:, None] & m_d[None, :])
@@ -162,7 +163,7 @@ def tile_backward_kernel(
         first = i_part * per_part
         b_dw = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
         b_db = tl.zeros((BLOCK_S,), tl.float32)
-        for o_first in range(first, tl.minimum(first + per_part, N), BLOCK_N):
+        for o_first in range(first, first + tl.minimum(per_part, N - first), BLOCK_N):
             o_n = o_first + tl.arange(0, BLOCK_N)
             m_n = o_n < N
             b_dz = tl.load(

@@ -31,7 +31,7 @@ def upstream_kernel(
 ):
     """out = upstream * gradient; a program takes every num_programs-th block."""
     upstream = tl.load(p_upstream).to(tl.float32)
-    n_blocks = tl.cdiv(n, BLOCK)
+    n_blocks = (n - 1) // BLOCK + 1  # tl.cdiv adds BLOCK first, which overflows just below 2^31
     if IN_PLACE:
         n_blocks = tl.where(upstream == 1.0, 0, n_blocks)
     for i_block in range(tl.program_id(0), n_blocks, tl.num_programs(0)):

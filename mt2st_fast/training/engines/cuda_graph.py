@@ -73,6 +73,14 @@ class CudaGraphSteps(Engine):
                 "the length of a row-sparse gradient varies by batch: keep the default of backward= and avoid "
                 "what needs gradients (clip_norm, accumulate, float16), or set sparse=False in the encoder"
             )
+        heads = parts.heads
+        for name in filter(heads.is_word_task, heads.active):
+            # Neither the encoder's options nor the optimizer's change that.
+            if any(table.requires_grad for table in row_sparse_tables(heads.word_tasks[name])):
+                self._obstacle = (
+                    f"the task {name} has other words in every batch, and a table of its own whose gradient is as long "
+                    "as they are many; steps are captured from the phase on in which it has retired"
+                )
         if parts.processes.are_several:
             self._obstacle = "the size of what processes exchange varies by step"
         self._steps.enter_phase(self._obstacle)

@@ -145,7 +145,9 @@ class Stepped:
     def __init__(
         self, case: Case, rule: RowRule, dtype: torch.dtype, state_dtype: torch.dtype = torch.float32
     ):
-        self.case, self.rule = case, rule
+        self.case, self.steps = case, torch.tensor(40.0)
+        numbers = dict(zip(rule.kind.numbers, rule.numbers, strict=True))
+        self.rule = RowRule(rule.kind, rule.lr, table_steps=self.steps, **numbers)
         self.table = make_table(case).to(dtype)
         self.state = state_for(rule, self.table, state_dtype)
 
@@ -153,13 +155,14 @@ class Stepped:
         """The op's backward pass, then `update_rows`, unless the backward pass steps itself."""
         self.table.requires_grad_()
         if fused:
-            fuse_update(self.table, FusedUpdate(lambda: self.rule, self.state))
+            fuse_update(self.table, FusedUpdate(lambda: self.rule, self.state, steps=lambda: self.steps))
         for seed in range(N_STEPS):
             ids, starts, upstream = make_batch(self.case, seed)
             self.table.grad = None
             bags = embedding_bag(self.table, ids, starts, mode=self.case.mode, sparse=True, backend=backend)
             bags.backward(upstream)
             if not fused:
+                self.steps += 1
                 update_rows(self.rule, self.table, self.table.grad, self.state, backend)
         self.table = self.table.detach()
         return self
@@ -176,13 +179,14 @@ class Stepped:
                 )
                 scales = 1.0 / counts.clamp_min(1.0)
             reference_embedding.update_from_bags(
-                self.rule, self.table, Bags(ids, starts, scales), upstream.to(self.table.dtype), self.state
-            )
+                self.rule, self.table, Bags(ids, starts, scales), upstream.to(self.table.dtype), self.state,
+                self.steps,
+            )  # fmt: skip
         return self
 
     @property
     def results(self) -> dict[str, Tensor]:
-        found = {"table": self.table, **self.state._asdict()}
+        found = {"table": self.table, "steps": self.steps[None], **self.state._asdict()}
         return {key: value for key, value in found.items() if value is not None}
 
 
@@ -209,6 +213,7 @@ def run_rule(name: str, rule_name: str, store: dict[str, np.ndarray]) -> None:
             torch.equal(value[untouched], initial[k][untouched])
             for stepped in (fused, unfused)
             for k, value in stepped.results.items()
+            if k != "steps"
         )
         and bool((fused.table[~untouched] != initial["table"][~untouched]).any(1).all())
     )
@@ -246,6 +251,18 @@ def everything(case: Case, batch: Batch) -> list[Tensor]:
     dense = triton_embedding.dense_gradient(batch.upstream, bags, V)
     unique = unique_ids(batch.ids, V, "triton")
     return [scales, pooled, *gradients, *unique, triton_embedding.pool(table, bags), dense, table, *state]
+
+
+FEW = Case(5, lengths=(2, 0, 1))  # positions: fewer than a piece
+
+
+def steps_after(case: Case, batch: Batch) -> float:
+    """The count after an update that counts itself as the 41st."""
+    table, steps = make_table(case), torch.tensor(40.0)
+    rule = RowRule(ROW_RULES["adam"], 0.1, table_steps=steps)
+    bags = Bags(batch.ids, batch.starts, None)
+    triton_embedding.update_from_bags(rule, table, bags, batch.upstream, state_for(rule, table), steps)
+    return float(steps)
 
 
 def run_edges(store: dict[str, np.ndarray]) -> None:
@@ -287,6 +304,7 @@ def run_edges(store: dict[str, np.ndarray]) -> None:
             and torch.equal(table, make_table(case))
             and not any(tensor.any() for tensor in state)
         )
+    store["counted"] = np.array([steps_after(case, some) for some in (empty, batch, make_batch(FEW, 0))])
     no_bags = triton_embedding.pool(
         make_table(case), Bags(batch.ids[:0], torch.zeros(1, dtype=torch.int64), None)
     )

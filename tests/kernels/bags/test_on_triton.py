@@ -56,7 +56,7 @@ def test_the_gradient_holds_each_row_of_the_batch_once(computed, case):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("case", STEPPED)
 def test_three_steps_are_as_accurate_as_torch(computed, case, rule, fused):
-    for result in ("table", *RULES[rule]):
+    for result in ("table", "steps", *RULES[rule]):
         # States are float32, of float16 gradients.
         assert_as_accurate_as_torch(computed, f"{case}/{rule}/{result}", margin_of(case), fused)
 
@@ -79,6 +79,10 @@ def test_ids_outside_the_table_and_positions_outside_the_bags_count_as_none(comp
 
 def test_starts_past_the_ids_read_nothing(computed):
     assert computed["beyond"]
+
+
+def test_an_update_counts_itself_once_with_or_without_rows_and_pieces(computed):
+    assert computed["counted"].tolist() == [41.0] * 3
 
 
 @pytest.mark.parametrize("case", ["no-ids", "all-none", "no-bags"])

@@ -14,6 +14,7 @@ from mt2st_fast.cli import main
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, Shape, choose_plan, multitask_loss
 from mt2st_fast.kernels.heads import plans as choices
 from mt2st_fast.kernels.heads import tuning
+from tests.kernels.interpreter import run_interpreted
 
 CPU = torch.device("cpu")
 SMALL, WIDE = Shape(512, 64, 20, 10, 4), Shape(512, 64, 20017, 20000, 4)
@@ -121,6 +122,28 @@ def test_tuning_writes_a_table_that_is_used_and_keeps_other_rows(table, monkeypa
     assert out.total.isfinite()
 
 
+def test_a_gpus_table_also_says_how_large_the_packed_plans_programs_are(table, tmp_path):
+    pytest.importorskip("triton")
+    from mt2st_fast.kernels.heads.on_triton import row_blocks
+
+    table({"shape": SMALL, "plan": "tile", "ms": {"tile": 1.0}})
+    shape = Shape(48, 8, 90, 50, 4)
+    default, found = row_blocks.row_blocks(shape, CPU), tmp_path / "rows.json"
+    assert default == row_blocks.CHOICES[row_blocks.DEFAULT]
+    run_interpreted("tests.kernels.heads.interpret_tuning", str(found))
+    rows = json.loads(found.read_text())
+    assert [row["of"] for row in rows] == ["triton", "triton rows"]
+    assert set(rows[1]["ms"]) == set(row_blocks.CHOICES)
+    rows[1]["plan"] = "4 warps, 80 registers"
+    tuning.save(rows, CPU, torch.float32)
+    assert row_blocks.row_blocks(shape, CPU) == row_blocks.CHOICES["4 warps, 80 registers"]
+    assert row_blocks.row_blocks(shape._replace(N=1 << 20), CPU) == default
+    with row_blocks.use("8 warps"):
+        assert row_blocks.row_blocks(shape, CPU).registers is None
+    assert choose_plan("numba", SMALL, "auto", CPU).name == "tile"
+    assert rows[0]["plan"] in choices.PLANS_OF["triton"]
+
+
 def test_tables_that_two_processes_save_at_once_are_both_kept(table, monkeypatch):
     path = table({"shape": SMALL, "plan": "tile", "ms": {"tile": 1.0}})
     read_text, others = Path.read_text, []
@@ -128,7 +151,8 @@ def test_tables_that_two_processes_save_at_once_are_both_kept(table, monkeypatch
     def meanwhile(self, **options):
         text = read_text(self, **options)
         if not others:
-            rows = [{"shape": SMALL._replace(itemsize=8)._asdict(), "plan": "tile", "ms": {"tile": 1.0}}]
+            shape = SMALL._replace(itemsize=8)._asdict()
+            rows = [{"of": "numba", "shape": shape, "plan": "tile", "ms": {"tile": 1.0}}]
             others.append(threading.Thread(target=tuning.save, args=(rows, CPU, torch.float64)))
             others[0].start()
             others[0].join(0.2)
@@ -136,7 +160,8 @@ def test_tables_that_two_processes_save_at_once_are_both_kept(table, monkeypatch
         return text
 
     monkeypatch.setattr(Path, "read_text", meanwhile)
-    tuning.save([{"shape": SMALL._asdict(), "plan": "packed", "ms": {"packed": 1.0}}], CPU, torch.float32)
+    rows = [{"of": "numba", "shape": SMALL._asdict(), "plan": "packed", "ms": {"packed": 1.0}}]
+    tuning.save(rows, CPU, torch.float32)
     others[0].join()
     rows = [row for of_one in json.loads(path.read_text()).values() for row in of_one]
     assert sorted(row["shape"]["itemsize"] for row in rows) == [4, 8]

@@ -1,0 +1,64 @@
+"""Sizes of a program that makes losses of logits in memory: the packed plan, and narrow heads of the chunked one.
+
+A thread holds 8 logits of one row. Without a limit, the compiler takes up to 105 registers for that, so that a
+multiprocessor of 65,536 holds two programs of 8 warps, all of which wait for their rows at the same time; with one of
+80 it holds three, and nothing spills on an A100, H100 or B200. Which of these is fastest has not been measured:
+`mt2st-fast tune` times them on a GPU, and its table decides there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from ...machine.launch import launch_options
+from ..plans import ROW_BLOCKS, Shape, tuned_choice
+
+
+class RowBlocks(NamedTuple):
+    """Logits and warps of a program, and the most registers per thread on NVIDIA; None: no limit."""
+
+    elements: int
+    warps: int
+    registers: int | None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Options for the compiler."""
+        return launch_options(self.warps, self.registers)
+
+    def rows(self, columns: int) -> int:
+        """Number of rows of a program that holds this many columns."""
+        return max(1, self.elements // columns)
+
+
+DEFAULT = "8 warps, 80 registers"
+CHOICES = {
+    DEFAULT: RowBlocks(2048, 8, 80),
+    "4 warps, 80 registers": RowBlocks(1024, 4, 80),
+    "8 warps": RowBlocks(2048, 8, None),
+}
+assert tuple(CHOICES) == ROW_BLOCKS
+
+_requested: list[str] = []
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Have the calls meanwhile use these sizes of CHOICES, whatever a table says."""
+    _requested.append(name)
+    try:
+        yield
+    finally:
+        _requested.pop()
+
+
+def row_blocks(shape: Shape, device: torch.device) -> RowBlocks:
+    """Return the sizes for heads of this shape: those that were fastest nearby on this device, or the default."""
+    if _requested:
+        return CHOICES[_requested[-1]]
+    tuned = tuned_choice("triton rows", shape, CHOICES, device)
+    return CHOICES[DEFAULT if tuned is None else tuned.name]
