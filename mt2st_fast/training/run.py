@@ -170,6 +170,10 @@ class Run:
 
         Returns the losses (K,) of the active tasks, on the device: nothing here waits for it.
         """
+        with self.processes.doing("Run.step"):
+            return self._step()
+
+    def _step(self) -> Tensor:
         self._enter_phase_if_due()
         # Compilation in a first call does not count as part of a step.
         started, compiled = time.perf_counter(), compile_seconds()
@@ -247,7 +251,8 @@ class Run:
         """Restore gradients and unfreeze what the run has frozen, and leave the other processes."""
         unfuse(self._parts.fused_tables)
         self._selection.undo()
-        self.processes.close()
+        with self.processes.doing("Run.close"):
+            self.processes.close()
 
     # --- one step ---------------------------------------------------------------------------------------
 
@@ -430,6 +435,10 @@ class Run:
         """
         check_resumable(self._options.schedule)
         self.processes.meet("Run.save")
+        with self.processes.doing("Run.save"):
+            self._save(path)
+
+    def _save(self, path: Path) -> None:
         schedule, source = self._options.schedule, self.source.state()
         self.check_finite()
         self._read_learnt_weights()
