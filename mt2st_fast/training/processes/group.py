@@ -280,6 +280,9 @@ class Processes:
             yield
         except RuntimeError as error:  # of gloo and NCCL
             raise watch.explain(error) from error
+        except InputError as error:  # the processes are out of step: no further message would fit
+            self.tell(error)
+            raise
         finally:
             watch.waiting = None
 
@@ -320,7 +323,7 @@ def the_processes(distributed: str = "auto", call: str = BEGIN) -> Processes:
     if distributed == "none" or not several:
         return Processes()
     if (running := _running()) is not None:
-        running.meet(call)
+        running.meet(f"{call} within a run")  # another process may have closed its run, or never begun one
         running._users += 1
         return running
     _open = Processes(dist.get_rank(), dist.get_world_size(), call)
