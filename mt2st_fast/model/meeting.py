@@ -158,19 +158,18 @@ class _Meeting:
 
     def _have_all_come(self) -> bool:
         """Return whether all are here. Raises InputError if another process has given up."""
-        if self._store.add(self._key("count"), 0) < self._count:
-            if self._store.check([self._key("end")]):
-                self._raise_given_up()
+        if self._store.add(self._key("count"), 0) == self._count:
+            end = self._end(ALL)
+        elif self._store.check([self._key("end")]):  # the last one may have come, and said so, since
+            end = self._store.get(self._key("end"))
+        else:
             return False
-        if self._end(ALL) == OFF:
-            self._raise_given_up()
+        if end == OFF:
+            self._check_same()  # if this is why they gave up, it says more
+            raise InputError(
+                f"{_alone(self._call)}: the others did not wait any longer; call it in all at one time"
+            )
         return True
-
-    def _raise_given_up(self) -> None:
-        self._check_same()  # if this is why they gave up, it says more
-        raise InputError(
-            f"{_alone(self._call)}: the others did not wait any longer; call it in all at one time"
-        )
 
     def _end(self, how: bytes) -> bytes:
         """Decide how the meeting ends, unless it is decided; returns how it ends for all."""

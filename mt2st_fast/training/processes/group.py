@@ -158,10 +158,11 @@ class Processes:
             return
         first, *others = self.gather_json({name: str(value) for name, value in facts.items()})
         for rank, found in enumerate(others, 1):
-            for name, value in first.items():
-                if found.get(name) != value:
+            for name in first | found:
+                if found.get(name) != first.get(name):
                     raise InputError(
-                        f"process {rank} of {self.count} has {name} {found.get(name)}, process 0 has {value}: {fix}"
+                        f"process {rank} of {self.count} has {name} {found.get(name)}, process 0 has "
+                        f"{first.get(name)}: {fix}"
                     )
 
     def meet(self, call: str) -> None:

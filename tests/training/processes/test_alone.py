@@ -94,8 +94,10 @@ def test_a_pass_that_waits_says_for_what(found: Any) -> None:
 @pytest.mark.parametrize("name", CROSSED)
 def test_messages_of_different_calls_are_not_mixed(name: str, found: Any) -> None:
     first, second = CROSSED[name]
-    lines = (f"process 1 of 2 calls {second} while process 0 calls {first}: let all processes make the same calls",
-             f"process 0 of 2 calls {first} while process 1 calls {second}: let all processes make the same calls")  # fmt: skip
+    lines = (
+        f"process 1 of 2 calls {second} while process 0 calls {first}: let all",
+        f"process 0 of 2 calls {first} while process 1 calls {second}: let all",
+    )
     for of_one in found[name]:
         assert any(line in of_one["error"] for line in lines), of_one
 
@@ -200,6 +202,22 @@ def test_who_was_interrupted_in_a_meeting_is_not_taken_for_present(monkeypatch: 
     rank = 1
     with pytest.raises(InputError, match="the others did not wait any longer"):
         _Meeting(store, 1, "evaluate").hold(60.0, lambda: None, lambda: None)
+
+
+def test_whoever_looks_for_the_end_when_the_last_one_has_just_come_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    store = dist.HashStore()
+    meeting = _Meeting(store, 1, "evaluate")
+    store.add("1/count", 1)
+    assert not meeting._have_all_come()
+    store.set("1/end", "all")  # the other one has come since this process has counted
+    assert meeting._have_all_come()
+    store.set("1/end", "off")
+    with pytest.raises(InputError, match="the others did not wait any longer"):
+        meeting._have_all_come()
 
 
 def test_a_meeting_ends_as_soon_as_another_process_is_known_to_be_gone(
