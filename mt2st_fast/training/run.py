@@ -211,7 +211,10 @@ class Run:
         self.history.steps.append(record)
         self._note_trained(means)
         last_step = self._batches_of_last_step() if after_step and self._wants_gradients else []
-        look_at_losses(self._options.schedule, self._parts, self.steps_done, record.epoch, means, last_step)
+        with self.processes.doing("Run.record"):
+            look_at_losses(
+                self._options.schedule, self._parts, self.steps_done, record.epoch, means, last_step
+            )
         self._listener.on_record(record)
 
     def _note_trained(self, means: Mapping[str, float]) -> None:
@@ -243,7 +246,10 @@ class Run:
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
         last_step, held_out = self._batches_of_last_step(), Paired(held_out, self.heads.names)
         left = self._rate.left(self.steps_done)
-        look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before, last_step, left)
+        with self.processes.doing("Run.note_evaluation"):
+            look_at_held_out(
+                self._options.schedule, self._parts, evaluation, held_out, n_before, last_step, left
+            )
         self.history.evaluations.append(evaluation)
         return evaluation
 

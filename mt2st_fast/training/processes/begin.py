@@ -51,7 +51,7 @@ def begin_together(processes: Processes, run: Run, options: RunOptions, *, resum
 def _optimizer_facts(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     told = optimizer_options(optimizer, None)
     rates = [{"lr": float(group["lr"])} for group in optimizer.param_groups if "lr" in group]
-    of_groups = [*enumerate(told["groups"]), *enumerate(rates)]
+    of_groups = [*enumerate(rates), *enumerate(told["groups"])]
     where = "the optimizer" if len(told["groups"]) == 1 else "parameter group {} of the optimizer"
     return {
         "optimizer": told["class"],
