@@ -1,7 +1,7 @@
 """The names that users import from `mt2st_fast`."""
 
 from mt2st_fast.data import TokenStream
-from mt2st_fast.errors import InputError
+from mt2st_fast.errors import InputError, LostProcessError
 from mt2st_fast.exporting.inputs import TextInputs
 from mt2st_fast.exporting.models import export_modules
 from mt2st_fast.kernels import (
@@ -31,7 +31,6 @@ from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRe
 from mt2st_fast.training.log_to import LogTo
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.phase_controller import Phase, PhaseController
-from mt2st_fast.training.processes.watch import LostProcessError
 from mt2st_fast.training.schedules import (
     FAMO,
     AdaptiveSwitch,

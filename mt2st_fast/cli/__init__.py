@@ -22,8 +22,7 @@ from mt2st_fast.cli.processes import SaidElsewhereError, be_quiet_unless_first, 
 from mt2st_fast.cli.report import report
 from mt2st_fast.cli.train import train
 from mt2st_fast.cli.tune import tune
-from mt2st_fast.errors import INTERRUPTED, InputError
-from mt2st_fast.training.processes.watch import LostProcessError
+from mt2st_fast.errors import INTERRUPTED, InputError, LostProcessError
 
 app = typer.Typer(
     name="mt2st-fast",

@@ -72,7 +72,7 @@ def together(device: str) -> Iterator[Processes]:
             raise InputError(
                 f"the processes cannot connect to each other: {str(error).splitlines()[0]}"
             ) from error
-    processes = the_processes()
+    processes = the_processes(call=f"mt2st-fast {TOGETHER}")
     try:
         yield processes
     except typer.Exit:  # a regular exit, the same in all processes

@@ -172,6 +172,10 @@ class Run:
         Returns the losses (K,) of the active tasks, on the device: nothing here waits for it.
         """
         check_records()
+        with self.processes.doing("Run.step"):
+            return self._step()
+
+    def _step(self) -> Tensor:
         self._enter_phase_if_due()
         # Compilation in a first call does not count as part of a step.
         started, compiled = time.perf_counter(), compile_seconds()
@@ -209,7 +213,10 @@ class Run:
         self.history.steps.append(record)
         self._note_trained(means)
         last_step = self._batches_of_last_step() if after_step and self._wants_gradients else []
-        look_at_losses(self._options.schedule, self._parts, self.steps_done, record.epoch, means, last_step)
+        with self.processes.doing("Run.record"):
+            look_at_losses(
+                self._options.schedule, self._parts, self.steps_done, record.epoch, means, last_step
+            )
         self._listener.on_record(record)
 
     def _note_trained(self, means: Mapping[str, float]) -> None:
@@ -241,7 +248,10 @@ class Run:
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
         last_step, held_out = self._batches_of_last_step(), Paired(held_out, self.heads.names)
         left = self._rate.left(self.steps_done)
-        look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before, last_step, left)
+        with self.processes.doing("Run.note_evaluation"):
+            look_at_held_out(
+                self._options.schedule, self._parts, evaluation, held_out, n_before, last_step, left
+            )
         self.history.evaluations.append(evaluation)
         return evaluation
 
@@ -249,7 +259,8 @@ class Run:
         """Restore gradients and unfreeze what the run has frozen, and leave the other processes."""
         unfuse(self._parts.fused_tables)
         self._selection.undo()
-        self.processes.close()
+        with self.processes.doing("Run.close"):
+            self.processes.close()
 
     # --- one step ---------------------------------------------------------------------------------------
 
@@ -432,6 +443,10 @@ class Run:
         """
         check_resumable(self._options.schedule)
         self.processes.meet("Run.save")
+        with self.processes.doing("Run.save"):
+            self._save(path)
+
+    def _save(self, path: Path) -> None:
         schedule, source = self._options.schedule, self.source.state()
         self.check_finite()
         self._read_learnt_weights()

@@ -35,7 +35,7 @@ from mt2st_fast.training.own_metrics import Metric, check_metrics
 from mt2st_fast.training.processes.begin import begin_together
 from mt2st_fast.training.processes.checks import check_modules, check_options, check_schedule, check_sharded
 from mt2st_fast.training.processes.data import add_up_sums, divide, in_step, own_batches
-from mt2st_fast.training.processes.group import Processes, own_device, the_processes, the_processes_in
+from mt2st_fast.training.processes.group import BEGIN, Processes, own_device, the_processes
 from mt2st_fast.training.run import Run
 from mt2st_fast.training.run_options import (
     Backward,
@@ -50,6 +50,8 @@ from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.schedules.abilities import ObservingHeldOut, Selecting, check_resumable
 from mt2st_fast.training.selection import no_held_out
 from mt2st_fast.training.sources import Source
+
+EVALUATE = "Trainer.evaluate"
 
 
 def _option(name: str) -> Any:
@@ -221,7 +223,7 @@ class Trainer:
         run = self.begin(train, val=val, epochs=epochs, steps=steps, checkpoint=checkpoint, resume=resume)
         path = Path(checkpoint) if checkpoint is not None else None
         try:
-            with run.processes.telling_errors():
+            with run.processes.telling_errors(), run.processes.doing("Trainer.fit"):
                 self._train(run, val, evaluate_every or run.steps_per_epoch, Saving(path, checkpoint_seconds))
         finally:
             run.close()
@@ -252,7 +254,7 @@ class Trainer:
             check_resumable(self.schedule)
         self._run, self.stop_requested = None, False
         processes = the_processes(self.distributed)
-        with processes.joining():
+        with processes.joining(), processes.doing(BEGIN):
             stored = Checkpoint(Path(checkpoint)) if resume and checkpoint is not None else None
             self._run = self._begin(
                 train, val, epochs, steps, processes, stored, watched=checkpoint is not None
@@ -316,9 +318,9 @@ class Trainer:
         """
         if not is_divided_among_all(self.encoder):
             return self._evaluate(batches, tasks)
-        processes = the_processes_in("Trainer.evaluate")
+        processes = the_processes(call=EVALUATE)
         try:
-            with processes.telling_errors():
+            with processes.telling_errors(), processes.doing(EVALUATE):
                 return self._evaluate(in_step(batches, processes), tasks)
         finally:
             processes.close()

@@ -39,7 +39,7 @@ class ExchangingSteps(EagerSteps):
         self._exchange: Exchange | None = None
         self._sharded: list[nn.Parameter] = []  # those that train
         self._passes_together = has_sharded(parts.encoder)
-        self._phase = 0.0  # what must be the same in every process, as one number
+        self._phase = 0  # a checksum of what must be the same in every process
 
     def enter_phase(self) -> None:
         """Check what trains now."""
@@ -58,8 +58,8 @@ class ExchangingSteps(EagerSteps):
         self._sharded = [p for p in parts.trainable() if is_sharded(p)]
         named = {by_id[id(p)]: p for p in parts.trainable() if id(p) not in sparse and not is_sharded(p)}
         self._exchange = Exchange(parts.processes, named, tables)
-        shapes = [whole_shape(p) for p in parts.trainable()]
-        self._phase = float(zlib.crc32(repr((parts.heads.active, shapes)).encode()))
+        trains = [(by_id[id(p)], whole_shape(p)) for p in parts.trainable()]
+        self._phase = zlib.crc32(repr((parts.heads.active, trains)).encode())
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """Take one step of all processes; returns the losses (K,), the same in every process."""
@@ -106,13 +106,18 @@ class ExchangingSteps(EagerSteps):
         counts = [label_counts(parts.heads, batches, parts.device) for batches in micro_steps]
         counts_mk = torch.stack(counts).double().cpu() if counts else torch.zeros(0, len(active)).double()
         # The same length in every process, whatever it trains: otherwise processes that differ could not report it.
-        told = [self._phase, len(micro_steps), *counts_mk.sum(0).tolist(), *[0.0] * (n_heads - len(active))]
+        told = [
+            self._checksum(),
+            len(micro_steps),
+            *counts_mk.sum(0).tolist(),
+            *[0.0] * (n_heads - len(active)),
+        ]
         found = parts.processes.gather(torch.tensor(told, dtype=torch.float64))
         of_all = torch.stack(found).tolist()
         if wrong := [rank for rank, of_one in enumerate(of_all) if of_one[0] != of_all[0][0]]:
             raise InputError(
-                f"process {wrong[0]} of {len(of_all)} trains other tasks or parameters than process 0: schedules "
-                "and callbacks must do the same in every process"
+                f"process {wrong[0]} of {len(of_all)} trains other tasks or parameters than process 0, or with another "
+                "learning rate: schedules and callbacks must do the same in every process"
             )
         totals = [sum(of_one[2 + k] for of_one in of_all) for k in range(len(active))]
         # If no process has a label of a task, it is unknown whether another one had its targets.
@@ -121,6 +126,12 @@ class ExchangingSteps(EagerSteps):
         step = 1 / max(1, int(sum(of_one[1] for of_one in of_all)))
         shares = shares_of(parts.heads, counts_mk, totals_k, tasks, step)
         return shares._replace(labels_mk=shares.labels_mk.float().to(parts.device))
+
+    def _checksum(self) -> float:
+        """Return what must be the same in every process as one number: otherwise their weights would drift apart."""
+        groups = self._parts.optimizer.param_groups
+        rates = [value for group in groups for value in group.values() if type(value) in (int, float)]
+        return float(zlib.crc32(repr(rates).encode(), self._phase))
 
 
 class ExchangingGradientCalls(ExchangingSteps):

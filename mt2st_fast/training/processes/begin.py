@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from mt2st_fast.model.sharded import whole_shape
+from mt2st_fast.training.optimizer_upkeep import optimizer_options
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.resuming import draw_own_numbers
-from mt2st_fast.training.run_options import RunOptions, description
+from mt2st_fast.training.run_options import RunOptions, fixed_settings
 
 if TYPE_CHECKING:
     from mt2st_fast.training.run import Run
@@ -28,16 +31,11 @@ def begin_together(processes: Processes, run: Run, options: RunOptions, *, resum
     shapes = [whole_shape(p) for module in (run.encoder, run.heads) for p in module.parameters()]
     processes.check_same(
         {
-            "tasks": ", ".join(run.heads.names),
-            "schedule": description(options.schedule),
+            **fixed_settings(options, run.encoder, run.heads, run.steps_per_epoch),
             "a run of": f"{run.total_steps} steps",
             "lr": options.lr,
-            "lr_decay": options.lr_decay,
             "lr_scheduler": run.scheduler,
-            "optimizer": type(run.optimizer).__name__,
-            "clip_norm": options.clip_norm,
-            "accumulate": options.accumulate,
-            "precision": options.precision,
+            **_optimizer_facts(run.optimizer),
             "parameters of shapes": f"{len(shapes)} ({zlib.crc32(repr(shapes).encode()):08x})",
         }
     )
@@ -48,3 +46,15 @@ def begin_together(processes: Processes, run: Run, options: RunOptions, *, resum
     processes.take_from_first(run.modules())
     if not resumed:
         draw_own_numbers(processes)
+
+
+def _optimizer_facts(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    told = optimizer_options(optimizer, None)
+    rates = [{"lr": float(group["lr"])} for group in optimizer.param_groups if "lr" in group]
+    of_groups = [*enumerate(rates), *enumerate(told["groups"])]
+    where = "the optimizer" if len(told["groups"]) == 1 else "parameter group {} of the optimizer"
+    return {
+        "optimizer": told["class"],
+        "parameter groups": len(told["groups"]),
+        **{f"{name} of {where.format(i)}": value for i, group in of_groups for name, value in group.items()},
+    }

@@ -14,15 +14,21 @@ import mmap
 import os
 import secrets
 import stat
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
+from mt2st_fast.errors import InputError
+from mt2st_fast.model.meeting import different_calls
+
 PAGE = 4096
-LINE = 128  # bytes of a process's counter and lengths, which waiting processes read again and again
+LINE = 128  # bytes of a process's counter, lengths and call, which waiting processes read again and again
+CALL = slice(24, LINE)  # bytes of a process's line that name its call
+MARK_BITS = 32  # of a posted length, above which is a checksum of the call
 SLOT = 1 << 21  # bytes; a longer message is posted in parts
 TURNS = 2  # a slot is written again when all have read what it held, because all have posted once more
 MOST_PROCESSES = 8  # each adds up the numbers of all; of more processes, torch's ring does it better
@@ -44,15 +50,26 @@ class Board:
     """Messages of `count` processes, of which this is number `rank`, in memory that all of them have open.
 
     All processes must call each method, in the same order. check: called while waiting; raises if others are known to
-    be gone. Raises RuntimeError if another process is dead, or posts a message of another length.
+    be gone. Raises RuntimeError if another process is dead, and InputError if it posts a message of another length, or
+    for another call.
     """
 
     def __init__(self, memory: Memory, rank: int, count: int) -> None:
         self._file, self._rank, self._count = memory.file, rank, count
+        self._content = memory.content
         self._bytes = torch.frombuffer(memory.content, dtype=torch.uint8)
         self._numbers = memoryview(memory.content).cast("q")
         self._n_posted = 0
+        self._call, self._mark = "", 0
         self._lock()
+
+    def posts_for(self, call: str) -> None:
+        """From now on, messages belong to this call; those of the others must, too."""
+        if call != self._call:
+            name = call.encode()[: CALL.stop - CALL.start].ljust(CALL.stop - CALL.start, b"\0")
+            first = PAGE + self._rank * LINE
+            self._content[first + CALL.start : first + CALL.stop] = name
+            self._call, self._mark = call, (zlib.crc32(name) >> 1) << MARK_BITS
 
     def close(self) -> None:
         """Let go of the memory; nobody may be waiting for this process any more."""
@@ -129,7 +146,7 @@ class Board:
         from mt2st_fast.kernels.machine.counters import raise_to
 
         self._n_posted += 1
-        self._numbers[self._length_at(self._rank)] = length
+        self._numbers[self._length_at(self._rank)] = self._mark | length
         raise_to(self._bytes.data_ptr() + PAGE + self._rank * LINE, self._n_posted)
 
     def _wait(self, lengths: Sequence[int], check: Callable[[], None]) -> None:
@@ -144,8 +161,24 @@ class Board:
             if self._is_dead(late) and wait_for(*counters, 0) == late:
                 raise RuntimeError(f"process {late} has closed its memory")
         found = [self._numbers[self._length_at(rank)] for rank in range(self._count)]
-        if found != list(lengths):
-            raise RuntimeError(f"the processes exchange messages of {found} bytes, not of {list(lengths)}")
+        if found != [self._mark | length for length in lengths]:
+            self._refuse(found, lengths)
+
+    def _refuse(self, found: Sequence[int], lengths: Sequence[int]) -> NoReturn:
+        for rank, number in enumerate(found):
+            if number >> MARK_BITS != self._mark >> MARK_BITS:
+                first = PAGE + rank * LINE
+                call = (
+                    self._content[first + CALL.start : first + CALL.stop]
+                    .rstrip(b"\0")
+                    .decode(errors="replace")
+                )
+                raise InputError(different_calls(rank, call, self._rank, self._call))
+        posted = [number & (1 << MARK_BITS) - 1 for number in found]
+        raise InputError(
+            f"the processes exchange messages of {posted} bytes in {self._call}, not of {list(lengths)}: let all do "
+            "the same in it"
+        )
 
     def _lock(self) -> None:
         import fcntl

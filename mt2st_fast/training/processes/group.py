@@ -11,23 +11,26 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mt2st_fast.errors import InputError
-from mt2st_fast.model.meeting import meet, wait_for
+from mt2st_fast.errors import InputError, LostProcessError
+from mt2st_fast.model.meeting import meet
 from mt2st_fast.model.sharded import is_sharded
 from mt2st_fast.numbers import plain
 from mt2st_fast.training.processes.board import Board, board_for
-from mt2st_fast.training.processes.watch import LostProcessError, Watch
+from mt2st_fast.training.processes.watch import Waiting, Watch
 
 # Of a message, which waits for a process that evaluates or writes; the watch finds lost processes.
 MOST_PATIENCE = timedelta(hours=12)
+CONNECTING = timedelta(seconds=60)  # for processes that have all come to connect to each other
+BEGIN = "Trainer.fit or begin"
 
 
 class Processes:
@@ -35,11 +38,13 @@ class Processes:
 
     Numbers and texts travel on a CPU, by memory that the processes share if they are on one machine (`Board`), else by
     gloo; tensors on a device by the group that `init_process_group` has made.
-    Everything raises LostProcessError, naming the process, if another process is gone or has stopped.
+    Everything raises LostProcessError, naming the process, if another process is gone or has stopped, and InputError
+    if another one is in another call.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
+    def __init__(self, rank: int = 0, count: int = 1, call: str = BEGIN) -> None:
         self.rank, self.count = rank, count
+        self._call, self._n_messages = call, 0
         self._group: Any = None
         self._board: Board | None = None
         self._watch: Watch | None = None
@@ -47,15 +52,14 @@ class Processes:
         self.is_echo = False  # whether this one reported the same error as process 0
         if count > 1:
             self._world = dist.group.WORLD
-            self._meet()
-            self._group = dist.new_group(backend="gloo", timeout=MOST_PATIENCE)
-            if (
-                dist.get_backend() == "gloo"
-            ):  # else a step computes on a device, and little travels on the CPU
-                self._board = board_for(self.rank, self.count, self.from_first, self.any_of_all)
-            self._watch = self._make_watch()
-            self.barrier()
-            self._watch.start()
+            meet(call)  # new connections would wait for a process that does not come
+            try:
+                self._connect()
+            except RuntimeError as error:
+                said = " ".join(str(error).split())[:200]
+                raise LostProcessError(
+                    f"another of {count} processes was lost before a step ({said}); restart all processes"
+                ) from error
 
     @property
     def are_several(self) -> bool:
@@ -154,10 +158,11 @@ class Processes:
             return
         first, *others = self.gather_json({name: str(value) for name, value in facts.items()})
         for rank, found in enumerate(others, 1):
-            for name, value in first.items():
-                if found.get(name) != value:
+            for name in first | found:
+                if found.get(name) != first.get(name):
                     raise InputError(
-                        f"process {rank} of {self.count} has {name} {found.get(name)}, process 0 has {value}: {fix}"
+                        f"process {rank} of {self.count} has {name} {found.get(name)}, process 0 has "
+                        f"{first.get(name)}: {fix}"
                     )
 
     def meet(self, call: str) -> None:
@@ -167,7 +172,21 @@ class Processes:
         """
         if self._watch is not None:
             watch = self._watch
-            meet(call, patience=math.inf, is_awaited=watch.has_waiting, check=watch.check)
+            elsewhere = partial(watch.elsewhere, self._n_messages)
+            with self.telling_errors():
+                meet(call, patience=math.inf, elsewhere=elsewhere, check=watch.check)
+
+    def doing(self, call: str) -> AbstractContextManager[None]:
+        """Within the block, messages belong to this call of the user's, which all processes must make."""
+        return self._doing(call) if self.are_several else NOTHING
+
+    @contextmanager
+    def _doing(self, call: str) -> Iterator[None]:
+        before, self._call = self._call, call
+        try:
+            yield
+        finally:
+            self._call = before
 
     # --- begin and end ----------------------------------------------------------------------------------
 
@@ -215,10 +234,10 @@ class Processes:
         if self._users or not self.are_several:
             return
         _open = None if _open is self else _open
-        board, self._board = self._board, None
         try:
             self._leave()
         finally:
+            board, self._board = self._board, None
             if board is not None:
                 board.close()
 
@@ -234,16 +253,14 @@ class Processes:
         if dist.group.WORLD is self._world:
             dist.destroy_process_group(self._group)
 
-    def _meet(self) -> None:
-        """Wait for all over existing connections: making new ones would wait for a process that is gone."""
-        if dist.get_backend() == "gloo":
-            try:
-                wait_for(dist.barrier(async_op=True), "Trainer.fit or begin")
-            except RuntimeError as error:
-                said = str(error).splitlines()[0]
-                raise LostProcessError(
-                    f"another of {self.count} processes was lost before a step ({said})"
-                ) from error
+    def _connect(self) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=CONNECTING)
+        dist.distributed_c10d._set_pg_timeout(MOST_PATIENCE, self._group)
+        if dist.get_backend() == "gloo":  # else a step computes on a device, and little travels on the CPU
+            self._board = board_for(self.rank, self.count, self.from_first, self.any_of_all)
+        self._watch = self._make_watch()
+        self.barrier()
+        self._watch.start()
 
     def _group_of(self, values: Tensor) -> Any:
         return self._group if values.device.type == "cpu" else None
@@ -251,18 +268,24 @@ class Processes:
     @contextmanager
     def _talking(self) -> Iterator[None]:
         """Within the block of torch's collectives, a failure because another process is gone names that process."""
+        self._n_messages += 1
+        if self._board is not None:
+            self._board.posts_for(self._call)
         watch = self._watch
         if watch is None:
             yield
             return
         watch.check()
-        watch.waits_since = time.monotonic()
+        watch.waiting = Waiting(time.monotonic(), self._n_messages, self._call)
         try:
             yield
         except RuntimeError as error:  # of gloo and NCCL
             raise watch.explain(error) from error
+        except InputError as error:  # the processes are out of step: no further message would fit
+            self.tell(error)
+            raise
         finally:
-            watch.waits_since = None
+            watch.waiting = None
 
     def _check(self) -> None:
         if self._watch is not None:
@@ -286,41 +309,32 @@ class Processes:
         return Watch(store, self.rank, self.count)
 
 
+NOTHING: AbstractContextManager[None] = nullcontext()
 _open: Processes | None = None
 
 
-def the_processes(distributed: str = "auto") -> Processes:
+def the_processes(distributed: str = "auto", call: str = BEGIN) -> Processes:
     """Return torch.distributed's process group, or this process alone; every call needs its `close`.
 
-    distributed: "none" ignores an existing group. If several processes are requested, all must request it.
+    distributed: "none" ignores an existing group. If several processes are requested, all must request it, for one
+    `call` of the user's: waits until all have come. Raises InputError if others do not, or come for another.
     """
     global _open
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if distributed == "none" or not several:
         return Processes()
     if (running := _running()) is not None:
+        running.meet(f"{call} within a run")  # another process may have closed its run, or never begun one
         running._users += 1
         return running
-    _open = Processes(dist.get_rank(), dist.get_world_size())
+    _open = Processes(dist.get_rank(), dist.get_world_size(), call)
     return _open
 
 
-def the_processes_in(call: str) -> Processes:
-    """Return `the_processes` as soon as all have made this call: within a run, however late.
-
-    Raises InputError if others do not make it.
-    """
-    running = _running()
-    if running is None or running._watch is None:
-        meet(call)
-    else:
-        running.meet(call)
-    return the_processes()
-
-
 def _running() -> Processes | None:
-    """Return what `the_processes` began and nobody has closed yet."""
-    return _open if _open is not None and _open._world is dist.group.WORLD else None
+    """Return what `the_processes` began and nobody has closed, or left in trouble, yet."""
+    is_running = _open is not None and _open._watch is not None and _open._world is dist.group.WORLD
+    return _open if is_running else None
 
 
 def own_device() -> torch.device:

@@ -10,17 +10,20 @@ answer.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch.distributed as dist
 
-from mt2st_fast.errors import InputError
+from mt2st_fast.errors import LostProcessError
+from mt2st_fast.model.meeting import different_calls, names_of
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 20.0  # without a sign of life from a process
@@ -28,11 +31,23 @@ ALARMED_SECONDS = 5.0  # the same, after a connection has broken
 GRACE_SECONDS = 15.0  # for training to notice by itself, before its process is ended
 STORE_SECONDS = 10.0  # for the store to answer
 WAITING_SECONDS = 5.0  # in one message, after which a process tells the others that it waits
+LOG_SECONDS = 30.0  # in one message, after which the log says for whom
+WAITS = "waits"  # how many processes say that they wait in a message; with a number, what one says
 HEARD_SECONDS = 3.0  # that a process leaving with an error waits to be heard, or to hear of the same error
 
 
-class LostProcessError(InputError):
-    """Another process is gone, or has stopped, and this one cannot continue alone."""
+logger = logging.getLogger(__name__)
+
+
+class Waiting(NamedTuple):
+    """A message in which this process waits for the others: since when, by time.monotonic(), and for which call.
+
+    number: of the messages so far, which every process counts alike.
+    """
+
+    since: float
+    number: int
+    call: str
 
 
 class Watch:
@@ -50,8 +65,9 @@ class Watch:
         self._alarmed = False
         self._seen: dict[int, tuple[bytes, float]] = {}  # a process's counter, and its last change
         self.trouble: str | None = None
-        self.waits_since: float | None = None  # in a message, by time.monotonic()
-        self._told_waiting = False
+        self.waiting: Waiting | None = None
+        self._told: Waiting | None = None  # to the others
+        self._logged: Waiting | None = None
         self._unanswered = 0  # seconds that a request to the store has waited
         self._store.add(_beat(rank), 1)
         self._threads = [threading.Thread(target=f, daemon=True) for f in (self._look, self._guard)]
@@ -66,10 +82,28 @@ class Watch:
         if self.trouble is not None:
             raise LostProcessError(self.trouble)
 
-    def has_waiting(self) -> bool:
-        """Return whether another process has waited in a message for longer than WAITING_SECONDS."""
-        others = [rank for rank in range(self._count) if rank != self._rank]
-        return any(self._store.check([_waits(rank)]) for rank in others)
+    def elsewhere(self, n_messages: int) -> str | None:
+        """Return which other process waits, and in which call, for a message that this one has not sent; or None.
+
+        n_messages: those that this process has sent. The others tell it after WAITING_SECONDS.
+        """
+        if not self._store.add(WAITS, 0):
+            return None
+        for rank in self._others():
+            if (told := self._told_by(rank)) is not None and told[0] > n_messages:
+                return f"{self._name(rank)} waits in {told[1]}"
+        return None
+
+    def _told_by(self, rank: int) -> tuple[int, str] | None:
+        """Return the number of the message in which another process waits, and its call."""
+        key = f"{WAITS}/{rank}"
+        if not self._store.check([key]):  # a request for one that is not there would wait for it
+            return None
+        number, call = json.loads(self._store.get(key))
+        return None if number == 0 else (number, call)
+
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self._count) if rank != self._rank]
 
     def explain(self, error: Exception) -> LostProcessError:
         """Explain a collective that failed with `error`: which process is gone, found out within half a minute."""
@@ -120,22 +154,52 @@ class Watch:
         while not self._closed.wait(BEAT_SECONDS) and self.trouble is None:
             try:
                 self._store.add(_beat(self._rank), 1)
-                self._tell_waiting()
-                trouble = self._what_is_wrong()
+                waiting = self.waiting
+                self._tell_waiting(waiting)
+                trouble = self._what_is_wrong() or self._crossed(waiting)
+                self._log_waiting(waiting)
             except RuntimeError:  # torch's DistNetworkError and DistStoreError among them
                 trouble = self._no_store()
             self._unanswered = 0
             if trouble is not None:
                 self._find(trouble)
 
-    def _tell_waiting(self) -> None:
-        since = self.waits_since
-        is_waiting = since is not None and time.monotonic() - since > WAITING_SECONDS
-        if is_waiting and not self._told_waiting:
-            self._store.set(_waits(self._rank), "")
-        elif self._told_waiting and not is_waiting:
-            self._store.delete_key(_waits(self._rank))
-        self._told_waiting = is_waiting
+    def _tell_waiting(self, waiting: Waiting | None) -> None:
+        if waiting is not None and time.monotonic() - waiting.since <= WAITING_SECONDS:
+            waiting = None
+        if waiting == self._told:
+            return
+        told = [0, ""] if waiting is None else [waiting.number, waiting.call]
+        self._store.set(f"{WAITS}/{self._rank}", json.dumps(told))
+        self._store.add(WAITS, (waiting is not None) - (self._told is not None))
+        self._told = waiting
+
+    def _crossed(self, waiting: Waiting | None) -> str | None:
+        """Return the trouble if process 0 and this one wait for each other in different calls.
+
+        A board sees that at once; in gloo, messages that do not fit together wait for ever, or are mixed up.
+        """
+        if waiting is None or waiting != self._told or self._rank == 0:
+            return None
+        told = self._told_by(0)
+        if told is None or told[0] != waiting.number or told[1] == waiting.call:
+            return None
+        trouble = different_calls(self._rank, waiting.call, 0, told[1])
+        self._store.set(f"failed/{self._rank}", trouble)
+        self._store.compare_set("failed", "", str(self._rank))
+        return trouble
+
+    def _log_waiting(self, waiting: Waiting | None) -> None:
+        if waiting is None or waiting == self._logged or time.monotonic() - waiting.since < LOG_SECONDS:
+            return
+        self._logged = waiting
+        told = {rank: self._told_by(rank) for rank in self._others()}
+        late = [rank for rank, of_one in told.items() if of_one is None or of_one[0] < waiting.number]
+        if late:
+            logger.warning(
+                "%s has waited in %s for %s for %g seconds",
+                self._name(self._rank), waiting.call, names_of(late, self._count), LOG_SECONDS,
+            )  # fmt: skip
 
     def _guard(self) -> None:
         # Counted in beats, not by the clock: a machine that was asleep has not been silent.
@@ -165,9 +229,8 @@ class Watch:
         if self._store.check(["lost"]):
             rank = int(self._store.get("lost"))
             return None if rank == self._rank else self._lost(rank)
-        others = [rank for rank in range(self._count) if rank != self._rank]
         # Watching all of them would need as many requests as there are pairs of processes.
-        watched = others if self._alarmed else [(self._rank + 1) % self._count]
+        watched = self._others() if self._alarmed else [(self._rank + 1) % self._count]
         for rank, number in zip(watched, self._store.multi_get([_beat(r) for r in watched]), strict=True):
             if self._stands_still(rank, number):
                 self._store.set("lost", str(rank))
@@ -195,10 +258,6 @@ class Watch:
     def _end(self, trouble: str) -> NoReturn:
         print(f"mt2st-fast: {trouble}", file=sys.stderr, flush=True)
         os._exit(1)
-
-
-def _waits(rank: int) -> str:
-    return f"waits/{rank}"
 
 
 def _beat(rank: int) -> str:

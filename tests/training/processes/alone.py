@@ -28,6 +28,7 @@ from mt2st_fast import (
 )
 from mt2st_fast.errors import InputError
 from mt2st_fast.model import meeting
+from mt2st_fast.training.processes import board
 from tests.training.processes.together import wait_for
 
 meeting.PATIENCE_SECONDS = 1.0
@@ -97,6 +98,67 @@ def vectors(folder: Path) -> dict[str, Any]:
 def gathered(folder: Path) -> dict[str, Any]:
     encoder = _encoder()
     return _alone(lambda: gather_rows(encoder), lambda: (gather_rows(encoder), encoder.table.tolist())[1])
+
+
+def _data() -> list[Any]:
+    return [(torch.full((4, 4), 0.1 * i), {"classes": torch.tensor([0, 1, 2, 3])}) for i in range(1, 5)]
+
+
+def _dense(**options: Any) -> Trainer:
+    torch.manual_seed(0)
+    heads = MultiTaskHeads(8, {"classes": Classification(4)}, "classes")
+    return Trainer(nn.Linear(4, 8), heads, device="cpu", **options)
+
+
+def fitted(folder: Path) -> dict[str, Any]:
+    def fit() -> list[float]:
+        trainer = _dense()
+        trainer.fit(_data(), epochs=1)
+        return trainer.heads.linears["classes"].bias.tolist()
+
+    return _alone(fit, fit)
+
+
+def steps_and_no_more(folder: Path) -> None:
+    """Loops of different lengths: one process closes its run while the other takes a step."""
+    run = _dense().begin(_data(), epochs=2)
+    try:
+        for _ in range(3 + dist.get_rank()):
+            run.step()
+    finally:
+        run.close()
+
+
+def steps_and_no_more_by_gloo(folder: Path) -> None:
+    board.MOST_PROCESSES = 1
+    steps_and_no_more(folder)
+
+
+def fitted_and_stepped(folder: Path) -> None:
+    if dist.get_rank():
+        _dense().fit(_data(), epochs=2)
+    else:
+        run = _dense().begin(_data(), epochs=2)
+        try:
+            run.step()
+        finally:
+            run.close()
+
+
+def fitted_within_a_run(folder: Path) -> None:
+    """One process alone begins another run within its run."""
+    run = _dense().begin(_data(), epochs=2)
+    run.step()
+    if dist.get_rank():
+        _dense().fit(_data(), epochs=1)
+    run.step()
+
+
+def left_alone(folder: Path) -> None:
+    """Process 1 ends; the other has just come to fit."""
+    if dist.get_rank():
+        os._exit(0)
+    _dense().fit(_data(), epochs=1)
 
 
 def late(folder: Path) -> dict[str, Any]:

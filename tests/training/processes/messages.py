@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.training.processes import board
 from mt2st_fast.training.processes.group import Processes, the_processes
 from tests.training.processes import runs
@@ -98,7 +99,7 @@ def of_another_length(folder: Path) -> dict[str, Any]:
     assert processes._board is not None
     try:
         processes._board.gather(torch.zeros(1 + processes.rank), lambda: None)
-    except RuntimeError as error:
+    except InputError as error:
         return {"said": str(error)}
     finally:
         processes.close()

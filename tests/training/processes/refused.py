@@ -93,6 +93,42 @@ def another_rate(folder: Path) -> None:
     _fit(_linear(), _own(), lr=0.1 * (1 + dist.get_rank()))
 
 
+def another_weight_decay(folder: Path) -> None:
+    _fit(
+        _linear(), _own(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1 * dist.get_rank())
+    )
+
+
+def another_rate_of_the_optimizer(folder: Path) -> None:
+    _fit(_linear(), _own(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1 * (1 + dist.get_rank())))
+
+
+def other_class_weights(folder: Path) -> None:
+    task = Classification(4, class_weights=(1.0, 1.0, 1.0, 1.0 + dist.get_rank()))
+    heads = MultiTaskHeads(8, {"classes": task}, "classes")
+    Trainer(_linear(), heads, schedule=MultiTask(), device="cpu").fit(_own(), epochs=1)
+
+
+def another_dropout(folder: Path) -> None:
+    _fit(nn.Sequential(_linear(), *[nn.Dropout(0.5)] * dist.get_rank()), _own())
+
+
+def frozen_elsewhere(folder: Path) -> None:
+    """Layers of one shape."""
+    encoder = nn.Sequential(_linear(), nn.Linear(8, 8), nn.Linear(8, 8))
+    encoder[1 + dist.get_rank()].requires_grad_(False)
+    _fit(encoder, _own())
+
+
+def slowed_in_one(folder: Path) -> None:
+    class Slow(runs.Callback):
+        def on_step(self, trainer: Any) -> None:
+            if dist.get_rank():
+                trainer.run.optimizer.param_groups[0]["lr"] = 1e-5
+
+    _fit(_linear(), _own(), callbacks=[Slow()])
+
+
 def validated_in_one(folder: Path) -> None:
     _fit(_linear(), _own(), val=_own() if dist.get_rank() else None)
 
