@@ -40,6 +40,7 @@ from .heads.pooling import POOLINGS, Pooling
 from .heads.reference import accepted_targets, head_correct, row_losses
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_backend
 from .step.bags import bag_step, bag_step_obstacle
+from .step.dense_model import Decay, Dense
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
 from .step.room import StepResult
 from .step.text import (
@@ -52,7 +53,6 @@ from .step.text import (
 )
 from .step.text_model import (
     Beside,
-    Dense,
     Gradient,
     Pooled,
     TextStepModel,
@@ -81,6 +81,7 @@ __all__ = [
     "ContextGradients",
     "ContextOptions",
     "ContextTraining",
+    "Decay",
     "Dense",
     "DeviceBags",
     "Dropout",

@@ -16,6 +16,7 @@ from torch.autograd.graph import increment_version
 
 from ..bags.op import in_kernel_types
 from ..bags.rules import SGD, RowRule
+from .dense_model import Decay
 from .model import EVERYTHING, Moves
 from .room import StepResult, check_targets, parameters_obstacle, step_kernels
 from .text_model import Beside, TextStepModel, Words
@@ -65,7 +66,7 @@ def text_step_obstacle(
 def text_step(
     model: TextStepModel,
     rules: Sequence[RowRule],
-    decays: Sequence[float],
+    decays: Sequence[Decay],
     words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
@@ -78,8 +79,8 @@ def text_step(
     The caller must check `text_step_obstacle` first.
     words: windows or bags, whichever the model pools. Gradients of the words in `beside` go into the same step of the
     table.
-    rules: those that the model's parameters refer to, with the rates of this step. decays (len(rules),): the factor
-    that each applies to dense parameters before it updates them.
+    rules: those that the model's parameters refer to, with the rates of this step. decays (len(rules),): how each
+    decays dense parameters.
     targets, task_weights (K,): as in `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
 
     Raises ValueError, before anything is changed, for words and targets that do not fit the model, and for a class
@@ -93,7 +94,7 @@ def text_step(
 def _step(
     model: TextStepModel,
     rules: Sequence[RowRule],
-    decays: Sequence[float],
+    decays: Sequence[Decay],
     words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
@@ -129,7 +130,9 @@ def text_gradients(
     if not model.gathers_rows:
         raise ValueError("text_gradients requires a gradient_model; call text_step for this one")
     # Such a step updates the gradients themselves: gradient - rate * (new gradient), with rate -1.
-    found = _step(model, [RowRule(SGD, -1.0)], [1.0], words, targets, task_weights, dropout, moves, beside)
+    found = _step(
+        model, [RowRule(SGD, -1.0)], [Decay()], words, targets, task_weights, dropout, moves, beside
+    )
     rows, d_rows = _kernels(model).gathered(model, moves)
     return BatchGradients(found.losses, found.correct, rows, d_rows)
 
@@ -192,7 +195,7 @@ class TextKernels(Protocol):
         self,
         model: TextStepModel,
         rules: Sequence[RowRule],
-        decays: Sequence[float],
+        decays: Sequence[Decay],
         words: Words,
         targets: Sequence[Tensor],
         task_weights: Tensor,

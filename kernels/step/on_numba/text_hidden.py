@@ -21,7 +21,7 @@ from ...machine.gemm import (
     multiply_by_row,
     multiply_by_row_1,
 )
-from ...machine.jit import helper
+from ...machine.jit import address_of, helper
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from .text_index import NONE
 
@@ -29,12 +29,6 @@ ZERO = np.float32(0)
 TYPES_A_PIECE = 64
 # With up to this many types per window, types are projected. A window then costs a sum of rows, which is not free.
 MOST_TYPES_A_WINDOW = 0.75
-
-
-@helper
-def address_of(array):
-    """Return the address of its first number, as int64: otherwise helpers would be compiled for `uintp`, too."""
-    return np.int64(array.ctypes.data)
 
 
 @helper

@@ -30,6 +30,7 @@ from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, head_panels
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
+from ..dense_model import Decay
 from ..model import NOTHING, Moves
 from ..text import Dropout
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, Beside, Moving, TextStepModel, Words
@@ -82,15 +83,14 @@ def _count_step(address):
 
 
 def _step_on_text(  # type: ignore[no-untyped-def]
-    team, rules, decays, texts, width, table, hidden, hidden_bias, weights, biases, pieces, counts, heads,
+    team, rules, decays, texts, width, table, hidden, hidden_bias, pieces, counts, heads,
     column_weights, targets, mean_scale, scale, drop, reach, index, b, losses_address, correct_address,
 ):  # fmt: skip
     """Take one step on N rows of W vectors; store losses and hits of the heads.
 
-    rules, decays: of this step. texts: Rows.
+    rules, decays: of this step (see move_dense). texts: Rows.
     hidden (H, W D), hidden_bias (an address): the hidden layer; (0, W D) without one, and heads then see W D numbers.
-    weights, biases (K,): addresses for all heads in the layout, 0 = no bias.
-    pieces, counts: of a TextStepModel, of the parameters that are updated.
+    pieces, counts: of dense parameters that are updated.
     heads: records of the heads that are computed. reach: how far back gradients are computed.
     Everything else is as in tile_pass. With TO_NOTHING nothing is updated, and b.a holds the features.
     """
@@ -105,7 +105,7 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     column_of = _columns_by_task(heads, columns, len(targets))
     for_logits, for_features = head_panels(columns[K], H, reach >= TO_HIDDEN)
     in_parallel(team, N_PREPARED, prepare, (
-        texts, hidden, weights[heads["index"]], H, heads, columns, for_logits, for_features, reach, index, b,
+        texts, hidden, b.dense.weights[heads["index"]], H, heads, columns, for_logits, for_features, reach, index, b,
     ))  # fmt: skip
     n_types = -(-index.counts[0] // TYPES_A_PIECE)
     in_parallel(team, n_types, average_rows, (table, index, b))
@@ -115,7 +115,7 @@ def _step_on_text(  # type: ignore[no-untyped-def]
         in_parallel(team, n_types, project_types, (D, H, index, b))
     hidden_bias_h = np.empty(H, np.float32)
     _copy_from(hidden_bias, hidden_bias_h)
-    head_bias_s = _head_biases(heads, biases, len(column_weights))
+    head_bias_s = _head_biases(heads, b.dense.biases, len(column_weights))
     n_tiles = -(-N // TILE_ROWS)
     in_parallel(team, 1 + n_tiles, run_tile, (
         N, W, D, texts, index, drop, by_type, has_hidden, hidden_bias_h, for_logits, for_features, head_bias_s, heads,
@@ -125,10 +125,10 @@ def _step_on_text(  # type: ignore[no-untyped-def]
         return
     n_types, n_row_pieces = (n_types, -(-index.counts[1] // ROWS_A_PIECE)) if reach == TO_TABLE else (0, 0)
     in_parallel(team, n_pieces_to_add_up(len(pieces), n_types), add_up, (
-        pieces, n_types, column_of, N, W, H, table, index, b
+        pieces, n_types, column_of, N, table, index, b
     ))  # fmt: skip
     in_parallel(team, len(pieces) + n_row_pieces, move, (
-        pieces, rules, decays, column_of, n_tiles, H, table, index, b
+        pieces, rules, decays, column_of, n_tiles, table, index, b
     ))  # fmt: skip
     for i in range(len(counts)):
         _count_step(counts[i])
@@ -136,8 +136,8 @@ def _step_on_text(  # type: ignore[no-untyped-def]
         task = heads[k]["index"]
         loss, hits = 0.0, 0
         for tile in range(n_tiles):
-            loss += b.losses[tile, k]
-            hits += b.correct[tile, k]
+            loss += b.dense.losses[tile, k]
+            hits += b.dense.correct[tile, k]
         losses[task], correct[task] = loss * mean_scale[task], hits
 
 
@@ -162,7 +162,7 @@ def _threshold_and_kept(probability: float) -> tuple[np.uint64, np.float32]:
 def step(
     model: TextStepModel,
     rules: Sequence[RowRule],
-    decays: Sequence[float],
+    decays: Sequence[Decay],
     words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
@@ -194,6 +194,7 @@ def gathered(model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
 LEAST_ROWS, MOST_ROWS, MOST_FLOATS = 1 << 9, 1 << 14, 1 << 25
 
 _NO_RULE = packed((RowRule(SGD, 0.0),))
+NO_DECAY = np.array([Decay()], np.float32)
 _NOT_DROPPED = drop_of(Dropout(0.0, 0))
 _NO_HIDDEN = np.zeros((0, 0), np.float32)
 
@@ -209,7 +210,7 @@ def features(model: TextStepModel, words: Words) -> Tensor:
     for part in _parts(model, N):
         some = _part_of(rows, part)
         _call(
-            model, _NO_RULE, np.ones(1, np.float32), some, model.moving(NOTHING)._replace(reach=TO_NOTHING),
+            model, _NO_RULE, NO_DECAY, some, model.moving(NOTHING)._replace(reach=TO_NOTHING),
             batch.table.records[:0], batch, _NOT_DROPPED, 0, 0,
         )  # fmt: skip
         out.numpy()[part] = model.memory.buffers.a[: some.n_rows, :H]
@@ -226,7 +227,7 @@ def correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Te
         )
         found[:] = 0  # reset, as a head without a target in this part is skipped
         _call(
-            model, _NO_RULE, np.ones(1, np.float32), _part_of(rows, part), model.moving(NOTHING), batch.computed(),
+            model, _NO_RULE, NO_DECAY, _part_of(rows, part), model.moving(NOTHING), batch.computed(),
             batch, _NOT_DROPPED, losses.ctypes.data, found.ctypes.data,
         )  # fmt: skip
         total += found
@@ -304,7 +305,7 @@ def _call(
     step_on_text(
         rules, decays, rows, model.pooled.width, memory.table,
         _NO_HIDDEN if weight is None else weight.parameter.numpy(),
-        0 if bias is None else bias.parameter.data_ptr(), memory.weights, memory.biases, moving.pieces,
-        moving.counts, heads, batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop,
+        0 if bias is None else bias.parameter.data_ptr(), moving.dense.pieces,
+        moving.dense.counts, heads, batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop,
         moving.reach, memory.batch, memory.buffers, losses, correct,
     )  # fmt: skip

@@ -23,14 +23,13 @@ from ...heads.on_numba.stages import (
 )
 from ...heads.on_numba.tile import loss_tile, pack_heads
 from ...machine.gemm import BLOCK_ROWS, PANEL
-from ...machine.jit import helper
+from ...machine.jit import address_of, helper
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE
 from .dropout import draw_factors, words_of
 from .text_hidden import (
     TYPES_A_PIECE,
     ZERO,
-    address_of,
     multiply_panels,
     outputs_by_type,
     outputs_by_window,
@@ -197,7 +196,7 @@ def run_tile(
     first = tile * TILE_ROWS
     rows = min(TILE_ROWS, N - first)
     padded = round_up(rows, WIDTH)
-    ldx, lda, ldz = b.x.shape[1], b.a.shape[1], b.z.shape[2]
+    ldx, lda, ldz = b.x.shape[1], b.a.shape[1], b.dense.z.shape[2]
     factors = scratch(rows if drop.threshold > 0 else 0, F)
     if by_type:
         outputs_by_type(first, rows, padded, hidden_bias, index, b)
@@ -207,17 +206,17 @@ def run_tile(
             outputs_by_window(first, rows, padded, F, hidden_bias, b)
     if reach == TO_NOTHING:
         return
-    a, d_a, z = address_of(b.a[first]), address_of(b.d_a[first]), b.z[tile]
+    a, d_a, z = address_of(b.a[first]), address_of(b.d_a[first]), b.dense.z[tile]
     product, lanes = scratch(WIDTH, PANEL), scratch(LANES, padded)
     gathered, tile_bias_gradient = np.empty(rows, np.int64), np.zeros(S, np.float32)
-    loss_k, correct_k, d_head_bias = b.losses[tile], b.correct[tile], b.d_head_bias[tile]
+    loss_k, correct_k, d_head_bias = b.dense.losses[tile], b.dense.correct[tile], b.dense.d_head_bias[tile]
     for k in range(len(heads)):
         loss_k[k], correct_k[k] = 0.0, 0
     for s in range(S):
         d_head_bias[s] = ZERO
     _head_logits(a, lda, rows, H, S, for_logits, product, z)
     loss_tile(
-        z, head_bias, heads, columns, column_weights, targets, N, b.all_rows, first, rows, scale, True, loss_k,
+        z, head_bias, heads, columns, column_weights, targets, N, b.dense.all_rows, first, rows, scale, True, loss_k,
         correct_k, d_head_bias, tile_bias_gradient, gathered, lanes,
     )  # fmt: skip
     if reach < TO_HIDDEN:

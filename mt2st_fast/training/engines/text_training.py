@@ -11,6 +11,7 @@ from mt2st_fast.kernels import (
     EVERYTHING,
     FROZEN,
     Beside,
+    Decay,
     Dense,
     Dropout,
     HeadLayout,
@@ -85,8 +86,8 @@ class TextTraining(TextCalls):
         groups = self._optimizer.param_groups
         rules = [self._optimizer.rule(group) for group in groups]
         rules.append(rules[self._held.group_of.get(id(self.encoder.table), 0)])
-        decays = [1.0 - float(group["lr"]) * group.get("weight_decay", 0.0) for group in groups]
-        decays.append(1.0)
+        decays = [Decay(1.0 - float(group["lr"]) * group.get("weight_decay", 0.0)) for group in groups]
+        decays.append(Decay())
         model = self._model_of(batch.layout)
         self._dropped = self._dropped if again else self._dropout()
         found = text_step(
