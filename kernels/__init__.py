@@ -42,9 +42,10 @@ from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_
 from .step.bags import bag_step, bag_step_obstacle
 from .step.dense_model import Decay, Dense
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
-from .step.room import StepResult
+from .step.room import Dropout, StepResult
+from .step.stack import stack_step, stack_step_obstacle
+from .step.stack_model import Layer, StackModel
 from .step.text import (
-    Dropout,
     text_correct,
     text_features,
     text_gradients,
@@ -90,6 +91,7 @@ __all__ = [
     "HeadLayout",
     "HeadSpec",
     "Kind",
+    "Layer",
     "Moves",
     "MultitaskLoss",
     "Pooled",
@@ -100,6 +102,7 @@ __all__ = [
     "RowRuleKind",
     "RowState",
     "Shape",
+    "StackModel",
     "StepResult",
     "TextStepModel",
     "Trained",
@@ -130,6 +133,8 @@ __all__ = [
     "prepared_embedding_bag",
     "row_losses",
     "split_lines",
+    "stack_step",
+    "stack_step_obstacle",
     "sum_pieces",
     "table_path",
     "take_bags",

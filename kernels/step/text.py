@@ -18,10 +18,8 @@ from ..bags.op import in_kernel_types
 from ..bags.rules import SGD, RowRule
 from .dense_model import Decay
 from .model import EVERYTHING, Moves
-from .room import StepResult, check_targets, parameters_obstacle, step_kernels
+from .room import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
 from .text_model import Beside, TextStepModel, Words
-
-MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider head is computed in chunks, by the op of the heads
 
 
 class BatchGradients(NamedTuple):
@@ -36,13 +34,6 @@ class BatchGradients(NamedTuple):
     d_rows: Tensor
 
 
-class Dropout(NamedTuple):
-    """Which of a batch's numbers are dropped: a function of the key and of a number's position in the batch."""
-
-    probability: float
-    key: int  # 0 <= key < 2^63
-
-
 def text_step_obstacle(
     table: Tensor,
     others: Sequence[Tensor],
@@ -55,12 +46,7 @@ def text_step_obstacle(
     n_features: the number of inputs of a head. Raises as `choose_embedding_backend` does.
     """
     obstacle = parameters_obstacle(table, others, backend)
-    if obstacle is not None:
-        return obstacle
-    if max(layout_sizes) * n_features > MOST_HEAD_FLOATS:
-        most = MOST_HEAD_FLOATS // n_features
-        return f"a head has {max(layout_sizes):,} outputs, but its kernel supports at most {most:,}"
-    return None
+    return obstacle or heads_obstacle(layout_sizes, n_features)
 
 
 def text_step(

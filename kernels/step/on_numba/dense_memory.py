@@ -25,6 +25,7 @@ LAYER = np.dtype(
         ("rows", np.int64),  # H
         ("columns", np.int64),  # F
         ("activation", np.int64),
+        ("padded_bias", np.int64),  # the bias in whole vectors; zeros without one
         ("inputs", np.int64),
         ("ld_inputs", np.int64),
         ("outputs", np.int64),
@@ -57,16 +58,24 @@ class DenseBuffers(NamedTuple):
 
 
 def dense_buffers(
-    layers: np.ndarray, heads: Sequence[Linear], layout: HeadLayout, pieces: np.ndarray, features: np.ndarray,
-    H: int, n_tiles: int, tile_rows: int,
-) -> DenseBuffers:  # fmt: skip
-    """Make the buffers of heads on features (N, ld), and of sums over the rows for all pieces."""
+    layers: np.ndarray,
+    heads: Sequence[Linear],
+    layout: HeadLayout,
+    pieces: np.ndarray,
+    features: tuple[int, int, int],
+    n_tiles: int,
+    tile_rows: int,
+) -> DenseBuffers:
+    """Make the buffers of heads, and of sums over the rows for all pieces.
+
+    features: of the heads, (N, ld): their address, ld, and how many of the ld numbers there are.
+    """
     K, S = len(layout), sum(spec.size for spec in layout.heads)
     weights, biases = (
         np.array([parameter_address(part) for part in parts], np.int64) for parts in zip(*heads, strict=True)
     )
     return DenseBuffers(
-        layers, weights, biases, features.ctypes.data, features.shape[1], H,
+        layers, weights, biases, *features,
         z=floats(n_tiles, up(S, PANEL) + PANEL, up(tile_rows, WIDTH) + SKEW),
         losses=np.zeros((n_tiles, K)),
         correct=np.zeros((n_tiles, K), np.int64),

@@ -125,7 +125,9 @@ def _new_buffers(model: TextStepModel, N: int, n_positions: int) -> Buffers:
         backward=floats(-(-F // PANEL) * H * PANEL if has_hidden else 0),
         d_hidden_bias=d_hidden_bias,
         no_scales=floats(0),
-        dense=dense_buffers(layers, model.heads, model.layout, pieces, a, H, n_tiles, TILE_ROWS),
+        dense=dense_buffers(
+            layers, model.heads, model.layout, pieces, (a.ctypes.data, lda, H), n_tiles, TILE_ROWS
+        ),
     )
 
 

@@ -17,7 +17,6 @@ have one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numba
 import numpy as np
@@ -28,58 +27,21 @@ from ...bags.on_numba.ids import mean_scales
 from ...bags.rules import SGD, RowRule, packed
 from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, head_panels
-from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
+from ...machine.jit import pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
 from ..dense_model import Decay
 from ..model import NOTHING, Moves
-from ..text import Dropout
+from ..room import Dropout
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, Beside, Moving, TextStepModel, Words
-from .dropout import PART_BITS
-from .text_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, ZERO, project_types
+from .dense_tiles import columns_by_task, copy_from, count_step, head_biases, store_losses
+from .dropout import Drop, drop_of
+from .text_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, project_types
 from .text_index import Rows, first_unknown
 from .text_memory import TILE_ROWS, memory_of
-from .text_tiles import N_PREPARED, ONE, Drop, average_rows, prepare, run_tile
+from .text_tiles import N_PREPARED, average_rows, prepare, run_tile
 from .text_updates import ROWS_A_PIECE, add_up, move, n_pieces_to_add_up
 
 # --- the step --------------------------------------------------------------------------------------------
-
-
-# Loops: an array expression would make Numba compile its messages about shapes and axes, too.
-@helper
-def _copy_from(address, values):
-    """values (n,) = the float32 at an address, or zeros for address 0."""
-    source = numba.carray(pointer_to_float32(address), (len(values) if address else 0,))
-    for i in range(len(values)):
-        values[i] = source[i] if address else ZERO
-
-
-@helper
-def _head_biases(heads, addresses, S):
-    """Return the biases of these heads at their columns in the layout, (S,); 0 for a head without one."""
-    bias_s = np.zeros(S, np.float32)
-    for k in range(len(heads)):
-        a = heads[k]["offset"]
-        _copy_from(addresses[heads[k]["index"]], bias_s[a : a + heads[k]["size"]])
-    return bias_s
-
-
-@helper
-def _columns_by_task(heads, columns, n_tasks):
-    """Return where each task's outputs begin among those of these heads, (K,); -1 if its head is not one of them."""
-    column_of = np.empty(n_tasks, np.int64)
-    for task in range(n_tasks):
-        column_of[task] = -1
-    for k in range(len(heads)):
-        column_of[heads[k]["index"]] = columns[k]
-    return column_of
-
-
-@helper
-def _count_step(address):
-    """Add 1 to the float32 at an address; return the new number."""
-    count = numba.carray(pointer_to_float32(address), (1,))
-    count[0] += ONE
-    return count[0]
 
 
 def _step_on_text(  # type: ignore[no-untyped-def]
@@ -96,13 +58,13 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     """
     N, W, D, K = texts.n_rows, width, table.D, len(heads)
     if reach == TO_TABLE and table.steps:
-        rules[table.rule]["table_steps"] = _count_step(table.steps)
+        rules[table.rule]["table_steps"] = count_step(table.steps)
     has_hidden = len(hidden) > 0
     H = len(hidden) if has_hidden else W * D
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
     correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
     columns = columns_of(heads)
-    column_of = _columns_by_task(heads, columns, len(targets))
+    column_of = columns_by_task(heads, columns, len(targets))
     for_logits, for_features = head_panels(columns[K], H, reach >= TO_HIDDEN)
     in_parallel(team, N_PREPARED, prepare, (
         texts, hidden, b.dense.weights[heads["index"]], H, heads, columns, for_logits, for_features, reach, index, b,
@@ -114,8 +76,8 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     if by_type:
         in_parallel(team, n_types, project_types, (D, H, index, b))
     hidden_bias_h = np.empty(H, np.float32)
-    _copy_from(hidden_bias, hidden_bias_h)
-    head_bias_s = _head_biases(heads, b.dense.biases, len(column_weights))
+    copy_from(hidden_bias, hidden_bias_h)
+    head_bias_s = head_biases(heads, b.dense.biases, len(column_weights))
     n_tiles = -(-N // TILE_ROWS)
     in_parallel(team, 1 + n_tiles, run_tile, (
         N, W, D, texts, index, drop, by_type, has_hidden, hidden_bias_h, for_logits, for_features, head_bias_s, heads,
@@ -131,32 +93,14 @@ def _step_on_text(  # type: ignore[no-untyped-def]
         pieces, rules, decays, column_of, n_tiles, table, index, b
     ))  # fmt: skip
     for i in range(len(counts)):
-        _count_step(counts[i])
-    for k in range(K):
-        task = heads[k]["index"]
-        loss, hits = 0.0, 0
-        for tile in range(n_tiles):
-            loss += b.dense.losses[tile, k]
-            hits += b.dense.correct[tile, k]
-        losses[task], correct[task] = loss * mean_scale[task], hits
+        count_step(counts[i])
+    store_losses(heads, n_tiles, mean_scale, b.dense, losses, correct)
 
 
 step_on_text = Kernel(_step_on_text)
 
 
 # --- the host --------------------------------------------------------------------------------------------
-
-
-def drop_of(dropout: Dropout) -> Drop:
-    """Convert dropout to the form that the kernel takes."""
-    return Drop(np.uint64(dropout.key), *_threshold_and_kept(dropout.probability))
-
-
-@lru_cache(maxsize=64)
-def _threshold_and_kept(probability: float) -> tuple[np.uint64, np.float32]:
-    threshold = min(round(probability * (1 << PART_BITS)), 1 << PART_BITS)
-    kept = 0.0 if probability >= 1 else 1.0 / (1.0 - probability)
-    return np.uint64(threshold), np.float32(kept)
 
 
 def step(
@@ -305,7 +249,7 @@ def _call(
     step_on_text(
         rules, decays, rows, model.pooled.width, memory.table,
         _NO_HIDDEN if weight is None else weight.parameter.numpy(),
-        0 if bias is None else bias.parameter.data_ptr(), moving.dense.pieces,
-        moving.dense.counts, heads, batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop,
-        moving.reach, memory.batch, memory.buffers, losses, correct,
+        0 if bias is None else bias.parameter.data_ptr(), moving.dense.pieces, moving.dense.counts, heads,
+        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, moving.reach,
+        memory.batch, memory.buffers, losses, correct,
     )  # fmt: skip
