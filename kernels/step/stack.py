@@ -56,7 +56,7 @@ def stack_step(
         raise ValueError(f"inputs must be (N, {model.n_inputs}) float32, not {shape}")
     if len(dropouts) != 1 + len(model.layers):
         raise ValueError(f"there are {len(model.layers)} layers, but {len(dropouts)} dropouts, not one more")
-    check_targets(model.layout, targets, task_weights, len(inputs), "rows")
+    check_targets(model.layout, targets, task_weights, inputs.shape[0], "rows")
     found = StepResult(*_kernels().step(model, rules, decays, inputs, targets, task_weights, dropouts, moves))
     increment_version(model.moving(moves).dense.parameters)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,9 @@ TILES, ROWS_FOR_ALL, ROWS_FOR_TWO = 4, 128, 32
 
 # Panels of a layer's weight that are packed at once, for the forward or the backward pass.
 PACK = np.dtype([("layer", np.int64), ("backward", np.int64), ("first", np.int64), ("last", np.int64)])
-PACKED_FLOATS = 1 << 14  # at least, by a thread at a time
+PACKED_FLOATS = 1 << 14  # at most, if that is more than a panel
+# Of a model, for every piece of packing: what a thread packs, another one has to fetch, so that sharing costs, too.
+FLOATS_A_PIECE = 1 << 16
 
 
 class Memory(NamedTuple):
@@ -28,10 +31,12 @@ class Memory(NamedTuple):
     n_rows: int
     n_tiles: int
     packs: np.ndarray
+    pack_pieces: int
     dense: DenseBuffers
     held: list[np.ndarray]
 
 
+@lru_cache
 def tile_rows_of(N: int) -> int:
     """Return the rows of a tile: this depends only on N, so that results do not depend on the number of threads."""
     n_tiles = up(-(-N // MOST_TILE_ROWS), TILES if N >= ROWS_FOR_ALL else 2 if N >= ROWS_FOR_TWO else 1)
@@ -79,7 +84,8 @@ def _new_memory(model: StackModel, N: int, n_tiles: int) -> Memory:
         layers, model.heads, model.layout, pieces, (last["outputs"], last["ld"], last["rows"]), n_tiles,
         MOST_TILE_ROWS,
     )  # fmt: skip
-    return Memory(N, n_tiles, _packs(model), dense, held)
+    n_floats = sum(layer.weight.parameter.numel() for layer in model.layers)
+    return Memory(N, n_tiles, _packs(model), max(1, n_floats // FLOATS_A_PIECE), dense, held)
 
 
 def _packs(model: StackModel) -> np.ndarray:

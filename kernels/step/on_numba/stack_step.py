@@ -13,6 +13,7 @@ call gives the same bits on any number of threads. Gradients are computed only a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numba
 import numpy as np
@@ -44,8 +45,8 @@ def _add_up(p, pieces, N, tile_rows, column_of, dense):
 
 
 def _step_on_stack(  # type: ignore[no-untyped-def]
-    team, rules, decays, inputs, N, tile_rows, packs, drops, pieces, counts, heads, column_weights, targets, mean_scale,
-    scale, reach, dense, losses_address, correct_address,
+    team, rules, decays, inputs, N, tile_rows, packs, pack_pieces, drops, pieces, counts, heads, column_weights,
+    targets, mean_scale, scale, reach, dense, losses_address, correct_address,
 ):  # fmt: skip
     """Take one step on N rows of inputs, an address; store losses and hits of the heads.
 
@@ -58,8 +59,8 @@ def _step_on_stack(  # type: ignore[no-untyped-def]
     columns = columns_of(heads)
     column_of = columns_by_task(heads, columns, len(targets))
     for_logits, for_features = head_panels(columns[K], dense.H, reach > 0)
-    in_parallel(team, len(packs) + 1, prepare, (
-        packs, reach, heads, columns, for_logits, for_features, dense
+    in_parallel(team, pack_pieces, prepare, (
+        pack_pieces, packs, reach, heads, columns, for_logits, for_features, dense
     ))  # fmt: skip
     head_bias_s = head_biases(heads, dense.biases, S)
     n_tiles = -(-N // tile_rows)
@@ -95,13 +96,25 @@ def step(
     """Return (losses (K,), correct (K,)) for `stack_step` in step/stack.py."""
     # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
     batch = survey_batch(targets, task_weights, model.layout, not task_weights.requires_grad)
-    N, K, moving, inputs = len(inputs), len(model.heads), model.moving(moves), inputs.detach().contiguous()
+    N, K, moving = inputs.shape[0], len(model.heads), model.moving(moves)
+    inputs = inputs if inputs.is_contiguous() else inputs.contiguous()
     losses, correct = torch.zeros(K, dtype=torch.float32), torch.zeros(K, dtype=torch.int64)
     memory = memory_of(model, N)
     step_on_stack(
         packed(rules), np.array(decays, np.float32), inputs.data_ptr(), N, tile_rows_of(N), memory.packs,
-        np.array([drop_of(dropout) for dropout in dropouts], DROP), moving.dense.pieces, moving.dense.counts,
-        batch.computed(), batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, moving.reach,
-        memory.dense, losses.data_ptr(), correct.data_ptr(),
+        memory.pack_pieces, _drops(dropouts), moving.dense.pieces, moving.dense.counts, batch.computed(),
+        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, moving.reach, memory.dense,
+        losses.data_ptr(), correct.data_ptr(),
     )  # fmt: skip
     return losses, correct
+
+
+def _drops(dropouts: Sequence[Dropout]) -> np.ndarray:
+    if not any(probability for probability, _ in dropouts):
+        return _nothing_dropped(len(dropouts))
+    return np.array([drop_of(dropout) for dropout in dropouts], DROP)
+
+
+@lru_cache
+def _nothing_dropped(n: int) -> np.ndarray:
+    return np.zeros(n, DROP)

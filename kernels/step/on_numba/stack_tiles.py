@@ -22,12 +22,17 @@ from .dropout import draw_factors, words_of
 
 
 @helper
-def prepare(p, packs, reach, heads, columns, for_logits, for_features, dense):
-    """Pack panels of a layer's weight, the way back only if needed; the last piece packs the heads' rows."""
-    if p == len(packs):
+def prepare(p, n_pieces, packs, reach, heads, columns, for_logits, for_features, dense):
+    """Pack the weights of piece p of the packs; the last piece packs the heads' rows as well."""
+    for i in range(p * len(packs) // n_pieces, (p + 1) * len(packs) // n_pieces):
+        _pack(packs[i], reach, dense)
+    if p == n_pieces - 1:
         pack_heads(dense.weights[heads["index"]], dense.H, heads, columns, for_logits, for_features)
-        return
-    pack = packs[p]
+
+
+@helper
+def _pack(pack, reach, dense):
+    """Pack panels of a layer's weight, the way back only if needed, and its bias."""
     layer = dense.layers[pack["layer"]]
     H, F = layer["rows"], layer["columns"]
     weight = numba.carray(pointer_to_float32(layer["weight"]), (H, F))
@@ -36,8 +41,7 @@ def prepare(p, packs, reach, heads, columns, for_logits, for_features, dense):
         for panel in range(pack["first"], pack["last"]):
             pack_for_logits(weight, panel * PANEL, min(PANEL, H - panel * PANEL), packed[panel])
         if pack["first"] == 0:
-            bias = numba.carray(pointer_to_float32(layer["padded_bias"]), (H,))
-            copy_from(layer["bias"], bias)
+            copy_from(layer["bias"], numba.carray(pointer_to_float32(layer["padded_bias"]), (H,)))
     elif pack["layer"] > len(dense.layers) - reach:
         packed = numba.carray(pointer_to_float32(layer["backward"]), (-(-F // PANEL), H * PANEL))
         for panel in range(pack["first"], pack["last"]):

@@ -29,6 +29,8 @@ def stack_layers(encoder: nn.Module) -> StackLayers | str:
     """Return the layers of an encoder, or why it is no such stack."""
     if type(encoder) not in (nn.Sequential, nn.Linear):
         return f"it is for a WindowEncoder, a BagEncoder or an nn.Sequential of linear layers, not for {_name(encoder)}"
+    if replaced := next((part for part in encoder.modules() if "forward" in vars(part)), None):
+        return f"the forward method of a {_name(replaced)} was replaced"
     found = StackLayers([], [], [None])
     for module in _leaves(encoder):
         if (reason := _add(module, found)) is not None:
@@ -47,8 +49,6 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
 def _add(module: nn.Module, found: StackLayers) -> str | None:
     """Add the next module of the encoder; returns why it cannot come here, or None."""
     kind = type(module)
-    if "forward" in vars(module):
-        return f"the forward method of a {_name(module)} was replaced"
     if kind is nn.Linear:
         found.linears.append(module)
         found.activations.append("none")

@@ -50,13 +50,9 @@ class StackTraining:
         reason = self.obstacle(encoder, heads, optimizer)
         if reason is not None:
             raise ValueError(f"a step cannot be made in one kernel call: {reason}")
-        layers = stack_layers(encoder)
-        assert isinstance(layers, StackLayers)
-        self._encoder, self._heads, self._optimizer, self._layers = encoder, heads, optimizer, layers
-        self._modules = HeldModules(encoder)
-        self._keys = torch.empty(len(layers.dropouts), dtype=torch.int64)
-        self._dropped = [NOT_DROPPED] * len(layers.dropouts)  # in the previous call
+        self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
         self._hold()
+        self._dropped: list[Dropout] = []  # in the previous call
 
     @staticmethod
     def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:
@@ -89,9 +85,7 @@ class StackTraining:
 
     def declines(self, inputs: Any) -> str | None:
         """Return why this step cannot be taken, or None."""
-        if self._modules.have_changed():
-            return "the encoder's layers have changed"
-        if self._held.have_changed():
+        if self._modules.have_changed() or self._held.have_changed():
             if reason := self.obstacle(self._encoder, self._heads, self._optimizer):
                 return reason
             self._hold()
@@ -133,13 +127,17 @@ class StackTraining:
         dropouts = self._layers.dropouts
         if not any(dropout is not None and dropout.training and dropout.p for dropout in dropouts):
             return [NOT_DROPPED] * len(dropouts)
+        keys = torch.empty(len(dropouts), dtype=torch.int64)
         return [
             Dropout(dropout.p, key) if dropout is not None and dropout.training else NOT_DROPPED
-            for dropout, key in zip(dropouts, self._keys.random_().tolist(), strict=True)
+            for dropout, key in zip(dropouts, keys.random_().tolist(), strict=True)
         ]
 
     def _hold(self) -> None:
-        """Record where the parameters lie, and which of them move."""
+        """Record the layers, where their parameters lie, and which of them move."""
+        layers = stack_layers(self._encoder)
+        assert isinstance(layers, StackLayers)
+        self._layers, self._modules = layers, HeldModules(self._encoder)
         parameters = _parameters(self._layers, self._heads)
         # Asking for states creates missing ones, so do it before recording what there is.
         self._models: dict[tuple[str, ...], StackModel] = {}  # by the tasks of a batch
