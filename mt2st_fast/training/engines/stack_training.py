@@ -66,9 +66,11 @@ class StackTraining:
             return "a task on words needs an encoder with a table of words"
         reason = optimizer_obstacle(optimizer) or heads_obstacle(heads)
         reason = reason or hook_obstacle(hooks_of((encoder, heads)), [], optimizer)
+        if reason is not None:
+            return reason
         parameters = _parameters(layers, heads)
         # Before states are asked for, which makes those of plain options.
-        reason = reason or parameter_obstacle(parameters, optimizer) or option_obstacle(optimizer)
+        reason = parameter_obstacle(parameters, optimizer) or option_obstacle(optimizer)
         if reason is not None:
             return reason
         D, linears = layers.linears[-1].out_features, [heads.linear(name) for name in heads.active]
