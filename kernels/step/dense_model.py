@@ -66,7 +66,7 @@ class Part(NamedTuple):
     """A dense parameter that is not frozen, and what it is: LAYER_WEIGHT, ..., of which layer or head."""
 
     of: int
-    index: int
+    number: int
     dense: Dense
 
 
@@ -94,9 +94,9 @@ def check_heads(heads: Sequence[Linear], layout: HeadLayout, H: int) -> None:
 def parts_of(layers: Sequence[Linear], heads: Sequence[Linear]) -> list[Part]:
     """Return the parameters of layers and heads that are not frozen."""
     return [
-        Part(of, index, dense)
+        Part(of, number, dense)
         for kinds, linears in ((LAYER, layers), (HEAD, heads))
-        for index, linear in enumerate(linears)
+        for number, linear in enumerate(linears)
         for of, dense in zip(kinds, linear, strict=True)
         if dense is not None and dense.rule != FROZEN
     ]
@@ -109,7 +109,7 @@ def dense_moving(parts: Sequence[Part], moves: Moves) -> DenseMoving:
     return DenseMoving(
         np.array([piece for part in own for piece in _pieces(part)], PIECE),
         np.array([count.data_ptr() for count in counts if count is not None], np.int64),
-        frozenset(part.index for part in own if part.of in LAYER),
+        frozenset(part.number for part in own if part.of in LAYER),
         [_moved(part.dense) for part in own],
     )
 
@@ -120,7 +120,7 @@ def _moved(dense: Dense) -> Tensor:
 
 def _pieces(part: Part) -> list[tuple[int, ...]]:
     """Return the pieces of a parameter (R, C), or (C,) for a bias."""
-    of, index, dense = part
+    of, number, dense = part
     parameter, state = _moved(dense), dense.state
     R, C = (1, len(parameter)) if parameter.dim() == 1 else parameter.shape
     if parameter.dim() == 1 and not dense.whole:
@@ -132,7 +132,7 @@ def _pieces(part: Part) -> list[tuple[int, ...]]:
 
     return [
         (
-            of, index, r, min(step, R - r), C, address(parameter, r * C),
+            of, number, r, min(step, R - r), C, address(parameter, r * C),
             address(state.per_row, 0 if dense.whole else r), address(state.first, r * C),
             address(state.second, r * C), dense.rule, int(dense.whole),
         )

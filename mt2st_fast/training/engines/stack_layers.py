@@ -50,10 +50,12 @@ def _add(module: nn.Module, found: StackLayers) -> str | None:
     """Add the next module of the encoder; returns why it cannot come here, or None."""
     kind = type(module)
     if kind is nn.Linear:
+        assert isinstance(module, nn.Linear)
         found.linears.append(module)
         found.activations.append("none")
         found.dropouts.append(None)
     elif kind is nn.Dropout:
+        assert isinstance(module, nn.Dropout)
         if found.dropouts[-1] is not None:
             return "two Dropouts follow each other in the encoder"
         found.dropouts[-1] = module
