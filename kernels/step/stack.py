@@ -19,8 +19,8 @@ from .model import EVERYTHING, Moves
 from .room import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
 from .stack_model import StackModel
 
-# Of a layer's weight. With two layers of 64 to 2,048 outputs and batches of 32 to 4,096 rows, steps took 0.3 to 0.99 of
-# the time of the eager engine (AMD EPYC, AVX-512, 2 cores, MKL). Beyond, nobody has measured, and a step keeps four times
+# Of a layer's weight. With two layers of 64 to 2,048 outputs and batches of 32 to 4,096 rows, a step took 0.25 to 0.99
+# of the eager engine's time (AMD EPYC, AVX-512, 2 cores, MKL). Beyond, nobody has measured, and a step keeps four times
 # the weights in its own memory.
 MOST_LAYER_FLOATS = 1 << 22
 
