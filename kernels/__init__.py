@@ -36,9 +36,12 @@ from .heads.pooling import POOLINGS, Pooling
 from .heads.reference import accepted_targets, head_correct, row_losses
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_backend
 from .step.bags import bag_step, bag_step_obstacle
+from .step.dense_model import Decay, Dense
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
+from .step.room import Dropout, StepResult
+from .step.stack import stack_step, stack_step_obstacle
+from .step.stack_model import Layer, StackModel
 from .step.text import (
-    Dropout,
     text_correct,
     text_features,
     text_gradients,
@@ -47,7 +50,6 @@ from .step.text import (
 )
 from .step.text_model import (
     Beside,
-    Dense,
     Gradient,
     Pooled,
     TextStepModel,
@@ -71,6 +73,7 @@ __all__ = [
     "BagModel",
     "Beside",
     "Choice",
+    "Decay",
     "Dense",
     "DeviceBags",
     "Dropout",
@@ -79,6 +82,7 @@ __all__ = [
     "HeadLayout",
     "HeadSpec",
     "Kind",
+    "Layer",
     "Moves",
     "MultitaskLoss",
     "Pooled",
@@ -89,6 +93,8 @@ __all__ = [
     "RowRuleKind",
     "RowState",
     "Shape",
+    "StackModel",
+    "StepResult",
     "TextStepModel",
     "Trained",
     "TrainedHead",
@@ -116,6 +122,8 @@ __all__ = [
     "prepared_embedding_bag",
     "row_losses",
     "split_lines",
+    "stack_step",
+    "stack_step_obstacle",
     "sum_pieces",
     "table_path",
     "take_bags",

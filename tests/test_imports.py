@@ -101,6 +101,8 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.training.processes.board": {"raise_to", "wait_for"},
     "mt2st_fast.training.processes.gradients": {"sum_pieces"},
     "mt2st_fast.training.engines.bag_training": None,
+    "mt2st_fast.training.dense_rules": {"Decay", "RowRule", "RowState", "rules"},
+    "mt2st_fast.training.engines.stack_training": None,
     "mt2st_fast.training.engines.text_calls": None,
     "mt2st_fast.training.engines.text_gradients": None,
     "mt2st_fast.training.engines.text_training": None,

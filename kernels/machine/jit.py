@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core import event, types
 from numba.extending import intrinsic
 
@@ -133,3 +134,9 @@ def _pointer_to(element: Any) -> Any:
 # K targets of one type arrive as K addresses: a tuple of arrays would be compiled anew for every K.
 pointer_to_int64 = _pointer_to(types.int64)
 pointer_to_float32 = _pointer_to(types.float32)
+
+
+@helper
+def address_of(array):  # type: ignore[no-untyped-def]
+    """Return the address of its first number, as int64: otherwise helpers would be compiled for `uintp`, too."""
+    return np.int64(array.ctypes.data)

@@ -16,6 +16,16 @@ from ..machine.registry import Room
 ROOM = Room("step", __package__)
 
 
+MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider head is computed in chunks, by the op of the heads
+
+
+class Dropout(NamedTuple):
+    """Which of a batch's numbers are dropped: a function of the key and of a number's position in the batch."""
+
+    probability: float
+    key: int  # 0 <= key < 2^63
+
+
 class StepResult(NamedTuple):
     """Result of a step besides the updated parameters: losses (K,) float32 and correctly classified rows (K,) int64."""
 
@@ -38,6 +48,14 @@ def parameters_obstacle(table: Tensor, others: Sequence[Tensor], backend: str) -
         if not parameter.is_contiguous():
             return "its kernel requires contiguous parameters"
     return None
+
+
+def heads_obstacle(sizes: Sequence[int], n_features: int) -> str | None:
+    """Why no kernel can train heads of these sizes on n_features inputs within a step, or None."""
+    if max(sizes) * n_features <= MOST_HEAD_FLOATS:
+        return None
+    most = MOST_HEAD_FLOATS // n_features
+    return f"a head has {max(sizes):,} outputs, but its kernel supports at most {most:,}"
 
 
 def check_targets(

@@ -16,11 +16,10 @@ from torch.autograd.graph import increment_version
 
 from ..bags.op import in_kernel_types
 from ..bags.rules import SGD, RowRule
+from .dense_model import Decay
 from .model import EVERYTHING, Moves
-from .room import StepResult, check_targets, parameters_obstacle, step_kernels
+from .room import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
 from .text_model import Beside, TextStepModel, Words
-
-MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider head is computed in chunks, by the op of the heads
 
 
 class BatchGradients(NamedTuple):
@@ -35,13 +34,6 @@ class BatchGradients(NamedTuple):
     d_rows: Tensor
 
 
-class Dropout(NamedTuple):
-    """Which of a batch's numbers are dropped: a function of the key and of a number's position in the batch."""
-
-    probability: float
-    key: int  # 0 <= key < 2^63
-
-
 def text_step_obstacle(
     table: Tensor,
     others: Sequence[Tensor],
@@ -54,18 +46,13 @@ def text_step_obstacle(
     n_features: the number of inputs of a head. Raises as `choose_embedding_backend` does.
     """
     obstacle = parameters_obstacle(table, others, backend)
-    if obstacle is not None:
-        return obstacle
-    if max(layout_sizes) * n_features > MOST_HEAD_FLOATS:
-        most = MOST_HEAD_FLOATS // n_features
-        return f"a head has {max(layout_sizes):,} outputs, but its kernel supports at most {most:,}"
-    return None
+    return obstacle or heads_obstacle(layout_sizes, n_features)
 
 
 def text_step(
     model: TextStepModel,
     rules: Sequence[RowRule],
-    decays: Sequence[float],
+    decays: Sequence[Decay],
     words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
@@ -78,8 +65,8 @@ def text_step(
     The caller must check `text_step_obstacle` first.
     words: windows or bags, whichever the model pools. Gradients of the words in `beside` go into the same step of the
     table.
-    rules: those that the model's parameters refer to, with the rates of this step. decays (len(rules),): the factor
-    that each applies to dense parameters before it updates them.
+    rules: those that the model's parameters refer to, with the rates of this step. decays (len(rules),): how each
+    decays dense parameters.
     targets, task_weights (K,): as in `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
 
     Raises ValueError, before anything is changed, for words and targets that do not fit the model, and for a class
@@ -93,7 +80,7 @@ def text_step(
 def _step(
     model: TextStepModel,
     rules: Sequence[RowRule],
-    decays: Sequence[float],
+    decays: Sequence[Decay],
     words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
@@ -129,7 +116,9 @@ def text_gradients(
     if not model.gathers_rows:
         raise ValueError("text_gradients requires a gradient_model; call text_step for this one")
     # Such a step updates the gradients themselves: gradient - rate * (new gradient), with rate -1.
-    found = _step(model, [RowRule(SGD, -1.0)], [1.0], words, targets, task_weights, dropout, moves, beside)
+    found = _step(
+        model, [RowRule(SGD, -1.0)], [Decay()], words, targets, task_weights, dropout, moves, beside
+    )
     rows, d_rows = _kernels(model).gathered(model, moves)
     return BatchGradients(found.losses, found.correct, rows, d_rows)
 
@@ -192,7 +181,7 @@ class TextKernels(Protocol):
         self,
         model: TextStepModel,
         rules: Sequence[RowRule],
-        decays: Sequence[float],
+        decays: Sequence[Decay],
         words: Words,
         targets: Sequence[Tensor],
         task_weights: Tensor,

@@ -139,9 +139,9 @@ class LearningRate:
     def _advance(self) -> None:
         assert self._scheduler is not None
         with warnings.catch_warnings():
-            # A step in one kernel call does not call `optimizer.step`, which torch's scheduler then misses.
-            if self._at == 0:
-                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            # A step in one kernel call does not call `optimizer.step`, which torch's scheduler then misses; those of a
+            # SequentialLR do so when their turn comes.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self._scheduler.step()
 
     def _first_group(self) -> dict[str, Any]:

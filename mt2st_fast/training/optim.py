@@ -412,19 +412,7 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
     def table_steps(self, table: Tensor) -> Tensor | None:
         """Return the number of steps that a table has taken, float32 on the table's device."""
         # AdamW looks for it in the state of every parameter when it is loaded.
-        return self._steps_of(table, table.device)
-
-    def _steps_of(self, parameter: Tensor, device: torch.device | None = None) -> Tensor:
-        """Return the number of steps of a parameter as kernels count them: float32, on this device or where it is.
-
-        torch counts in its default dtype, and loads a checkpoint's count as it was saved, to the CPU.
-        """
-        state: dict[str, Tensor] = self.state[parameter]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device or "cpu")
-        steps = state["step"]
-        state["step"] = steps.to(device or steps.device, torch.float32)  # itself, if it is that already
-        return state["step"]
+        return counted_steps(self.state[table], table.device)
 
     def other_rule(self, group: dict[str, Any]) -> str | None:
         """Return an option by which AdamW is not plain Adam with decay, or is computed elsewhere; None if it is."""
@@ -433,13 +421,30 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
 
     def whole_state(self, parameter: Tensor) -> RowState | None:
         """Return AdamW's own state: one step count, and both moments."""
-        steps, state = self._steps_of(parameter), self.state[parameter]
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if moment not in state:
-                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return RowState(steps.view(-1), *(state[name].view(-1) for name in ("exp_avg", "exp_avg_sq")))
+        return adam_state(self.state[parameter], parameter)
 
     def row_state(self, table: Tensor) -> RowState:
         """Return the step count of each row, and both moments."""
         self.table_steps(table)  # is made with the rest, and before addresses are taken
         return super().row_state(table)
+
+
+def adam_state(state: dict[str, Any], parameter: Tensor) -> RowState:
+    """Return the state of torch's Adam for a parameter, made as at its first step: a step count, and both moments."""
+    steps = counted_steps(state)
+    for moment in ("exp_avg", "exp_avg_sq"):
+        if moment not in state:
+            state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return RowState(steps.view(-1), *(state[name].view(-1) for name in ("exp_avg", "exp_avg_sq")))
+
+
+def counted_steps(state: dict[str, Any], device: torch.device | None = None) -> Tensor:
+    """Return the count of steps in a state of Adam as kernels count: float32, on this device or where it is.
+
+    torch counts in its default dtype, and loads a checkpoint's count as it was saved, to the CPU.
+    """
+    if "step" not in state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=device or "cpu")
+    steps: Tensor = state["step"]
+    state["step"] = steps.to(device or steps.device, torch.float32)  # itself, if it is that already
+    return state["step"]  # type: ignore[no-any-return]

@@ -12,6 +12,9 @@ import torch.nn.functional as F
 EPS, BETAS, DECAY = 1e-3, (0.8, 0.95), 0.1
 
 
+ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "gelu": F.gelu}
+
+
 def vectors_of(p, case, types):
     """(..., D) the mean of the rows of each type; zeros without any, and for -1."""
     table = p["encoder.table"]
@@ -31,6 +34,8 @@ def features_of(p, case, inputs):
     """(N, D) or (N, T, D)."""
     if case.encoder == "tokens":
         return torch.tanh(inputs[0].double() @ p["encoder.mix.weight"].T + p["encoder.mix.bias"])
+    if case.encoder == "mlp":
+        return mlp_features_of(p, case, inputs.double())
     if case.encoder == "window":
         window = vectors_of(p, case, inputs).flatten(1)
         if case.hidden is None:
@@ -43,6 +48,15 @@ def features_of(p, case, inputs):
         return sums
     counts = torch.stack([(types[first:last] >= 0).sum() for first, last in bags])
     return sums / counts.clamp_min(1).unsqueeze(1)
+
+
+def mlp_features_of(p, case, x):
+    """(N, D): every linear layer, and the activation after the first one."""
+    weights = [name for name in p if name.startswith("encoder.") and name.endswith(".weight")]
+    for place, name in enumerate(weights):
+        x = x @ p[name].T + p.get(name.replace("weight", "bias"), 0.0)
+        x = ACTIVATIONS[case.activation](x) if place == 0 else x
+    return x
 
 
 def logits_of(p, case, name, inputs):
@@ -131,6 +145,10 @@ def dense_optimizer(name, groups, lr):
         return AllRows(groups, {"lr": lr})
     if name in ("adam", "torch adam"):
         return torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPS, weight_decay=DECAY)
+    if name == "torch l2 adam":
+        return torch.optim.Adam(groups, lr=lr, betas=BETAS, eps=EPS, weight_decay=DECAY)
+    if name == "torch plain sgd":
+        return torch.optim.SGD(groups, lr=lr, weight_decay=DECAY)
     momentum = {"momentum": 0.9, "nesterov": True, "weight_decay": DECAY} if name == "torch sgd" else {}
     return torch.optim.SGD(groups, lr=lr, **momentum)
 

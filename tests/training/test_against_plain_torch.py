@@ -26,10 +26,11 @@ from mt2st_fast import (
     Uncertainty,
     WindowEncoder,
 )
-from tests.training.plain_loop import BETAS, DECAY, EPS, PlainLoop
+from tests.training.plain_loop import ACTIVATIONS, BETAS, DECAY, EPS, PlainLoop
 from tests.training.small_runs import Stop, assert_same
 
 WEIGHTS = (1.0, 0.0, 0.4, 2.0)
+INPUTS = 4  # of a stack of linear layers
 ROWS = 11  # of a table whose types have rows of their own, 0 for padding
 RATE_OF_HEADS = 0.3  # of the encoder's, where they have groups of their own
 
@@ -44,6 +45,7 @@ class Case:
     D: int = 5
     hidden: int | None = None
     mode: str = "mean"
+    activation: str = "relu"
     rows: Tensor | None = None  # of each type, 0 = none
     sparse: bool = False
     bias: bool = True
@@ -85,19 +87,21 @@ def task_of(r, pooling):
     )
 
 
-def draw(seed):
+def draw(seed, is_mlp=False):
     r = random.Random(seed)
-    encoder = r.choice(["window", "window", "bag", "bag", "bag", "tokens"])
+    encoder = "mlp" if is_mlp else r.choice(["window", "window", "bag", "bag", "bag", "tokens"])
     how = ("none", "first", "mean") if encoder == "tokens" else ("none",)
     tasks = {name: task_of(r, r.choice(how)) for name in "abc"[: r.choice([1, 2, 3, 3])]}
     optimizer = r.choice(["adam", "adam", "adagrad", "sgd", "torch adam", "torch sgd"])
+    if is_mlp:
+        optimizer = r.choice([optimizer, "torch adam", "torch l2 adam", "torch plain sgd"])
     case = Case(
         encoder, tasks, optimizer, r.choice(["steps", "steps", "turns", "learnt"]), D=r.choice([1, 5, 8])
     )
-    case.sparse = encoder != "tokens" and not optimizer.startswith("torch")
+    case.sparse = encoder in ("window", "bag") and not optimizer.startswith("torch")
     case.hidden, case.mode = r.choice([None, 3, 8]), r.choice(["mean", "sum"])
     case.bias, case.own_groups = r.random() < 0.8, r.random() < 0.3
-    if encoder != "tokens" and r.random() < 0.4:
+    if encoder in ("window", "bag") and r.random() < 0.4:
         M = r.choice([1, 3])
         rows = [[r.choice([0, *range(1, ROWS, 2)]) for _ in range(M)] for _ in range(case.V)]
         case.rows = torch.tensor(rows)
@@ -110,8 +114,10 @@ def draw(seed):
     if r.random() < 0.3:
         case.scheduler = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
     case.dtype = r.choice([torch.float32] * 3 + [torch.float64])
+    if is_mlp:  # what one kernel call takes, most of the time
+        case.activation, case.accumulate, case.clip_norm = r.choice(list(ACTIVATIONS)), 1, None
     case.options = {"log_every": r.choice([1, 2, 100])}
-    own = [name for name in list(tasks)[1:] if r.random() < 0.3]
+    own = [name for name in list(tasks)[1:] if not is_mlp and r.random() < 0.3]
     shared = [name for name in tasks if name not in own]
     case.loaders = {"a": [batch(case, r, shared) for _ in range(4)]}
     case.loaders |= {name: [batch(case, r, [name]) for _ in range(3)] for name in own}
@@ -128,6 +134,9 @@ def batch(case, r, names):
         lengths = torch.tensor([0, *(r.choice([0, 1, 3]) for _ in range(N))])
         types = torch.randint(-1, case.V, (int(lengths.sum()),), generator=generator)
         inputs = types.to(integer), lengths.cumsum(0)
+    elif case.encoder == "mlp":
+        x = torch.randn(2, N, INPUTS, generator=generator, dtype=case.dtype)
+        inputs = x[0] if r.random() < 0.8 else x.transpose(0, 1)[:, 0]  # not contiguous
     else:
         rows = (N, 3)
         x = torch.randn(N, 3, 2, generator=generator, dtype=case.dtype)
@@ -170,6 +179,13 @@ class Tokens(nn.Module):
         return torch.tanh(self.mix(inputs[0])), inputs[1]
 
 
+def mlp(case):
+    activation = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}[case.activation]
+    first = nn.Linear(INPUTS, case.hidden or case.D, bias=case.bias)
+    last = [nn.Linear(case.hidden, case.D)] if case.hidden else []
+    return nn.Sequential(nn.Dropout(0.0), nn.Sequential(first, nn.Identity(), activation()), *last)
+
+
 def model_of(case, seed):
     torch.manual_seed(seed)
     rows = {} if case.rows is None else {"rows_of_type": case.rows, "num_rows": ROWS}
@@ -177,6 +193,8 @@ def model_of(case, seed):
         encoder = WindowEncoder(case.V, case.D, window=1, hidden=case.hidden, sparse=case.sparse, **rows)
     elif case.encoder == "bag":
         encoder = BagEncoder(case.V, case.D, mode=case.mode, sparse=case.sparse, **rows)
+    elif case.encoder == "mlp":
+        encoder = mlp(case)
     else:
         encoder = Tokens(case.D)
     width = getattr(encoder, "out_features", case.D)
@@ -199,6 +217,8 @@ def trainer_of(case, seed, backward, callbacks=()):
     makers = {
         "adam": lambda groups: LazyAdam(groups, lr=case.lr, **adam),
         "torch adam": lambda groups: torch.optim.AdamW(groups, lr=case.lr, **adam),
+        "torch l2 adam": lambda groups: torch.optim.Adam(groups, lr=case.lr, **adam),
+        "torch plain sgd": lambda groups: torch.optim.SGD(groups, case.lr, weight_decay=DECAY),
         "torch sgd": lambda groups: torch.optim.SGD(groups, case.lr, 0.9, weight_decay=DECAY, nesterov=True),
         "adagrad": lambda groups: RowwiseAdagrad(groups, lr=case.lr, eps=EPS),
         "sgd": lambda groups: SGD(groups, lr=case.lr),
@@ -250,8 +270,8 @@ def assert_as_plain(case, trainer, loop):
         first = record.step
 
 
-def check(seed, path):
-    case = draw(seed)
+def check(seed, path, is_mlp=False):
+    case = draw(seed, is_mlp)
     engines, read_once = set(), len(case.loaders) == case.accumulate == 1 and case.clip_norm is None
     for backward in ("auto", "autograd", *(["fused"] if case.sparse and read_once else [])):
         trainer = trainer_of(case, seed, backward)
@@ -281,6 +301,19 @@ def test_a_run_is_that_of_plain_torch_and_goes_on_with_the_same_bits(seed, tmp_p
 def test_the_seeds_reach_every_engine(tmp_path):
     engines = set().union(*(check(seed, tmp_path / f"{seed}") for seed in (1, 12)))
     assert engines == {"one kernel call", "gradients in one kernel call", "eager"}
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_run_of_linear_layers_is_that_of_plain_torch(seed, tmp_path):
+    case = draw(seed, is_mlp=True)
+    taken = case.dtype == torch.float32 and case.optimizer != "torch sgd"
+    assert ("one kernel call" in check(seed, tmp_path / "c", is_mlp=True)) == taken
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(16, 300))
+def test_many_runs_of_linear_layers_are_those_of_plain_torch(seed, tmp_path):
+    check(seed, tmp_path / "c", is_mlp=True)
 
 
 @pytest.mark.long

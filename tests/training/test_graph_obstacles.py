@@ -12,7 +12,7 @@ from torch import nn
 from mt2st_fast import MultiTask, Trainer
 from mt2st_fast.training.engines.cuda_graph import optimizer_obstacle
 from mt2st_fast.training.engines.graphed_steps import WARM_UP_STEPS
-from tests.training.graphs_on_cpu import RATE, GraphedOnCpu, Recorder
+from tests.training.graphs_on_cpu import RATE, EagerOnCpu, GraphedOnCpu, Recorder
 
 
 def test_a_cpu_cannot_honour_it(toy):
@@ -70,7 +70,7 @@ def test_a_capture_that_breaks_off_half_way_leaves_nothing_behind(toy):
             raise RuntimeError("half-way")
 
     torch.manual_seed(3)
-    expected = Trainer(toy.encoder(), toy.heads(), lr=RATE).fit(toy.batches(6), epochs=2)
+    expected = EagerOnCpu(toy.encoder(), toy.heads(), lr=RATE).fit(toy.batches(6), epochs=2)
     torch.manual_seed(3)
     holder = [GraphedOnCpu(toy.encoder(), toy.heads(), lr=RATE, capturer=HalfWay())]
     assert holder[0].fit(toy.batches(6), epochs=2) == expected
@@ -90,7 +90,7 @@ def test_graphs_are_made_again_after_a_capture_that_failed(toy):
     batches = toy.batches(6)
     batches[5] = (batches[5][0][:7], {name: target[:7] for name, target in batches[5][1].items()})
     torch.manual_seed(3)
-    expected = Trainer(toy.encoder(), toy.heads(), schedule=MultiTask(), lr=RATE).fit(batches, epochs=6)
+    expected = EagerOnCpu(toy.encoder(), toy.heads(), schedule=MultiTask(), lr=RATE).fit(batches, epochs=6)
     torch.manual_seed(3)
     trainer = GraphedOnCpu(toy.encoder(), toy.heads(), schedule=MultiTask(), lr=RATE, capturer=FailsOnce())
     assert trainer.fit(batches, epochs=6) == expected

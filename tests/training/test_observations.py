@@ -158,7 +158,7 @@ def test_learnt_weights_move_and_stand_in_the_history(toy):
     assert all(value != 1.0 for value in weights.values())
     # The main task alone is weighted after the switch; the others' numbers rest.
     assert set(history.steps[-1].weights) == {"tag"}
-    assert history.phases[0].engine == "eager"
+    assert history.phases[0].engine == "one kernel call"
 
 
 def test_a_module_without_weights_is_no_schedule(toy):
@@ -171,10 +171,13 @@ def test_a_module_without_weights_is_no_schedule(toy):
 
 
 def test_engines_say_who_took_a_phase_and_why(toy):
-    phase = make(toy, DynamicAverage()).fit(toy.batches(2), epochs=1).phases[0]
+    trainer = make(toy, DynamicAverage())
+    trainer.encoder.append(nn.LayerNorm(8))
+    phase = trainer.fit(toy.batches(2), epochs=1).phases[0]
     assert phase.engine == "eager"
+    taken = "nn.Linear, ReLU, Tanh, GELU, Dropout and Identity"
     assert phase.passed_over == {
-        "one kernel call": "it is for a WindowEncoder or a BagEncoder, not for Sequential",
+        "one kernel call": f"it is for an nn.Sequential of {taken}, and the encoder has a LayerNorm",
         "gradients in one kernel call": "it needs a WindowEncoder or a BagEncoder and MultiTaskHeads, not subclasses",
         "cuda graph": "not asked for (graph=False)",
     }

@@ -155,6 +155,7 @@ def operators_of_a_step(toy, schedule, step, **options):
         schedule=schedule,
         log_every=1000,
         callbacks=callbacks,
+        backward="autograd",
         **options,
     )
     trainer.fit(toy.batches(20), epochs=1)

@@ -20,7 +20,7 @@ from mt2st_fast import (
 )
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.schedules import Moment, RunFacts, find_strategy
-from tests.training.graphs_on_cpu import GraphedOnCpu
+from tests.training.graphs_on_cpu import EagerOnCpu, GraphedOnCpu
 from tests.training.small_runs import assert_goes_on_with_the_same_bits
 from tests.training.turn_runs import OPTIMIZERS, PER_EPOCH, batches, parameters_of, trainer_of, windows
 from tests.training.weighting_runs import (
@@ -56,7 +56,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name, stop, tmp_path):
 
 @pytest.mark.parametrize("name", MAKE)
 def test_graphs_replay_them(name):
-    eager, graphed = (trained(MAKE[name](), 6, kind=kind) for kind in (Trainer, GraphedOnCpu))
+    eager, graphed = (trained(MAKE[name](), 6, kind=kind) for kind in (EagerOnCpu, GraphedOnCpu))
     assert graphed[1] == eager[1]
     assert graphed[1].phases[0].graph == "captured"
     assert graphed[0].capturer.replayed > 5

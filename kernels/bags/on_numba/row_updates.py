@@ -120,6 +120,15 @@ def _move_by_columns(rule, row, gradient, D, first, second, step, scale):
 
 
 @borrower
+def move_row(rule, row, gradient, D, first, second, step, scale):
+    """Update a row (D,) and its state at these addresses, 0 for what the rule does not keep, by its two numbers."""
+    if rule["by_step"]:
+        _move(row, gradient, D, step)
+    else:
+        _move_by_columns(rule, row, gradient, D, first, second, step, scale)
+
+
+@borrower
 def update_row(rule, table, row, gradient, D, per_row, first, second):
     """Update a row of the table (V, D) by its gradient (D,); rule is a record of rules.RULE_RECORD.
 
@@ -128,13 +137,9 @@ def update_row(rule, table, row, gradient, D, per_row, first, second):
     mean_square = _mean_square(gradient, D) if rule["uses_mean_square"] else ZERO
     step, scale = row_numbers(rule, mean_square, per_row, row)
     offset = FLOAT_BYTES * row * D
-    if rule["by_step"]:
-        _move(table + offset, gradient, D, step)
-    else:
-        _move_by_columns(
-            rule, table + offset, gradient, D, first + offset if first else 0, second + offset if second else 0, step,
-            scale,
-        )  # fmt: skip
+    move_row(
+        rule, table + offset, gradient, D, first + offset if first else 0, second + offset if second else 0, step, scale
+    )  # fmt: skip
 
 
 @borrower

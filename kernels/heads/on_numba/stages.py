@@ -84,15 +84,22 @@ def pack_for_logits(weight, first, n_outputs, packed):
 @helper
 def pack_for_features(weight, first, n_outputs, packed):
     """Pack rows first.. of weight (S, D) by PANEL features: packed (panels, n_outputs, PANEL), zero past D."""
+    floats = n_outputs * PANEL
+    for panel in range(-(-weight.shape[1] // PANEL)):
+        pack_feature_panel(weight, first, n_outputs, panel, packed[panel * floats : (panel + 1) * floats])
+
+
+@helper
+def pack_feature_panel(weight, first, n_outputs, panel, packed):
+    """Pack one panel of PANEL features: packed (n_outputs * PANEL,)."""
     D = weight.shape[1]
     source, target = weight[first].ctypes.data, packed.ctypes.data
-    for panel in range(-(-D // PANEL)):
-        width = min(PANEL, D - panel * PANEL)
-        for c in range(n_outputs):
-            at = (panel * n_outputs + c) * PANEL
-            copy_floats(source + FLOAT_BYTES * (c * D + panel * PANEL), target + FLOAT_BYTES * at, width)
-            for d in range(width, PANEL):
-                packed[at + d] = ZERO
+    width = min(PANEL, D - panel * PANEL)
+    for c in range(n_outputs):
+        at = c * PANEL
+        copy_floats(source + FLOAT_BYTES * (c * D + panel * PANEL), target + FLOAT_BYTES * at, width)
+        for d in range(width, PANEL):
+            packed[at + d] = ZERO
 
 
 @helper

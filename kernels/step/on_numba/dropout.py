@@ -7,9 +7,13 @@ threads.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
 
 from ...machine.jit import entry, helper
+from ..room import Dropout
 
 GOLDEN, FIRST, SECOND = (
     np.uint64(0x9E3779B97F4A7C15),
@@ -19,6 +23,26 @@ GOLDEN, FIRST, SECOND = (
 PART_BITS, PARTS = 16, 4
 PART = np.uint64((1 << PART_BITS) - 1)
 ZERO = np.float32(0)
+
+
+class Drop(NamedTuple):
+    """Dropout in the form that kernels take: see draw_factors. A threshold of 0 drops nothing."""
+
+    key: np.uint64
+    threshold: np.uint64
+    kept: np.float32
+
+
+def drop_of(dropout: Dropout) -> Drop:
+    """Convert dropout to the form that kernels take."""
+    return Drop(np.uint64(dropout.key), *_threshold_and_kept(dropout.probability))
+
+
+@lru_cache(maxsize=64)
+def _threshold_and_kept(probability: float) -> tuple[np.uint64, np.float32]:
+    threshold = min(round(probability * (1 << PART_BITS)), 1 << PART_BITS)
+    kept = 0.0 if probability >= 1 else 1.0 / (1.0 - probability)
+    return np.uint64(threshold), np.float32(kept)
 
 
 @helper

@@ -12,54 +12,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...heads.on_numba.stages import DEPTH, round_up
+from ...heads.on_numba.stages import round_up
 from ...machine.gemm import (
     BLOCK_ROWS,
     PANEL,
-    add_by_row,
-    add_by_row_1,
-    multiply_by_row,
-    multiply_by_row_1,
 )
-from ...machine.jit import helper
-from ...machine.simd import FLOAT_BYTES, WIDTH
+from ...machine.jit import address_of, helper
+from ...machine.simd import FLOAT_BYTES
+from .dense_tiles import multiply_panels
 from .text_index import NONE
 
 ZERO = np.float32(0)
 TYPES_A_PIECE = 64
 # With up to this many types per window, types are projected. A window then costs a sum of rows, which is not free.
 MOST_TYPES_A_WINDOW = 0.75
-
-
-@helper
-def address_of(array):
-    """Return the address of its first number, as int64: otherwise helpers would be compiled for `uintp`, too."""
-    return np.int64(array.ctypes.data)
-
-
-@helper
-def multiply_panels(a, lda, rows, depth, panels, panel_floats, n, c, ldc):
-    """c (rows, n) = a (rows, depth) times packed column panels (depth, PANEL), which are panel_floats apart.
-
-    Computes whole blocks of rows and whole vectors of columns.
-    """
-    for panel in range(-(-n // PANEL)):
-        wide = n - panel * PANEL > WIDTH
-        for k in range(0, depth, DEPTH):
-            part = min(DEPTH, depth - k)
-            packed = panels + FLOAT_BYTES * (panel * panel_floats + k * PANEL)
-            for i in range(0, rows, BLOCK_ROWS):
-                a_i = a + FLOAT_BYTES * (i * lda + k)
-                c_i = c + FLOAT_BYTES * (i * ldc + panel * PANEL)
-                if k == 0:
-                    if wide:
-                        multiply_by_row(a_i, lda, packed, PANEL, c_i, ldc, part)
-                    else:
-                        multiply_by_row_1(a_i, lda, packed, PANEL, c_i, ldc, part)
-                elif wide:
-                    add_by_row(a_i, lda, packed, PANEL, c_i, ldc, part)
-                else:
-                    add_by_row_1(a_i, lda, packed, PANEL, c_i, ldc, part)
 
 
 @helper

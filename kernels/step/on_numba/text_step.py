@@ -17,7 +17,6 @@ have one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numba
 import numpy as np
@@ -28,84 +27,47 @@ from ...bags.on_numba.ids import mean_scales
 from ...bags.rules import SGD, RowRule, packed
 from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, head_panels
-from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
+from ...machine.jit import pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
+from ..dense_model import Decay
 from ..model import NOTHING, Moves
-from ..text import Dropout
+from ..room import Dropout
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, Beside, Moving, TextStepModel, Words
-from .dropout import PART_BITS
-from .text_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, ZERO, project_types
+from .dense_tiles import columns_by_task, copy_from, count_step, head_biases, store_losses
+from .dropout import Drop, drop_of
+from .text_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, project_types
 from .text_index import Rows, first_unknown
 from .text_memory import TILE_ROWS, memory_of
-from .text_tiles import N_PREPARED, ONE, Drop, average_rows, prepare, run_tile
+from .text_tiles import N_PREPARED, average_rows, prepare, run_tile
 from .text_updates import ROWS_A_PIECE, add_up, move, n_pieces_to_add_up
 
 # --- the step --------------------------------------------------------------------------------------------
 
 
-# Loops: an array expression would make Numba compile its messages about shapes and axes, too.
-@helper
-def _copy_from(address, values):
-    """values (n,) = the float32 at an address, or zeros for address 0."""
-    source = numba.carray(pointer_to_float32(address), (len(values) if address else 0,))
-    for i in range(len(values)):
-        values[i] = source[i] if address else ZERO
-
-
-@helper
-def _head_biases(heads, addresses, S):
-    """Return the biases of these heads at their columns in the layout, (S,); 0 for a head without one."""
-    bias_s = np.zeros(S, np.float32)
-    for k in range(len(heads)):
-        a = heads[k]["offset"]
-        _copy_from(addresses[heads[k]["index"]], bias_s[a : a + heads[k]["size"]])
-    return bias_s
-
-
-@helper
-def _columns_by_task(heads, columns, n_tasks):
-    """Return where each task's outputs begin among those of these heads, (K,); -1 if its head is not one of them."""
-    column_of = np.empty(n_tasks, np.int64)
-    for task in range(n_tasks):
-        column_of[task] = -1
-    for k in range(len(heads)):
-        column_of[heads[k]["index"]] = columns[k]
-    return column_of
-
-
-@helper
-def _count_step(address):
-    """Add 1 to the float32 at an address; return the new number."""
-    count = numba.carray(pointer_to_float32(address), (1,))
-    count[0] += ONE
-    return count[0]
-
-
 def _step_on_text(  # type: ignore[no-untyped-def]
-    team, rules, decays, texts, width, table, hidden, hidden_bias, weights, biases, pieces, counts, heads,
+    team, rules, decays, texts, width, table, hidden, hidden_bias, pieces, counts, heads,
     column_weights, targets, mean_scale, scale, drop, reach, index, b, losses_address, correct_address,
 ):  # fmt: skip
     """Take one step on N rows of W vectors; store losses and hits of the heads.
 
-    rules, decays: of this step. texts: Rows.
+    rules, decays: of this step (see move_dense). texts: Rows.
     hidden (H, W D), hidden_bias (an address): the hidden layer; (0, W D) without one, and heads then see W D numbers.
-    weights, biases (K,): addresses for all heads in the layout, 0 = no bias.
-    pieces, counts: of a TextStepModel, of the parameters that are updated.
+    pieces, counts: of dense parameters that are updated.
     heads: records of the heads that are computed. reach: how far back gradients are computed.
     Everything else is as in tile_pass. With TO_NOTHING nothing is updated, and b.a holds the features.
     """
     N, W, D, K = texts.n_rows, width, table.D, len(heads)
     if reach == TO_TABLE and table.steps:
-        rules[table.rule]["table_steps"] = _count_step(table.steps)
+        rules[table.rule]["table_steps"] = count_step(table.steps)
     has_hidden = len(hidden) > 0
     H = len(hidden) if has_hidden else W * D
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
     correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
     columns = columns_of(heads)
-    column_of = _columns_by_task(heads, columns, len(targets))
+    column_of = columns_by_task(heads, columns, len(targets))
     for_logits, for_features = head_panels(columns[K], H, reach >= TO_HIDDEN)
     in_parallel(team, N_PREPARED, prepare, (
-        texts, hidden, weights[heads["index"]], H, heads, columns, for_logits, for_features, reach, index, b,
+        texts, hidden, b.dense.weights[heads["index"]], H, heads, columns, for_logits, for_features, reach, index, b,
     ))  # fmt: skip
     n_types = -(-index.counts[0] // TYPES_A_PIECE)
     in_parallel(team, n_types, average_rows, (table, index, b))
@@ -114,8 +76,8 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     if by_type:
         in_parallel(team, n_types, project_types, (D, H, index, b))
     hidden_bias_h = np.empty(H, np.float32)
-    _copy_from(hidden_bias, hidden_bias_h)
-    head_bias_s = _head_biases(heads, biases, len(column_weights))
+    copy_from(hidden_bias, hidden_bias_h)
+    head_bias_s = head_biases(heads, b.dense.biases, len(column_weights))
     n_tiles = -(-N // TILE_ROWS)
     in_parallel(team, 1 + n_tiles, run_tile, (
         N, W, D, texts, index, drop, by_type, has_hidden, hidden_bias_h, for_logits, for_features, head_bias_s, heads,
@@ -125,20 +87,14 @@ def _step_on_text(  # type: ignore[no-untyped-def]
         return
     n_types, n_row_pieces = (n_types, -(-index.counts[1] // ROWS_A_PIECE)) if reach == TO_TABLE else (0, 0)
     in_parallel(team, n_pieces_to_add_up(len(pieces), n_types), add_up, (
-        pieces, n_types, column_of, N, W, H, table, index, b
+        pieces, n_types, column_of, N, table, index, b
     ))  # fmt: skip
     in_parallel(team, len(pieces) + n_row_pieces, move, (
-        pieces, rules, decays, column_of, n_tiles, H, table, index, b
+        pieces, rules, decays, column_of, n_tiles, table, index, b
     ))  # fmt: skip
     for i in range(len(counts)):
-        _count_step(counts[i])
-    for k in range(K):
-        task = heads[k]["index"]
-        loss, hits = 0.0, 0
-        for tile in range(n_tiles):
-            loss += b.losses[tile, k]
-            hits += b.correct[tile, k]
-        losses[task], correct[task] = loss * mean_scale[task], hits
+        count_step(counts[i])
+    store_losses(heads, n_tiles, mean_scale, b.dense, losses, correct)
 
 
 step_on_text = Kernel(_step_on_text)
@@ -147,22 +103,10 @@ step_on_text = Kernel(_step_on_text)
 # --- the host --------------------------------------------------------------------------------------------
 
 
-def drop_of(dropout: Dropout) -> Drop:
-    """Convert dropout to the form that the kernel takes."""
-    return Drop(np.uint64(dropout.key), *_threshold_and_kept(dropout.probability))
-
-
-@lru_cache(maxsize=64)
-def _threshold_and_kept(probability: float) -> tuple[np.uint64, np.float32]:
-    threshold = min(round(probability * (1 << PART_BITS)), 1 << PART_BITS)
-    kept = 0.0 if probability >= 1 else 1.0 / (1.0 - probability)
-    return np.uint64(threshold), np.float32(kept)
-
-
 def step(
     model: TextStepModel,
     rules: Sequence[RowRule],
-    decays: Sequence[float],
+    decays: Sequence[Decay],
     words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
@@ -197,6 +141,7 @@ def gathered(model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
 LEAST_ROWS, MOST_ROWS, MOST_FLOATS = 1 << 9, 1 << 14, 1 << 25
 
 _NO_RULE = packed((RowRule(SGD, 0.0),))
+NO_DECAY = np.array([Decay()], np.float32)
 _NOT_DROPPED = drop_of(Dropout(0.0, 0))
 _NO_HIDDEN = np.zeros((0, 0), np.float32)
 
@@ -212,7 +157,7 @@ def features(model: TextStepModel, words: Words) -> Tensor:
     for part in _parts(model, N):
         some = _part_of(rows, part)
         _call(
-            model, _NO_RULE, np.ones(1, np.float32), some, model.moving(NOTHING)._replace(reach=TO_NOTHING),
+            model, _NO_RULE, NO_DECAY, some, model.moving(NOTHING)._replace(reach=TO_NOTHING),
             batch.table.records[:0], batch, _NOT_DROPPED, 0, 0,
         )  # fmt: skip
         out.numpy()[part] = model.memory.buffers.a[: some.n_rows, :H]
@@ -232,7 +177,7 @@ def correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Te
         )
         found[:] = 0  # reset, as a head without a target in this part is skipped
         _call(
-            model, _NO_RULE, np.ones(1, np.float32), _part_of(rows, part), model.moving(NOTHING), batch.computed(),
+            model, _NO_RULE, NO_DECAY, _part_of(rows, part), model.moving(NOTHING), batch.computed(),
             batch, _NOT_DROPPED, losses.ctypes.data, found.ctypes.data,
         )  # fmt: skip
         total += found
@@ -310,7 +255,7 @@ def _call(
     step_on_text(
         rules, decays, rows, model.pooled.width, memory.table,
         _NO_HIDDEN if weight is None else weight.parameter.numpy(),
-        0 if bias is None else bias.parameter.data_ptr(), memory.weights, memory.biases, moving.pieces,
-        moving.counts, heads, batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop,
-        moving.reach, memory.batch, memory.buffers, losses, correct,
+        0 if bias is None else bias.parameter.data_ptr(), moving.dense.pieces, moving.dense.counts, heads,
+        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, moving.reach,
+        memory.batch, memory.buffers, losses, correct,
     )  # fmt: skip

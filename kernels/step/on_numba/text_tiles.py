@@ -6,32 +6,26 @@ and losses, and all gradients down to the vectors. Sums over all rows are left t
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from ...bags.on_numba.row_sums import scale_row, sum_rows
 from ...bags.on_numba.row_updates import ask_for_row
-from ...heads.on_numba.loss_pass import LANES
 from ...heads.on_numba.stages import (
-    feature_gradient,
-    logits,
     pack_for_features,
     pack_for_logits,
     round_up,
     scratch,
 )
-from ...heads.on_numba.tile import loss_tile, pack_heads
+from ...heads.on_numba.tile import pack_heads
 from ...machine.gemm import BLOCK_ROWS, PANEL
-from ...machine.jit import helper
+from ...machine.jit import address_of, helper
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE
+from .dense_tiles import head_tile, multiply_panels
 from .dropout import draw_factors, words_of
 from .text_hidden import (
     TYPES_A_PIECE,
     ZERO,
-    address_of,
-    multiply_panels,
     outputs_by_type,
     outputs_by_window,
 )
@@ -40,14 +34,6 @@ from .text_memory import TILE_ROWS
 
 ONE = np.float32(1)
 AHEAD = 2  # types whose rows are prefetched
-
-
-class Drop(NamedTuple):
-    """Dropout in the form that the kernel takes: see draw_factors. A threshold of 0 drops nothing."""
-
-    key: np.uint64
-    threshold: np.uint64
-    kept: np.float32
 
 
 # --- rounds 1 and 2: the batch's words, packed weights, vectors of types ---------------------------------
@@ -175,12 +161,6 @@ def _hidden_gradient(first, rows, H, b, d_bias):
 
 
 @helper
-def _head_logits(a, lda, rows, H, S, for_logits, product, z):
-    """z (S, rows) = the heads' logits. A separate function, since an array is freed after the last use of its name."""
-    logits(a, lda, rows, H, S, address_of(for_logits), address_of(product), address_of(z), z.shape[1])
-
-
-@helper
 def run_tile(
     p, N, W, D, texts, index, drop, by_type, has_hidden, hidden_bias, for_logits, for_features, head_bias, heads,
     columns, column_weights, targets, scale, reach, table, b,
@@ -193,11 +173,11 @@ def run_tile(
         if reach == TO_TABLE:
             index_rows(texts, table.rows_of_type, table.frozen, table.d_rows != 0, index)
         return
-    tile, H, S, F = p - 1, len(hidden_bias), columns[-1], W * D
+    tile, H, F = p - 1, len(hidden_bias), W * D
     first = tile * TILE_ROWS
     rows = min(TILE_ROWS, N - first)
     padded = round_up(rows, WIDTH)
-    ldx, lda, ldz = b.x.shape[1], b.a.shape[1], b.z.shape[2]
+    ldx, lda = b.x.shape[1], b.a.shape[1]
     factors = scratch(rows if drop.threshold > 0 else 0, F)
     if by_type:
         outputs_by_type(first, rows, padded, hidden_bias, index, b)
@@ -207,27 +187,13 @@ def run_tile(
             outputs_by_window(first, rows, padded, F, hidden_bias, b)
     if reach == TO_NOTHING:
         return
-    a, d_a, z = address_of(b.a[first]), address_of(b.d_a[first]), b.z[tile]
-    product, lanes = scratch(WIDTH, PANEL), scratch(LANES, padded)
-    gathered, tile_bias_gradient = np.empty(rows, np.int64), np.zeros(S, np.float32)
-    loss_k, correct_k, d_head_bias = b.losses[tile], b.correct[tile], b.d_head_bias[tile]
-    for k in range(len(heads)):
-        loss_k[k], correct_k[k] = 0.0, 0
-    for s in range(S):
-        d_head_bias[s] = ZERO
-    _head_logits(a, lda, rows, H, S, for_logits, product, z)
-    loss_tile(
-        z, head_bias, heads, columns, column_weights, targets, N, b.all_rows, first, rows, scale, True, loss_k,
-        correct_k, d_head_bias, tile_bias_gradient, gathered, lanes,
+    d_a = address_of(b.d_a[first])
+    head_tile(
+        tile, first, rows, N, for_logits, for_features, head_bias, heads, columns, column_weights, targets, scale,
+        d_a if reach >= TO_HIDDEN else 0, b.dense,
     )  # fmt: skip
     if reach < TO_HIDDEN:
         return
-    if S > 0:
-        feature_gradient(address_of(z), ldz, rows, S, H, address_of(for_features), d_a, lda, False)
-    else:  # no task has a label here
-        for i in range(first, first + rows):
-            for h in range(H):
-                b.d_a[i, h] = ZERO
     if not has_hidden:
         _store_gradients(
             first, rows, F, texts, drop, factors, b.d_a[first : first + rows].reshape(-1), lda, b

@@ -24,13 +24,13 @@ from mt2st_fast.kernels import (
 )
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.dense_rules import option_obstacle
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
     are_moved,
     group_of,
     head_parameters,
     model_obstacle,
-    option_obstacle,
     parameter_obstacle,
 )
 from mt2st_fast.training.optim import RowSparseOptimizer

@@ -31,24 +31,29 @@ def model_obstacle(
     heads: MultiTaskHeads,
     optimizer: torch.optim.Optimizer,
 ) -> str | None:
-    """Return why these modules and this optimizer cannot be stepped without autograd, or None."""
+    """Return why this word encoder, its heads and this optimizer cannot be stepped without autograd, or None."""
     if type(encoder) not in of_types or type(heads) is not MultiTaskHeads:
         names = " or a ".join(each.__name__ for each in of_types)
         return f"it needs a {names} and MultiTaskHeads, not subclasses"
     if not isinstance(optimizer, RowSparseOptimizer):
         return f"it needs an optimizer with a row rule, which {type(optimizer).__name__} lacks"
-    if heads.backend not in ("auto", "numba") or heads.plan != "auto":
-        return f"the heads ask for backend {heads.backend} and plan {heads.plan}"
     assert isinstance(encoder, WindowEncoder | BagEncoder)
     if not encoder.sparse:
         return "the encoder's table is not row-sparse"
+    return heads_obstacle(heads) or hook_obstacle(hooks_of((encoder, heads)), [], optimizer)
+
+
+def heads_obstacle(heads: MultiTaskHeads) -> str | None:
+    """Return why the active heads cannot be stepped without autograd, or None."""
+    if heads.backend not in ("auto", "numba") or heads.plan != "auto":
+        return f"the heads ask for backend {heads.backend} and plan {heads.plan}"
     if any(heads.is_open_task(name) for name in heads.active):
         return "an active task computes its own loss"
     if (reason := next(iter(heads.reasons_to_call().items()), None)) is not None:
         return f"the head of {reason[0]} {reason[1]}"
     if any(heads.pooling(name) != "none" for name in heads.active):
         return "an active task pools a sequence"
-    return hook_obstacle(hooks_of((encoder, heads)), [], optimizer)
+    return None
 
 
 def hooks_of(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
@@ -69,21 +74,6 @@ def hook_obstacle(
         return "a parameter has hooks"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return "the optimizer has hooks"
-    return None
-
-
-def option_obstacle(optimizer: RowSparseOptimizer, *, decays: bool) -> str | None:
-    """Return which option of the optimizer a kernel does not know, or None; decays: whether it knows weight_decay.
-
-    Cheap enough for every step: callbacks and schedulers may change options at any time.
-    """
-    for group in optimizer.param_groups:
-        if not group["params"]:  # all retired
-            continue
-        if (option := optimizer.other_rule(group)) is not None:
-            return f"its kernel does not support {option}={group[option]} of {type(optimizer).__name__}"
-        if not decays and group.get("weight_decay"):
-            return "its kernel does not support weight_decay"
     return None
 
 

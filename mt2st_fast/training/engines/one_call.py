@@ -1,4 +1,4 @@
-"""Steps as one kernel call each, on a CPU: a bag or window encoder, its heads and its optimizer together."""
+"""Steps as one kernel call each, on a CPU: encoder, heads and optimizer together, of words or of an MLP."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.held_parameters import LOSSES_ALONE, MOVES
 from mt2st_fast.training.engines.shares import labelled_in
+from mt2st_fast.training.engines.stack_training import StackTraining
 from mt2st_fast.training.engines.text_training import TextTraining
 from mt2st_fast.training.engines.word_gradients import (
     WordGradients,
@@ -27,14 +28,14 @@ SEVERAL_BATCHES = "a step consists of several batches"
 
 
 class OneCallSteps(Engine):
-    """One kernel call per step, if `BagTraining` or `TextTraining` can take the phase."""
+    """One kernel call per step, if `BagTraining`, `TextTraining` or `StackTraining` can take the phase."""
 
     name = "one kernel call"
 
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
         self._obstacle: str | None = None
-        self._training: BagTraining | TextTraining | None = None
+        self._training: BagTraining | TextTraining | StackTraining | None = None
         self._weigher = parts.learnt if isinstance(parts.learnt, WeighsByLosses) else None
 
     def enter_phase(self) -> None:
@@ -44,7 +45,9 @@ class OneCallSteps(Engine):
         if self._obstacle is not None:
             return
         model = parts.encoder, parts.heads, parts.optimizer
-        if self._is_for_rows_of_bags():
+        if not isinstance(parts.encoder, WindowEncoder | BagEncoder):
+            self._training = StackTraining(*model)
+        elif self._is_for_rows_of_bags():
             self._training = BagTraining(*model, fixed_batches=parts.fixed_batches)
         else:
             self._training = TextTraining(*model)
@@ -66,7 +69,7 @@ class OneCallSteps(Engine):
         if parts.by_task:
             return "an accumulator per task needs a backward pass per task"
         if not isinstance(parts.encoder, WindowEncoder | BagEncoder):
-            return f"it is for a WindowEncoder or a BagEncoder, not for {type(parts.encoder).__name__}"
+            return StackTraining.obstacle(parts.encoder, parts.heads, parts.optimizer)
         if self._is_for_rows_of_bags():
             return None
         return TextTraining.obstacle(parts.encoder, parts.heads, parts.optimizer)
@@ -92,6 +95,8 @@ class OneCallSteps(Engine):
             return SEVERAL_BATCHES if rows else "a task on words has no head"
         if on_words and (reason := words_obstacle(parts)):
             return reason
+        if isinstance(self._training, StackTraining):
+            return self._training.declines(materialised(rows[0])[0])
         return self._training.declines()
 
     def features(self, inputs: Any) -> Tensor | None:

@@ -11,6 +11,7 @@ from mt2st_fast.kernels import (
     EVERYTHING,
     FROZEN,
     Beside,
+    Decay,
     Dense,
     Dropout,
     HeadLayout,
@@ -22,7 +23,8 @@ from mt2st_fast.kernels import (
 )
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.engines.held_parameters import are_moved, group_of, option_obstacle
+from mt2st_fast.training.dense_rules import option_obstacle, rules_of, state_of
+from mt2st_fast.training.engines.held_parameters import are_moved, group_of
 from mt2st_fast.training.engines.text_calls import (
     Inputs,
     TextCalls,
@@ -50,17 +52,17 @@ class TextTraining(TextCalls):
         assert isinstance(encoder, WindowEncoder | BagEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
         # Before states are asked for, which makes those of plain options.
-        if (reason := option_obstacle(optimizer, decays=True)) is not None:
+        if (reason := option_obstacle(optimizer)) is not None:
             return reason
         _, *dense = text_parameters(encoder, heads)
         moved = [p for p, is_moved in zip(dense, are_moved(dense, optimizer), strict=True) if is_moved]
-        if any(optimizer.whole_state(p) is None and optimizer.dense_state(p) is None for p in moved):
+        if any(state_of(optimizer, p) is None for p in moved):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
         return None
 
     def declines(self) -> str | None:
         """Return why this step cannot be taken, or None."""
-        return option_obstacle(self._optimizer, decays=True) or super().declines()
+        return option_obstacle(self._optimizer) or super().declines()
 
     def __call__(
         self,
@@ -82,11 +84,9 @@ class TextTraining(TextCalls):
         words = words_of(inputs)
         batch = self._heads.batch(targets, torch.Size([words.n_rows]), weights, words.types.device)
         # Learning rates may fall at every step; everything else stays for the phase.
-        groups = self._optimizer.param_groups
-        rules = [self._optimizer.rule(group) for group in groups]
+        rules, decays = rules_of(self._optimizer)
         rules.append(rules[self._held.group_of.get(id(self.encoder.table), 0)])
-        decays = [1.0 - float(group["lr"]) * group.get("weight_decay", 0.0) for group in groups]
-        decays.append(1.0)
+        decays.append(Decay())
         model = self._model_of(batch.layout)
         self._dropped = self._dropped if again else self._dropout()
         found = text_step(
@@ -123,8 +123,7 @@ class TextTraining(TextCalls):
     def _dense(self, parameter: Tensor) -> Dense:
         if not any(are_moved([parameter], self._optimizer)):
             return Dense(parameter.detach(), RowState(), FROZEN, False)
-        whole = self._optimizer.whole_state(parameter)
-        state = self._optimizer.dense_state(parameter) if whole is None else whole
-        assert state is not None
-        group = group_of(self._optimizer)[id(parameter)]
-        return Dense(parameter.detach(), state, group, whole is not None)
+        found = state_of(self._optimizer, parameter)
+        assert found is not None
+        state, whole = found
+        return Dense(parameter.detach(), state, group_of(self._optimizer)[id(parameter)], whole)

@@ -1,0 +1,103 @@
+"""The memory that a step on a stack of layers works in, made once for a model and used in every step."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from ...heads.on_numba.stages import SKEW
+from ...machine.gemm import PANEL
+from ...machine.simd import WIDTH
+from ..model import EVERYTHING
+from ..stack_model import ACTIVATIONS, StackModel
+from .dense_memory import LAYER, DenseBuffers, dense_buffers, floats, parameter_address, up
+
+MOST_TILE_ROWS = 64
+# A tile for each of this many threads, if there are rows for it.
+TILES, ROWS_FOR_ALL, ROWS_FOR_TWO = 4, 128, 32
+
+# Panels of a layer's weight that are packed at once, for the forward or the backward pass.
+PACK = np.dtype([("layer", np.int64), ("backward", np.int64), ("first", np.int64), ("last", np.int64)])
+PACKED_FLOATS = 1 << 14  # at most, if that is more than a panel
+# Of a model, for every piece of packing: what a thread packs, another one has to fetch, so that sharing costs, too.
+FLOATS_A_PIECE = 1 << 16
+
+
+class Memory(NamedTuple):
+    """A model's buffers, for up to so many rows and tiles; held: the arrays that they have addresses of."""
+
+    n_rows: int
+    n_tiles: int
+    packs: np.ndarray
+    pack_pieces: int
+    dense: DenseBuffers
+    held: list[np.ndarray]
+
+
+@lru_cache
+def tile_rows_of(N: int) -> int:
+    """Return the rows of a tile: this depends only on N, so that results do not depend on the number of threads."""
+    n_tiles = up(-(-N // MOST_TILE_ROWS), TILES if N >= ROWS_FOR_ALL else 2 if N >= ROWS_FOR_TWO else 1)
+    return up(max(1, -(-N // max(1, n_tiles))), WIDTH)
+
+
+def memory_of(model: StackModel, N: int) -> Memory:
+    """Return the model's memory, reallocated if a batch is larger than all before it."""
+    held: Memory | None = model.memory
+    n_tiles = -(-N // tile_rows_of(N))
+    if held is None or held.n_rows < N or held.n_tiles < n_tiles:
+        if held is not None:
+            N, n_tiles = max(N, held.n_rows), max(n_tiles, held.n_tiles)
+        held = model.memory = _new_memory(model, N, n_tiles)
+    return held
+
+
+def _new_memory(model: StackModel, N: int, n_tiles: int) -> Memory:
+    held: list[np.ndarray] = []
+
+    def make(*shape: int) -> int:
+        held.append(floats(*shape))
+        return int(held[-1].ctypes.data)
+
+    padded = up(N, WIDTH) + MOST_TILE_ROWS
+    layers = np.zeros(len(model.layers), LAYER)
+    ld = up(model.n_inputs, PANEL) + SKEW
+    inputs = make(padded, ld)
+    for record, layer in zip(layers, model.layers, strict=True):
+        H, F = layer.weight.parameter.shape
+        record["weight"], record["bias"] = map(parameter_address, layer.linear)
+        record["rows"], record["columns"], record["activation"] = H, F, ACTIVATIONS.index(layer.activation)
+        record["inputs"], record["ld_inputs"] = inputs, ld
+        ld = up(H, PANEL) + SKEW
+        inputs = make(padded, ld)
+        record["outputs"], record["ld"], record["d_outputs"] = inputs, ld, make(padded, ld)
+        record["slopes"] = 0 if layer.activation == "relu" else make(padded, ld)
+        record["d_bias"], record["padded_bias"] = make(n_tiles, H), make(up(H, WIDTH))
+        record["forward"], record["backward"] = (
+            make(-(-H // PANEL), F * PANEL),
+            make(-(-F // PANEL), H * PANEL),
+        )
+    pieces, last = model.moving(EVERYTHING).dense.pieces, layers[-1]
+    dense = dense_buffers(
+        layers, model.heads, model.layout, pieces, (last["outputs"], last["ld"], last["rows"]), n_tiles,
+        MOST_TILE_ROWS,
+    )  # fmt: skip
+    n_floats = sum(layer.weight.parameter.numel() for layer in model.layers)
+    return Memory(N, n_tiles, _packs(model), max(1, n_floats // FLOATS_A_PIECE), dense, held)
+
+
+def _packs(model: StackModel) -> np.ndarray:
+    """Return what is packed before a step; for the backward pass all but the first layer."""
+    found = []
+    for index, layer in enumerate(model.layers):
+        H, F = layer.weight.parameter.shape
+        for backward, panels, floats_each in ((0, -(-H // PANEL), F * PANEL), (1, -(-F // PANEL), H * PANEL)):
+            at_once = max(1, PACKED_FLOATS // floats_each)
+            if index or not backward:
+                found += [
+                    (index, backward, first, min(panels, first + at_once))
+                    for first in range(0, panels, at_once)
+                ]
+    return np.array(found, PACK)

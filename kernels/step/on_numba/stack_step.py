@@ -1,0 +1,120 @@
+"""A whole training step of heads on a stack of linear layers: from inputs to updated weights.
+
+Four rounds of pieces of work, each on all threads:
+1. weights are packed for their products;
+2. tiles of rows: all layers, logits, losses, and the gradients of all layers' outputs;
+3. the gradients of weights, over each half of the tiles;
+4. updates.
+
+A piece's result does not depend on other pieces, and a sum is computed by one piece in the order of its terms: the same
+call gives the same bits on any number of threads. Gradients are computed only as far back as something is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...bags.rules import RowRule, packed
+from ...heads.on_numba.passes import survey_batch
+from ...heads.on_numba.tile import columns_of, head_panels
+from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
+from ...machine.team import Kernel, in_parallel
+from ..dense_model import Decay
+from ..model import Moves
+from ..room import Dropout
+from ..stack_model import StackModel
+from .dense_memory import HALVES
+from .dense_tiles import columns_by_task, count_step, head_biases, store_losses
+from .dense_updates import add_up_dense, move_dense
+from .dropout import drop_of
+from .stack_memory import memory_of, tile_rows_of
+from .stack_tiles import prepare, run_tile
+
+
+@helper
+def _add_up(p, pieces, N, tile_rows, column_of, dense):
+    """First all pieces over one half of the tiles, then over the other: see add_up of text_updates."""
+    half = p // len(pieces)
+    add_up_dense(p - half * len(pieces), half, pieces, N, tile_rows, column_of, dense)
+
+
+def _step_on_stack(  # type: ignore[no-untyped-def]
+    team, rules, decays, inputs, N, tile_rows, packs, pack_pieces, drops, pieces, counts, heads, column_weights,
+    targets, mean_scale, scale, reach, dense, losses_address, correct_address,
+):  # fmt: skip
+    """Take one step on N rows of inputs, an address; store losses and hits of the heads.
+
+    rules, decays: of this step (see move_dense). pieces, counts: of parameters that are updated. heads: records of the
+    heads that are computed. reach: how many layers gradients are computed for. Everything else is as in tile_pass.
+    """
+    K, S = len(heads), len(column_weights)
+    losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
+    correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
+    columns = columns_of(heads)
+    column_of = columns_by_task(heads, columns, len(targets))
+    for_logits, for_features = head_panels(columns[K], dense.H, reach > 0)
+    in_parallel(team, pack_pieces, prepare, (
+        pack_pieces, packs, reach, heads, columns, for_logits, for_features, dense
+    ))  # fmt: skip
+    head_bias_s = head_biases(heads, dense.biases, S)
+    n_tiles = -(-N // tile_rows)
+    in_parallel(team, n_tiles, run_tile, (
+        N, tile_rows, inputs, drops, reach, for_logits, for_features, head_bias_s, heads, columns, column_weights,
+        targets, scale, dense,
+    ))  # fmt: skip
+    in_parallel(team, HALVES * len(pieces), _add_up, (pieces, N, tile_rows, column_of, dense))
+    in_parallel(team, len(pieces), move_dense, (pieces, rules, decays, column_of, n_tiles, dense))
+    for i in range(len(counts)):
+        count_step(counts[i])
+    store_losses(heads, n_tiles, mean_scale, dense, losses, correct)
+
+
+step_on_stack = Kernel(_step_on_stack)
+
+
+# --- the host --------------------------------------------------------------------------------------------
+
+DROP = np.dtype([("key", np.uint64), ("threshold", np.uint64), ("kept", np.float32)])
+
+
+def step(
+    model: StackModel,
+    rules: Sequence[RowRule],
+    decays: Sequence[Decay],
+    inputs: Tensor,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    dropouts: Sequence[Dropout],
+    moves: Moves,
+) -> tuple[Tensor, Tensor]:
+    """Return (losses (K,), correct (K,)) for `stack_step` in step/stack.py."""
+    # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
+    batch = survey_batch(targets, task_weights, model.layout, not task_weights.requires_grad)
+    N, K, moving = inputs.shape[0], len(model.heads), model.moving(moves)
+    inputs = inputs if inputs.is_contiguous() else inputs.contiguous()
+    losses, correct = torch.zeros(K, dtype=torch.float32), torch.zeros(K, dtype=torch.int64)
+    memory = memory_of(model, N)
+    step_on_stack(
+        packed(rules), np.array(decays, np.float32), inputs.data_ptr(), N, tile_rows_of(N), memory.packs,
+        memory.pack_pieces, _drops(dropouts), moving.dense.pieces, moving.dense.counts, batch.computed(),
+        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, moving.reach, memory.dense,
+        losses.data_ptr(), correct.data_ptr(),
+    )  # fmt: skip
+    return losses, correct
+
+
+def _drops(dropouts: Sequence[Dropout]) -> np.ndarray:
+    if not any(probability for probability, _ in dropouts):
+        return _nothing_dropped(len(dropouts))
+    return np.array([drop_of(dropout) for dropout in dropouts], DROP)
+
+
+@lru_cache
+def _nothing_dropped(n: int) -> np.ndarray:
+    return np.zeros(n, DROP)

@@ -1,0 +1,124 @@
+"""From inputs to the gradients of all layers' outputs: packed weights, then forward and backward over tiles of rows.
+
+A tile stays in cache through all layers, the heads' logits and losses, and back down to the first layer that is
+trained. Sums over all rows are left to dense_updates.py.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from ...heads.on_numba.stages import ZERO, pack_feature_panel, pack_for_logits, round_up
+from ...heads.on_numba.tile import pack_heads
+from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
+from ...machine.jit import helper, pointer_to_float32
+from ...machine.simd import FLOAT_BYTES, WIDTH
+from .activations import activate, deactivate
+from .dense_tiles import copy_from, head_tile, multiply_panels
+from .dropout import draw_factors, words_of
+
+# --- round 1: packed weights --------------------------------------------------------------------------------
+
+
+@helper
+def prepare(p, n_pieces, packs, reach, heads, columns, for_logits, for_features, dense):
+    """Pack the weights of piece p of the packs; the last piece packs the heads' rows as well."""
+    for i in range(p * len(packs) // n_pieces, (p + 1) * len(packs) // n_pieces):
+        _pack(packs[i], reach, dense)
+    if p == n_pieces - 1:
+        pack_heads(dense.weights[heads["index"]], dense.H, heads, columns, for_logits, for_features)
+
+
+@helper
+def _pack(pack, reach, dense):
+    """Pack panels of a layer's weight, the way back only if needed, and its bias."""
+    layer = dense.layers[pack["layer"]]
+    H, F = layer["rows"], layer["columns"]
+    weight = numba.carray(pointer_to_float32(layer["weight"]), (H, F))
+    if pack["backward"] == 0:
+        packed = numba.carray(pointer_to_float32(layer["forward"]), (-(-H // PANEL), F * PANEL))
+        for panel in range(pack["first"], pack["last"]):
+            pack_for_logits(weight, panel * PANEL, min(PANEL, H - panel * PANEL), packed[panel])
+        if pack["first"] == 0:
+            copy_from(layer["bias"], numba.carray(pointer_to_float32(layer["padded_bias"]), (H,)))
+    elif pack["layer"] > len(dense.layers) - reach:
+        packed = numba.carray(pointer_to_float32(layer["backward"]), (-(-F // PANEL), H * PANEL))
+        for panel in range(pack["first"], pack["last"]):
+            pack_feature_panel(weight, 0, H, panel, packed[panel])
+
+
+# --- round 2: tiles -----------------------------------------------------------------------------------------
+
+
+@helper
+def _load_inputs(inputs, layer, drop, first, rows, padded, factors, words):
+    """Copy rows first.. of the inputs (N, F) to the first layer, with dropout; zeros up to a whole vector of rows."""
+    F, ld = layer["columns"], layer["ld_inputs"]
+    for i in range(first, first + rows):
+        copy_floats(inputs + FLOAT_BYTES * i * F, layer["inputs"] + FLOAT_BYTES * i * ld, F)
+        if drop["threshold"] > 0:
+            draw_factors(factors[:F], F, drop["key"], i, drop["threshold"], drop["kept"], words)
+            x = numba.carray(pointer_to_float32(layer["inputs"] + FLOAT_BYTES * i * ld), (F,))
+            for f in range(F):
+                x[f] *= factors[f]
+    _zero_rows(layer["inputs"], ld, first + rows, first + padded)
+
+
+@helper
+def _zero_rows(address, ld, first, last):
+    values = numba.carray(pointer_to_float32(address), (last * ld,))
+    for i in range(first * ld, last * ld):
+        values[i] = ZERO
+
+
+@helper
+def _tile_of(address, ld, first):
+    return address + FLOAT_BYTES * first * ld
+
+
+@helper
+def run_tile(
+    tile, N, tile_rows, inputs, drops, reach, for_logits, for_features, head_bias, heads, columns, column_weights,
+    targets, scale, dense,
+):  # fmt: skip
+    """Process the rows of a tile: outputs of all layers, losses, and gradients of the outputs of `reach` layers.
+
+    drops (layers + 1,): of the inputs, and of every layer's outputs.
+    """
+    layers = dense.layers
+    L, first = len(layers), tile * tile_rows
+    rows = min(tile_rows, N - first)
+    padded, whole = round_up(rows, WIDTH), round_up(rows, BLOCK_ROWS)
+    widest = layers[0]["columns"]
+    for n in range(L):
+        widest = max(widest, layers[n]["rows"])
+    factors, words = np.zeros(round_up(widest, WIDTH), np.float32), np.empty(words_of(widest), np.uint64)
+    _load_inputs(
+        inputs, layers[0], drops[0], first, rows, padded, factors, words[: words_of(layers[0]["columns"])]
+    )
+    for n in range(L):
+        layer = layers[n]
+        ld, ldx, H, F = layer["ld"], layer["ld_inputs"], layer["rows"], layer["columns"]
+        multiply_panels(
+            _tile_of(layer["inputs"], ldx, first), ldx, whole, F, layer["forward"], F * PANEL, H,
+            _tile_of(layer["outputs"], ld, first), ld,
+        )  # fmt: skip
+        for h in range(round_up(H, WIDTH)):
+            factors[h] = ZERO
+        activate(layer, drops[n + 1], first, rows, factors, words[: words_of(H)])
+    _zero_rows(dense.features, dense.ld, first + rows, first + padded)
+    last = layers[L - 1]
+    head_tile(
+        tile, first, rows, N, for_logits, for_features, head_bias, heads, columns, column_weights, targets, scale,
+        _tile_of(last["d_outputs"], last["ld"], first) if reach > 0 else 0, dense,
+    )  # fmt: skip
+    for n in range(L - 1, L - 1 - reach, -1):
+        layer = layers[n]
+        ld, ldx, H, F = layer["ld"], layer["ld_inputs"], layer["rows"], layer["columns"]
+        deactivate(layer, drops[n + 1], first, rows, layer["d_bias"] + FLOAT_BYTES * tile * H)
+        if n > L - reach:
+            multiply_panels(
+                _tile_of(layer["d_outputs"], ld, first), ld, whole, H, layer["backward"], H * PANEL, F,
+                _tile_of(layers[n - 1]["d_outputs"], ldx, first), ldx,
+            )  # fmt: skip

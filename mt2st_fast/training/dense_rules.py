@@ -1,0 +1,84 @@
+"""How optimizers move dense parameters, as rules for kernels: torch's own AdamW, Adam and SGD, and this package's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt2st_fast.kernels import Decay, RowRule, RowState
+from mt2st_fast.kernels.bags import rules
+from mt2st_fast.training.optim import RowSparseOptimizer, adam_state
+
+_ADAMS, _SGD = (torch.optim.AdamW, torch.optim.Adam), torch.optim.SGD
+# Options under which torch computes something else than the rule.
+_OTHER = {
+    **dict.fromkeys(_ADAMS, ("amsgrad", "maximize", "capturable", "differentiable")),
+    _SGD: ("momentum", "nesterov", "maximize", "differentiable"),
+}
+
+
+def optimizer_obstacle(optimizer: torch.optim.Optimizer) -> str | None:
+    """Return why no rule of a kernel is what this optimizer does, or None; its options are another question."""
+    if isinstance(optimizer, RowSparseOptimizer) or type(optimizer) in _OTHER:
+        return None
+    return f"its kernel has no rule for {type(optimizer).__name__}"
+
+
+def option_obstacle(optimizer: torch.optim.Optimizer, *, decays: bool = True) -> str | None:
+    """Return which option of the optimizer a kernel does not know, or None; decays: whether it knows weight_decay.
+
+    Cheap enough for every step: callbacks and schedulers may change options at any time.
+    """
+    for group in optimizer.param_groups:
+        if not group["params"]:  # all retired
+            continue
+        if (option := _other_rule(optimizer, group)) is not None:
+            return f"its kernel does not support {option}={group[option]} of {type(optimizer).__name__}"
+        if not decays and group.get("weight_decay"):
+            return "its kernel does not support weight_decay"
+    return None
+
+
+def _other_rule(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> str | None:
+    if isinstance(optimizer, RowSparseOptimizer):
+        return optimizer.other_rule(group)
+    return next((name for name in _OTHER[type(optimizer)] if group[name]), None)
+
+
+def rules_of(optimizer: torch.optim.Optimizer) -> tuple[list[RowRule], list[Decay]]:
+    """Return, for every group, the rule that currently moves its parameters, and how it decays dense ones."""
+    groups = optimizer.param_groups
+    return [_rule_of(optimizer, group) for group in groups], [_decay_of(optimizer, group) for group in groups]
+
+
+def _rule_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> RowRule:
+    if isinstance(optimizer, RowSparseOptimizer):
+        return optimizer.rule(group)
+    if isinstance(optimizer, _SGD):
+        return RowRule(rules.SGD, group["lr"])
+    beta1, beta2 = map(float, group["betas"])
+    return RowRule(rules.ADAM, group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"])
+
+
+def _decay_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Decay:
+    decay = float(group.get("weight_decay", 0.0))
+    # For SGD, both ways are the same; torch's Adam adds it to the gradient, whose moments it then enters.
+    if type(optimizer) in _ADAMS and not group["decoupled_weight_decay"]:
+        return Decay(added=decay)
+    return Decay(1.0 - float(group["lr"]) * decay)
+
+
+def state_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[RowState, bool] | None:
+    """Return the state of a dense parameter, made as at its first step, and whether it is of the whole as one row.
+
+    None if no rule moves it.
+    """
+    if isinstance(optimizer, RowSparseOptimizer):
+        whole = optimizer.whole_state(parameter)
+        state = optimizer.dense_state(parameter) if whole is None else whole
+        return None if state is None else (state, whole is not None)
+    if isinstance(optimizer, _SGD):
+        return RowState(), False
+    return adam_state(optimizer.state[parameter], parameter), True

@@ -1,0 +1,176 @@
+"""Training steps of an MLP of torch's layers and its heads as one kernel call each, if model and optimizer allow it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.kernels import (
+    EVERYTHING,
+    FROZEN,
+    Dense,
+    Dropout,
+    HeadLayout,
+    Layer,
+    Moves,
+    RowState,
+    StackModel,
+    stack_step,
+    stack_step_obstacle,
+)
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.dense_rules import optimizer_obstacle, option_obstacle, rules_of, state_of
+from mt2st_fast.training.engines.held_parameters import (
+    HeldParameters,
+    are_moved,
+    head_parameters,
+    heads_obstacle,
+    hook_obstacle,
+    hooks_of,
+    parameter_obstacle,
+)
+from mt2st_fast.training.engines.stack_layers import HeldModules, StackLayers, stack_layers
+
+NOT_DROPPED = Dropout(0.0, 0)
+
+
+class StackTraining:
+    """Steps layers and heads as encoder, heads, backward pass and optimizer would, up to rounding.
+
+    Made for one phase and its active tasks. The kernel draws dropout, from keys that torch's generator gives for every
+    step: not the same bits as torch's, but the same on any number of threads and in a resumed run.
+
+    Raises ValueError with the reason if the kernel cannot do all that a step would do (see `obstacle`).
+    """
+
+    def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> None:
+        reason = self.obstacle(encoder, heads, optimizer)
+        if reason is not None:
+            raise ValueError(f"a step cannot be made in one kernel call: {reason}")
+        self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
+        self._hold()
+        self._dropped: list[Dropout] = []  # in the previous call
+
+    @staticmethod
+    def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:
+        """Return why a step cannot be one kernel call, or None."""
+        layers = stack_layers(encoder)
+        if isinstance(layers, str):
+            return layers
+        if type(heads) is not MultiTaskHeads:
+            return "it needs MultiTaskHeads, not a subclass"
+        if any(map(heads.is_word_task, heads.active)):
+            return "a task on words needs an encoder with a table of words"
+        reason = optimizer_obstacle(optimizer) or heads_obstacle(heads)
+        reason = reason or hook_obstacle(hooks_of((encoder, heads)), [], optimizer)
+        if reason is not None:
+            return reason
+        parameters = _parameters(layers, heads)
+        # Before states are asked for, which makes those of plain options.
+        reason = parameter_obstacle(parameters, optimizer) or option_obstacle(optimizer)
+        if reason is not None:
+            return reason
+        D, linears = layers.linears[-1].out_features, [heads.linear(name) for name in heads.active]
+        if any(linear.in_features != D for linear in linears):
+            return f"the encoder has {D} outputs, and the heads {linears[0].in_features} inputs"
+        moved = [
+            p for p, is_moved in zip(parameters, are_moved(parameters, optimizer), strict=True) if is_moved
+        ]
+        if any(state_of(optimizer, p) is None for p in moved):
+            return f"{type(optimizer).__name__} steps dense parameters by another rule"
+        return stack_step_obstacle(
+            [p.detach() for p in parameters], [linear.out_features for linear in linears], D
+        )
+
+    def declines(self, inputs: Any) -> str | None:
+        """Return why this step cannot be taken, or None."""
+        if self._modules.have_changed() or self._held.have_changed():
+            if reason := self.obstacle(self._encoder, self._heads, self._optimizer):
+                return reason
+            self._hold()
+        return option_obstacle(self._optimizer) or self._held.obstacle() or self._inputs_obstacle(inputs)
+
+    def _inputs_obstacle(self, inputs: Any) -> str | None:
+        F = self._layers.linears[0].in_features
+        if type(inputs) is not Tensor or inputs.layout is not torch.strided or inputs.device.type != "cpu":
+            return "the inputs are not one plain tensor on the CPU"
+        if inputs.dtype is not torch.float32 or inputs.dim() != 2 or inputs.shape[1] != F:
+            shape = f"{tuple(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
+            return f"its kernel takes inputs (N, {F}) of float32, not {shape}"
+        return "the inputs want a gradient" if inputs.requires_grad else None
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        targets: Mapping[str, Tensor],
+        weights: Tensor,
+        moves: Moves = EVERYTHING,
+        *,
+        again: bool = False,
+    ) -> Tensor:
+        """Take one step on N rows; returns the losses (K,) of the active tasks, 0 for a task without a target here.
+
+        again: drop the same numbers as the previous call.
+
+        Raises what `stack_step` and the heads raise, with nothing moved.
+        """
+        batch = self._heads.batch(targets, inputs.shape[:1], weights, inputs.device)
+        # Learning rates may fall at every step; everything else stays for the phase.
+        rules, decays = rules_of(self._optimizer)
+        model = self._model_of(batch.layout)
+        self._dropped = self._dropped if again else self._dropout()
+        found = stack_step(model, rules, decays, inputs, batch.targets, batch.weights, self._dropped, moves)
+        return self._heads.over_active(found.losses, batch)
+
+    def _dropout(self) -> list[Dropout]:
+        dropouts = self._layers.dropouts
+        if not any(dropout is not None and dropout.training and dropout.p for dropout in dropouts):
+            return [NOT_DROPPED] * len(dropouts)
+        keys = torch.empty(len(dropouts), dtype=torch.int64)
+        return [
+            Dropout(dropout.p, key) if dropout is not None and dropout.training else NOT_DROPPED
+            for dropout, key in zip(dropouts, keys.random_().tolist(), strict=True)
+        ]
+
+    def _hold(self) -> None:
+        """Record the layers, where their parameters lie, and which of them move."""
+        layers = stack_layers(self._encoder)
+        assert isinstance(layers, StackLayers)
+        self._layers, self._modules = layers, HeldModules(self._encoder)
+        parameters = _parameters(self._layers, self._heads)
+        # Asking for states creates missing ones, so do it before recording what there is.
+        self._models: dict[tuple[str, ...], StackModel] = {}  # by the tasks of a batch
+        groups = {id(p): g for g, group in enumerate(self._optimizer.param_groups) for p in group["params"]}
+        self._dense = {
+            id(p): self._made(p, groups[id(p)] if is_moved else FROZEN)
+            for p, is_moved in zip(parameters, are_moved(parameters, self._optimizer), strict=True)
+        }
+        self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
+
+    def _made(self, parameter: Tensor, group: int) -> Dense:
+        if group == FROZEN:
+            return Dense(parameter.detach(), RowState(), FROZEN, False)
+        found = state_of(self._optimizer, parameter)
+        assert found is not None
+        return Dense(parameter.detach(), found[0], group, found[1])
+
+    def _model_of(self, layout: HeadLayout) -> StackModel:
+        """Return the kernel's model for batches of these tasks."""
+        if layout.names not in self._models:
+            linears, activations = self._layers.linears, self._layers.activations
+            self._models[layout.names] = StackModel(
+                [Layer(*self._linear(each), name) for each, name in zip(linears, activations, strict=True)],
+                [self._linear(self._heads.linear(name)) for name in layout.names], layout,
+            )  # fmt: skip
+        return self._models[layout.names]
+
+    def _linear(self, linear: nn.Linear) -> tuple[Dense, Dense | None]:
+        return self._dense[id(linear.weight)], None if linear.bias is None else self._dense[id(linear.bias)]
+
+
+def _parameters(layers: StackLayers, heads: MultiTaskHeads) -> list[nn.Parameter]:
+    """Return the parameters of the layers, then those of the active heads."""
+    return [*(p for linear in layers.linears for p in linear.parameters()), *head_parameters(heads)]
