@@ -23,7 +23,11 @@ def default_device(name: str) -> Iterator[None]:
 
 
 def dense(draw):
-    return nn.Sequential(nn.Linear(3, D), nn.ReLU()), torch.randn(64, 3, generator=draw)
+    return nn.Sequential(nn.Linear(3, D), nn.ReLU(), nn.Dropout(0.2)), torch.randn(64, 3, generator=draw)
+
+
+def normalized(draw):
+    return nn.Sequential(nn.Linear(3, D), nn.LayerNorm(D)), torch.randn(64, 3, generator=draw)
 
 
 def windows(draw):
@@ -76,7 +80,7 @@ def no_address_elsewhere(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"clip_norm": 1.0}], ids=str)
-@pytest.mark.parametrize("kind", [dense, windows, bags])
+@pytest.mark.parametrize("kind", [dense, normalized, windows, bags])
 def test_a_run_does_not_depend_on_it(kind, options, tmp_path):
     path = tmp_path / "checkpoint"
     expected = results(kind, options, path, "cpu")

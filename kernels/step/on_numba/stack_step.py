@@ -98,7 +98,8 @@ def step(
     batch = survey_batch(targets, task_weights, model.layout, not task_weights.requires_grad)
     N, K, moving = inputs.shape[0], len(model.heads), model.moving(moves)
     inputs = inputs if inputs.is_contiguous() else inputs.contiguous()
-    losses, correct = torch.zeros(K, dtype=torch.float32), torch.zeros(K, dtype=torch.int64)
+    losses = torch.zeros(K, dtype=torch.float32, device="cpu")
+    correct = torch.zeros(K, dtype=torch.int64, device="cpu")
     memory = memory_of(model, N)
     step_on_stack(
         packed(rules), np.array(decays, np.float32), inputs.data_ptr(), N, tile_rows_of(N), memory.packs,

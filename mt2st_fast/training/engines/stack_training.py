@@ -129,7 +129,7 @@ class StackTraining:
         dropouts = self._layers.dropouts
         if not any(dropout is not None and dropout.training and dropout.p for dropout in dropouts):
             return [NOT_DROPPED] * len(dropouts)
-        keys = torch.empty(len(dropouts), dtype=torch.int64)
+        keys = torch.empty(len(dropouts), dtype=torch.int64, device="cpu")
         return [
             Dropout(dropout.p, key) if dropout is not None and dropout.training else NOT_DROPPED
             for dropout, key in zip(dropouts, keys.random_().tolist(), strict=True)
