@@ -50,24 +50,24 @@ def _other_rule(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> str 
 def rules_of(optimizer: torch.optim.Optimizer) -> tuple[list[RowRule], list[Decay]]:
     """Return, for every group, the rule that currently moves its parameters, and how it decays dense ones."""
     groups = optimizer.param_groups
-    return [_rule_of(optimizer, group) for group in groups], [_decay_of(optimizer, group) for group in groups]
-
-
-def _rule_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> RowRule:
     if isinstance(optimizer, RowSparseOptimizer):
-        return optimizer.rule(group)
-    if isinstance(optimizer, _SGD):
-        return RowRule(rules.SGD, group["lr"])
+        return [optimizer.rule(group) for group in groups], [_decoupled(group) for group in groups]
+    if isinstance(optimizer, _SGD):  # for which both kinds of decay are the same
+        return [RowRule(rules.SGD, group["lr"]) for group in groups], [_decoupled(group) for group in groups]
+    return [_adam(group) for group in groups], [
+        # Otherwise torch adds it to the gradient, whose moments it then enters.
+        _decoupled(group) if group["decoupled_weight_decay"] else Decay(added=float(group["weight_decay"]))
+        for group in groups
+    ]
+
+
+def _adam(group: dict[str, Any]) -> RowRule:
     beta1, beta2 = map(float, group["betas"])
     return RowRule(rules.ADAM, group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"])
 
 
-def _decay_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Decay:
-    decay = float(group.get("weight_decay", 0.0))
-    # For SGD, both ways are the same; torch's Adam adds it to the gradient, whose moments it then enters.
-    if type(optimizer) in _ADAMS and not group["decoupled_weight_decay"]:
-        return Decay(added=decay)
-    return Decay(1.0 - float(group["lr"]) * decay)
+def _decoupled(group: dict[str, Any]) -> Decay:
+    return Decay(1.0 - float(group["lr"]) * float(group.get("weight_decay", 0.0)))
 
 
 def state_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[RowState, bool] | None:

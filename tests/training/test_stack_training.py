@@ -16,6 +16,7 @@ from mt2st_fast import (
 )
 from mt2st_fast.kernels import NOTHING
 from mt2st_fast.kernels.step.on_numba.dropout import drop_of, factors_of
+from mt2st_fast.training.engines import stack_training
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.stack_training import StackTraining
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
@@ -168,6 +169,16 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(dropout):
     for losses, moved in found[1:]:
         assert torch.equal(losses, found[0][0])
         assert all(map(torch.equal, moved, found[0][1]))
+
+
+def test_models_of_many_combinations_of_tasks_do_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(stack_training, "KEPT_WEIGHTS", 5_000)  # of about 1,250 each
+    encoder, heads = model()
+    training = StackTraining(encoder, heads, optimizer_of(OPTIMIZERS["AdamW"], encoder, heads))
+    inputs, targets = batch()
+    for present in (["a"], ["b"], ["a", "b"], ["a", "c"], ["a"], ["d"], ["e", "a"]):
+        training(inputs, {name: targets[name] for name in present}, WEIGHTS)
+        assert len(training._models) <= 3
 
 
 # --- dropout ------------------------------------------------------------------------------------------------

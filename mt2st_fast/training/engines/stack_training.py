@@ -35,6 +35,8 @@ from mt2st_fast.training.engines.held_parameters import (
 from mt2st_fast.training.engines.stack_layers import HeldModules, StackLayers, stack_layers
 
 NOT_DROPPED = Dropout(0.0, 0)
+# Models are kept for as many combinations of tasks in a batch as have memory for so many weights, four times each.
+KEPT_WEIGHTS, MOST_MODELS = 1 << 24, 64
 
 
 class StackTraining:
@@ -148,6 +150,8 @@ class StackTraining:
             id(p): self._made(p, groups[id(p)] if is_moved else FROZEN)
             for p, is_moved in zip(parameters, are_moved(parameters, self._optimizer), strict=True)
         }
+        n_weights = sum(parameter.numel() for parameter in parameters)
+        self._most_models = max(1, min(MOST_MODELS, KEPT_WEIGHTS // n_weights))
         self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
 
     def _made(self, parameter: Tensor, group: int) -> Dense:
@@ -160,6 +164,8 @@ class StackTraining:
     def _model_of(self, layout: HeadLayout) -> StackModel:
         """Return the kernel's model for batches of these tasks."""
         if layout.names not in self._models:
+            if len(self._models) >= self._most_models:
+                del self._models[next(iter(self._models))]  # the oldest
             linears, activations = self._layers.linears, self._layers.activations
             self._models[layout.names] = StackModel(
                 [Layer(*self._linear(each), name) for each, name in zip(linears, activations, strict=True)],
