@@ -19,25 +19,22 @@ from .model import EVERYTHING, Moves
 from .room import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
 from .stack_model import StackModel
 
-# Of a layer's weight. With two layers of 64 to 2,048 outputs and batches of 32 to 4,096 rows, a step took 0.25 to 0.99
-# of the eager engine's time (AMD EPYC, AVX-512, 2 cores, MKL). Beyond, nobody has measured, and a step keeps four times
-# the weights in its own memory.
-MOST_LAYER_FLOATS = 1 << 22
+# Of a layer, in inputs or outputs. With two layers of 64 to 2,048 and batches of 32 to 4,096 rows, a step took 0.25 to
+# 0.99 of the eager engine's time (AMD EPYC, AVX-512, 2 cores, MKL); with 20,000 inputs and 512 rows, 1.3 times that.
+MOST_WIDTH = 2048
 
 
 def stack_step_obstacle(
-    parameters: Sequence[Tensor], layout_sizes: Sequence[int], n_features: int, backend: str = "auto"
+    parameters: Sequence[Tensor], widths: Sequence[int], layout_sizes: Sequence[int], backend: str = "auto"
 ) -> str | None:
     """Why `stack_step` cannot train these parameters, heads of these sizes among them, or None.
 
-    n_features: the number of inputs of a head. Raises as `choose_embedding_backend` does.
+    widths: the inputs of the first layer, then the outputs of each. Raises as `choose_embedding_backend` does.
     """
     obstacle = parameters_obstacle(parameters[0], parameters[1:], backend)
-    widest = max(parameters, key=Tensor.numel)
-    if obstacle is None and widest.numel() > MOST_LAYER_FLOATS:
-        shape = " x ".join(f"{size:,}" for size in widest.shape)
-        return f"a layer has {shape} weights, and its kernel is for at most {MOST_LAYER_FLOATS:,}"
-    return obstacle or heads_obstacle(layout_sizes, n_features)
+    if obstacle is None and max(widths) > MOST_WIDTH:
+        return f"a layer has a width of {max(widths):,}, and its kernel is fast up to {MOST_WIDTH:,}"
+    return obstacle or heads_obstacle(layout_sizes, widths[-1])
 
 
 def stack_step(

@@ -316,9 +316,8 @@ ENCODERS = {
     "forward method of a Sequential was replaced": with_own_forward,
     "occurs twice": shared,
     "float64": lambda: model()[0].double(),
-    "a layer has 2,049 x 2,048 weights": lambda: nn.Sequential(
-        nn.Linear(7, 2048), nn.Linear(2048, 2049), nn.Linear(2049, 33)
-    ),
+    "a layer has a width of 2,049": lambda: nn.Sequential(nn.Linear(7, 2049), nn.Linear(2049, 33)),
+    "a layer has a width of 3,000": lambda: nn.Sequential(nn.Linear(3000, 33)),
     "has 20 outputs, and the heads 33": lambda: nn.Sequential(nn.Linear(7, 20)),
 }
 

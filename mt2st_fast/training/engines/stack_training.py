@@ -83,9 +83,9 @@ class StackTraining:
         ]
         if any(state_of(optimizer, p) is None for p in moved):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
-        return stack_step_obstacle(
-            [p.detach() for p in parameters], [linear.out_features for linear in linears], D
-        )
+        widths = [layers.linears[0].in_features, *(linear.out_features for linear in layers.linears)]
+        sizes = [linear.out_features for linear in linears]
+        return stack_step_obstacle([p.detach() for p in parameters], widths, sizes)
 
     def declines(self, inputs: Any) -> str | None:
         """Return why this step cannot be taken, or None."""
