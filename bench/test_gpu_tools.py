@@ -106,6 +106,11 @@ def until(condition):
     raise AssertionError("it has not come to that")
 
 
+def heed_interrupts():
+    """A shell cannot trap what it was told to ignore, as jobs in the background are."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_what_is_known_when_it_is_stopped_is_written(tmp_path, how):
     python, left, out = tmp_path / "python", tmp_path / "left", tmp_path / "out"
@@ -113,8 +118,9 @@ def test_what_is_known_when_it_is_stopped_is_written(tmp_path, how):
     python.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python), "OUT": str(out), "LEFT": str(left)}
     with subprocess.Popen(
-        ["bash", str(Path("bench") / "gpu.sh")], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    ) as run:
+        ["bash", str(Path("bench") / "gpu.sh")], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+        preexec_fn=heed_interrupts,
+    ) as run:  # fmt: skip
         until(lambda: left.exists() and left.read_text("utf-8").endswith("\n"))
         run.send_signal(how)
         if how is signal.SIGKILL:
