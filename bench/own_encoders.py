@@ -8,52 +8,39 @@ Trainer is faster.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 from bench.interleaved import Candidate, interleave
 from bench.step_cases import eager_step, trainer_step
-from bench.step_models import StepModel
-from mt2st_fast import Classification, MultiTask, MultiTaskHeads
+from bench.step_models import StepModel, adamw, embedding_model, mlp_model
+from mt2st_fast import MultiTask
 
-D, CLASSES, ROUNDS = 128, 5, 25
-N_BATCHES = 8
-
-
-def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, D), nn.ReLU(), nn.Linear(D, D), nn.ReLU())
+ROUNDS = 25
+CPU = torch.device("cpu")
 
 
-def _bag() -> nn.Module:
-    return nn.EmbeddingBag(5000, D)
+def _bags(K: int, N: int) -> StepModel:
+    return replace(embedding_model(5000, 128, N, 20, (5,) * K, CPU), make_optimizer=adamw)
 
 
-# By name: the encoder, and N of its inputs.
-ENCODERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
-    "two linear layers": (_mlp, lambda N: torch.randn(N, 64)),
-    "EmbeddingBag of 20 words": (_bag, lambda N: torch.randint(5000, (N, 20))),
+# By the encoder's name, for K heads and N rows.
+MODELS: dict[str, Callable[[int, int], StepModel]] = {
+    "two linear layers": lambda K, N: mlp_model(K, N, CPU),
+    "EmbeddingBag of 20 words": _bags,
 }
-
-
-def _model(name: str, K: int, N: int) -> StepModel:
-    torch.manual_seed(1)
-    make, inputs = ENCODERS[name]
-    tasks = {f"task{k}": Classification(CLASSES) for k in range(K)}
-    batches = [(inputs(N), {task: torch.randint(CLASSES, (N,)) for task in tasks}) for _ in range(N_BATCHES)]
-    heads = MultiTaskHeads(D, tasks, "task0")
-    return StepModel(make(), heads, batches, lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True))
 
 
 def main() -> None:
     """Print a table with a row per encoder, number of heads and rows of a batch."""
     table = Table("encoder", "heads", "N", "Trainer, µs", "eager, µs", "eager / Trainer")
-    for name in ENCODERS:
+    for name, model_of in MODELS.items():
         for K in (1, 3, 8):
             for N in (32, 128, 512):
-                model = _model(name, K, N)
+                model = model_of(K, N)
                 timings = interleave(
                     {
                         "ours": Candidate(trainer_step(model, MultiTask())[1]),

@@ -35,6 +35,7 @@ class Row(NamedTuple):
 _shape = {case.name: case.shape for case in HEAD_CASES}
 _tagger = ("step", TAGGER, STEP)
 _bags = ("step", "embedding model", STEP)
+_mlp = ("step", "two linear layers", STEP)
 _documents = ("bags", "documents", DOCUMENTS)
 
 CPU_ROWS = (
@@ -55,6 +56,15 @@ CPU_ROWS = (
     ),
     Row("its step with the main head alone", _tagger, "ours single", "eager single", "torch eager"),
     Row("its step after a switch", _tagger, "after switch", "stl", "our run that never had another task"),
+    Row(
+        "step of an MLP of two layers with 8 heads, 128 rows",
+        _mlp,
+        "ours multi",
+        "eager multi",
+        "torch eager, fused AdamW",
+    ),
+    Row("", _mlp, "ours multi", "compiled multi", "the same under `torch.compile`"),
+    Row("its step with the main head alone", _mlp, "ours single", "eager single", "torch eager"),
     Row(
         "step of a plain `nn.EmbeddingBag` with 8 heads, 2,048 rows",
         _bags,

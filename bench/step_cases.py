@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.accuracy import check_as_accurate_as_torch
 from bench.cases import DeviceKind
-from bench.step_models import EWT, StepModel, embedding_model, ewt_model, tagger_model
+from bench.step_models import EWT, StepModel, embedding_model, ewt_model, mlp_model, tagger_model
 from mt2st_fast import (
     MultiTask,
     MultiTaskHeads,
@@ -55,6 +55,7 @@ TAGGER = "EWT tagger"
 STEP_CASES = (
     StepCase("embedding model", lambda device: embedding_model(10_000, 128, 2048, 20, MODEL_HEADS, device)),
     StepCase(TAGGER, ewt_model, _ewt_obstacle),
+    StepCase("two linear layers", lambda device: mlp_model(8, 128, device)),
 )
 TREEBANK_TAGGER = "treebank tagger, N=512"
 GPU_STEP_CASES = (

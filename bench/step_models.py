@@ -51,6 +51,11 @@ class StepModel:
         return f"N={len(self.batches[0][1][self.heads.main])} C={sizes}"
 
 
+def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Torch's fastest AdamW."""
+    return torch.optim.AdamW(parameters, lr=1e-3, fused=True)
+
+
 def embedding_model(V: int, D: int, N: int, L: int, sizes: Sequence[int], device: torch.device) -> StepModel:
     """A bag-of-words encoder over random bags of L tokens, trained by SGD; on a GPU the batches are on the device."""
     torch.manual_seed(1)
@@ -64,6 +69,19 @@ def embedding_model(V: int, D: int, N: int, L: int, sizes: Sequence[int], device
     ]
     heads = MultiTaskHeads(D, tasks, "task0").to(device)
     return StepModel(nn.EmbeddingBag(V, D).to(device), heads, batches, lambda p: torch.optim.SGD(p, lr=0.1))
+
+
+def mlp_model(K: int, N: int, device: torch.device) -> StepModel:
+    """Two linear layers on 64 features of N rows under K heads of 5 classes, trained by AdamW."""
+    torch.manual_seed(1)
+    tasks = {f"task{k}": Classification(5) for k in range(K)}
+    batches: list[Batch] = [
+        (torch.randn(N, 64).to(device), {name: torch.randint(5, (N,)).to(device) for name in tasks})
+        for _ in range(8)
+    ]
+    encoder = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
+    heads = MultiTaskHeads(128, tasks, "task0")
+    return StepModel(encoder.to(device), heads.to(device), batches, adamw)
 
 
 def ewt_model(device: torch.device) -> StepModel:

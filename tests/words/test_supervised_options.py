@@ -219,6 +219,7 @@ def test_a_rate_that_is_too_high_is_named_as_it_was_given(train):
     ],
     ids=["clip_norm", "accumulate", "optimizer"],
 )
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")  # of torch's own optimizer
 def test_options_of_the_trainer_that_need_gradients_train(train, options):
     model = train_supervised(train, **SMALL, **options)
     assert model.trainer.step > 0
