@@ -257,12 +257,16 @@ def check_step(model: StepModel) -> None:
     inputs, targets = model.batches[0]
     tasks = tuple(model.heads.tasks)
 
-    def by_heads(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[Tensor, nn.ModuleDict]:
-        return heads(encoder(inputs), targets).total, _linears_of(heads, tasks)
+    def by_heads(
+        encoder: nn.Module, heads: MultiTaskHeads, dtype: torch.dtype
+    ) -> tuple[Tensor, nn.ModuleDict]:
+        return heads(encoder(_in_dtype(inputs, dtype)), targets).total, _linears_of(heads, tasks)
 
-    def by_torch(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[Tensor, nn.ModuleDict]:
+    def by_torch(
+        encoder: nn.Module, heads: MultiTaskHeads, dtype: torch.dtype
+    ) -> tuple[Tensor, nn.ModuleDict]:
         linears = _linears_of(heads, tasks)
-        return _eager_total(encoder, linears, inputs, targets), linears
+        return _eager_total(encoder, linears, _in_dtype(inputs, dtype), targets), linears
 
     check_as_accurate_as_torch(
         "the training step",
@@ -272,9 +276,14 @@ def check_step(model: StepModel) -> None:
     )
 
 
+def _in_dtype(inputs: Any, dtype: torch.dtype) -> Any:
+    """Return inputs that are features in this dtype, and others, which name words, as they are."""
+    return inputs.to(dtype) if isinstance(inputs, Tensor) and inputs.is_floating_point() else inputs
+
+
 def _results(model: StepModel, dtype: torch.dtype, run: Callable[..., Any]) -> dict[str, Tensor]:
     encoder = copy.deepcopy(model.encoder).to(dtype).eval()
-    total, linears = run(encoder, copy.deepcopy(model.heads).to(dtype))
+    total, linears = run(encoder, copy.deepcopy(model.heads).to(dtype), dtype)
     total.backward()
     # The heads are checked together, as in the packed layout of test_heads: the bias gradient of one small
     # head is a sum that may cancel almost completely, so that torch's own error means little.

@@ -18,11 +18,13 @@ from bench.step_cases import (
     multi_and_single,
     switched_and_stl,
 )
+from bench.step_models import mlp_model
 
 MULTI_AND_SINGLE = ("ours multi", "ours single", "eager multi", "eager single")
 SWITCHED_AND_STL = ("after switch", "stl")
+TINY = (TINY_STEP, StepCase("tiny, of features", lambda device: mlp_model(2, 20, device)))
 CASES = [
-    pytest.param(TINY_STEP, marks=pytest.mark.tried, id=TINY_STEP.name),
+    *(pytest.param(case, marks=pytest.mark.tried, id=case.name) for case in TINY),
     *(pytest.param(case, marks=pytest.mark.timed, id=case.name) for case in STEP_CASES),
 ]
 
