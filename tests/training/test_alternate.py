@@ -140,7 +140,7 @@ def test_the_window_kernel_writes_no_gradient_that_a_turn_does_not_need():
     training = TextTraining(trainer.encoder, trainer.heads, optimizer)
     inputs, targets = windows(0), targets_of(0)
     training(inputs, targets, torch.ones(3))
-    (model,) = training._models.values()
+    (model,) = training._models
     buffers = model.memory.buffers
     below_the_logits = ("d_a", "d_x", "d_vectors", "d_hidden_bias", "backward")
 

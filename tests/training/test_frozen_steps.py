@@ -221,7 +221,7 @@ def test_nothing_is_computed_for_a_frozen_table_and_layer(what, untouched, made)
     freeze(encoder, heads, optimizer, what)
     training = TextTraining(encoder, heads, optimizer)
     training(*window.batch(), torch.ones(3))
-    (model,) = training._models.values()
+    (model,) = training._models
     mark(model.memory.buffers, (*untouched, *made))
     training(*window.batch(seed=1), torch.ones(3))
     buffers = model.memory.buffers
@@ -244,7 +244,7 @@ def test_frozen_rows_are_not_looked_at_and_types_of_them_alone_have_no_gradient(
     training = TextTraining(encoder, heads, optimizer)
     types[0, 0] = 5
     training(types, targets, torch.ones(3))
-    (model,) = training._models.values()
+    (model,) = training._models
     index, buffers = model.memory.batch, model.memory.buffers
     mark(buffers, ("d_vectors",))
     training(types, targets, torch.ones(3))

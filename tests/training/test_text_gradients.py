@@ -248,7 +248,7 @@ def test_each_kind_of_model_is_refused_by_the_call_for_the_other():
     models = []
     for calls in (TextGradients(encoder, heads, optimizer), TextTraining(encoder, heads, optimizer)):
         calls(types, targets, WEIGHTS)
-        models += calls._models.values()
+        models += calls._models
     gradients, moves = models
     given = (types, [targets[name] for name in TASKS], WEIGHTS, Dropout(0.0, 0))
     with pytest.raises(ValueError, match="a gradient_model is not stepped"):

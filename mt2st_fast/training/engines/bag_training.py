@@ -33,6 +33,7 @@ from mt2st_fast.training.engines.held_parameters import (
     model_obstacle,
     parameter_obstacle,
 )
+from mt2st_fast.training.engines.kept_models import KeptModels
 from mt2st_fast.training.optim import RowSparseOptimizer
 
 PARTLY_FROZEN = "some heads are frozen while others are trained"  # their gradients are made together
@@ -60,7 +61,7 @@ class BagTraining:
         assert isinstance(encoder, BagEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
         self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
-        self._models: dict[tuple[str, ...], BagModel] = {}  # by the tasks of a batch
+        self._models: KeptModels[BagModel] = KeptModels()
         self._hold()
         self._kept: WeakTensorKeyDictionary | None = WeakTensorKeyDictionary() if fixed_batches else None
 
@@ -101,7 +102,7 @@ class BagTraining:
         return option_obstacle(self._optimizer, decays=False) or self._held.obstacle()
 
     def _hold(self) -> None:
-        self._trained, self._models = _trained(self._encoder, self._heads, self._optimizer), {}
+        self._trained, self._models = _trained(self._encoder, self._heads, self._optimizer), KeptModels()
         parameters = [self._encoder.table, *head_parameters(self._heads)]
         self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
 
@@ -126,24 +127,22 @@ class BagTraining:
         # Learning rates may fall at every step; everything else stays for the phase.
         rules = [self._optimizer.rule(group) for group in self._optimizer.param_groups]
         bags = self._prepared(*inputs)
-        found = bag_step(self._model(batch.layout), rules, bags, batch.targets, batch.weights, moves)
+        found = bag_step(
+            self._models.of(batch.layout, self._new_model), rules, bags, batch.targets, batch.weights, moves
+        )
         return self._heads.over_active(found.losses, batch)
 
-    def _model(self, layout: HeadLayout) -> BagModel:
+    def _new_model(self, layout: HeadLayout) -> BagModel:
         """Return the table and the heads of the tasks in a batch."""
-        model = self._models.get(layout.names)
-        if model is None:
-            linears = [self._heads.linear(name) for name in layout.names]
-            heads = [
-                TrainedHead(
-                    self._trained[linear.weight], None if linear.bias is None else self._trained[linear.bias]
-                )
-                for linear in linears
-            ]
-            table = self._encoder.table
-            model = BagModel(self._trained[table], heads, layout, self._optimizer.frozen_rows(table))
-            self._models[layout.names] = model
-        return model
+        linears = [self._heads.linear(name) for name in layout.names]
+        heads = [
+            TrainedHead(
+                self._trained[linear.weight], None if linear.bias is None else self._trained[linear.bias]
+            )
+            for linear in linears
+        ]
+        table = self._encoder.table
+        return BagModel(self._trained[table], heads, layout, self._optimizer.frozen_rows(table))
 
     def _prepared(self, ids: Tensor, starts: Tensor) -> PreparedBags:
         kept: PreparedBags | None = None if self._kept is None else self._kept.get(ids)

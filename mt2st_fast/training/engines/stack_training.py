@@ -32,11 +32,11 @@ from mt2st_fast.training.engines.held_parameters import (
     hooks_of,
     parameter_obstacle,
 )
+from mt2st_fast.training.engines.kept_models import MOST_MODELS, KeptModels
 from mt2st_fast.training.engines.stack_layers import HeldModules, StackLayers, stack_layers
 
 NOT_DROPPED = Dropout(0.0, 0)
-# Models are kept for as many combinations of tasks in a batch as have memory for so many weights, four times each.
-KEPT_WEIGHTS, MOST_MODELS = 1 << 24, 64
+KEPT_WEIGHTS = 1 << 24  # of all models that are kept: the memory of one has four times its weights
 
 
 class StackTraining:
@@ -122,7 +122,7 @@ class StackTraining:
         batch = self._heads.batch(targets, inputs.shape[:1], weights, inputs.device)
         # Learning rates may fall at every step; everything else stays for the phase.
         rules, decays = rules_of(self._optimizer)
-        model = self._model_of(batch.layout)
+        model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
         found = stack_step(model, rules, decays, inputs, batch.targets, batch.weights, self._dropped, moves)
         return self._heads.over_active(found.losses, batch)
@@ -144,14 +144,13 @@ class StackTraining:
         self._layers, self._modules = layers, HeldModules(self._encoder)
         parameters = _parameters(self._layers, self._heads)
         # Asking for states creates missing ones, so do it before recording what there is.
-        self._models: dict[tuple[str, ...], StackModel] = {}  # by the tasks of a batch
         groups = {id(p): g for g, group in enumerate(self._optimizer.param_groups) for p in group["params"]}
         self._dense = {
             id(p): self._made(p, groups[id(p)] if is_moved else FROZEN)
             for p, is_moved in zip(parameters, are_moved(parameters, self._optimizer), strict=True)
         }
         n_weights = sum(parameter.numel() for parameter in parameters)
-        self._most_models = max(1, min(MOST_MODELS, KEPT_WEIGHTS // n_weights))
+        self._models: KeptModels[StackModel] = KeptModels(max(1, min(MOST_MODELS, KEPT_WEIGHTS // n_weights)))
         self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
 
     def _made(self, parameter: Tensor, group: int) -> Dense:
@@ -161,17 +160,12 @@ class StackTraining:
         assert found is not None
         return Dense(parameter.detach(), found[0], group, found[1])
 
-    def _model_of(self, layout: HeadLayout) -> StackModel:
-        """Return the kernel's model for batches of these tasks."""
-        if layout.names not in self._models:
-            if len(self._models) >= self._most_models:
-                del self._models[next(iter(self._models))]  # the oldest
-            linears, activations = self._layers.linears, self._layers.activations
-            self._models[layout.names] = StackModel(
-                [Layer(*self._linear(each), name) for each, name in zip(linears, activations, strict=True)],
-                [self._linear(self._heads.linear(name)) for name in layout.names], layout,
-            )  # fmt: skip
-        return self._models[layout.names]
+    def _new_model(self, layout: HeadLayout) -> StackModel:
+        linears, activations = self._layers.linears, self._layers.activations
+        return StackModel(
+            [Layer(*self._linear(each), name) for each, name in zip(linears, activations, strict=True)],
+            [self._linear(self._heads.linear(name)) for name in layout.names], layout,
+        )  # fmt: skip
 
     def _linear(self, linear: nn.Linear) -> tuple[Dense, Dense | None]:
         return self._dense[id(linear.weight)], None if linear.bias is None else self._dense[id(linear.bias)]

@@ -31,6 +31,7 @@ from mt2st_fast.training.engines.held_parameters import (
     model_obstacle,
     parameter_obstacle,
 )
+from mt2st_fast.training.engines.kept_models import KeptModels
 from mt2st_fast.training.optim import RowSparseOptimizer
 
 Inputs = Tensor | tuple[Tensor, Tensor]  # windows (N, W), or bags: all words, and where each bag begins
@@ -53,7 +54,7 @@ class TextCalls(ABC):
         assert isinstance(optimizer, RowSparseOptimizer)
         self.encoder, self._heads, self._optimizer = encoder, heads, optimizer
         self._parameters = text_parameters(encoder, heads)
-        self._models: dict[tuple[str, ...], TextStepModel] = {}  # by the tasks of a batch
+        self._models: KeptModels[TextStepModel] = KeptModels()
         self._key = torch.empty((), dtype=torch.int64, device="cpu")  # of the dropout of the latest step
         self._hold()
 
@@ -81,17 +82,13 @@ class TextCalls(ABC):
     def declines(self) -> str | None:
         """Return why this step cannot be taken, or None."""
         if self._held.have_changed():
-            self._models = {}
+            self._models = KeptModels()
             self._hold()
         return self._held.obstacle()
 
     def features(self, inputs: Inputs) -> Tensor | None:
         """(N, H) the encoder's features of the inputs, without dropout; None before the first step."""
-        return (
-            text_features(next(iter(self._models.values())), words_of(inputs))
-            if self._can_be_asked()
-            else None
-        )
+        return text_features(next(iter(self._models)), words_of(inputs)) if self._can_be_asked() else None
 
     def count_correct(self, inputs: Inputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """(3,) for each task: correct targets without dropout, all targets, and 0 for those out of range.
@@ -107,7 +104,7 @@ class TextCalls(ABC):
             return None
         words = words_of(inputs)
         batch = heads.batch(targets, torch.Size([words.n_rows]), None, words.types.device)
-        model = self._model_of(batch.layout)
+        model = self._models.of(batch.layout, self._new_model)
         try:
             correct = text_correct(model, words, batch.targets)
         except ValueError:  # a class outside the head, which the evaluation counts and names
@@ -124,12 +121,6 @@ class TextCalls(ABC):
             return False
         # Because of a hook that looks at the features, for instance.
         return self.obstacle(self.encoder, self._heads, self._optimizer) is None
-
-    def _model_of(self, layout: HeadLayout) -> TextStepModel:
-        """Return the kernel's model for batches of these tasks."""
-        if layout.names not in self._models:
-            self._models[layout.names] = self._new_model(layout)
-        return self._models[layout.names]
 
     @abstractmethod
     def _new_model(self, layout: HeadLayout) -> TextStepModel:

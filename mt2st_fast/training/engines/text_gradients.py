@@ -49,7 +49,13 @@ class TextGradients(TextCalls):
         batch = self._heads.batch(targets, torch.Size([words.n_rows]), weights, words.types.device)
         self._keep_rows()
         found = text_gradients(
-            self._model_of(batch.layout), words, batch.targets, batch.weights, self._dropout(), moves, beside
+            self._models.of(batch.layout, self._new_model),
+            words,
+            batch.targets,
+            batch.weights,
+            self._dropout(),
+            moves,
+            beside,
         )
         if moves.shared:
             self._reached += self._hidden

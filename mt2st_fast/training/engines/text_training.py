@@ -87,7 +87,7 @@ class TextTraining(TextCalls):
         rules, decays = rules_of(self._optimizer)
         rules.append(rules[self._held.group_of.get(id(self.encoder.table), 0)])
         decays.append(Decay())
-        model = self._model_of(batch.layout)
+        model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
         found = text_step(
             model, rules, decays, words, batch.targets, batch.weights, self._dropped, moves, beside
