@@ -19,8 +19,8 @@ from .model import EVERYTHING, Moves
 from .room import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
 from .stack_model import StackModel
 
-# Of a layer, in inputs or outputs. With two layers of 64 to 2,048 and batches of 32 to 4,096 rows, a step took 0.25 to
-# 0.99 of the eager engine's time (AMD EPYC, AVX-512, 2 cores, MKL); with 20,000 inputs and 512 rows, 1.3 times that.
+# Of a layer, in inputs or outputs. Up to here a step took 0.3 to 0.99 of the eager engine's time, with 8,192 inputs
+# 1.04 times that, and with 20,000 1.4 times (`python -m bench.limits`; 2 cores, EPYC family 25, MKL).
 MOST_WIDTH = 2048
 
 

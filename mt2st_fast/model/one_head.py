@@ -1,7 +1,6 @@
 """A single small softmax head in training on a CPU, by torch's own operators: the step of a run on its main task.
 
-Beside an encoder of torch's layers, calling a kernel for one small head costs more than the head: Python's part of the
-call is some 50 us.
+Beside an encoder of torch's layers, Python's part of a kernel call for one small head costs more than the head.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 
 from mt2st_fast.kernels import REFERENCE, HeadSpec, Kind, asked_for
 
-# Multiply-adds for the logits, N D C. Behind two linear layers of 128 (2 cores, EPYC family 25), torch was faster at
-# 2^18 and 2^19.6, both were equal at 2^21.6, and the kernels were faster beyond.
+# Multiply-adds for the logits, N D C. Behind a linear layer of 128 outputs (`python -m bench.limits`; 2 cores, EPYC
+# family 25), torch took 0.83 to 0.92 of the kernels' time up to 2^19.6, and 0.98 to 1.13 beyond.
 MOST_PRODUCTS = 1 << 20
 
 

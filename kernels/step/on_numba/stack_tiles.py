@@ -15,7 +15,7 @@ from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
 from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from .activations import activate, deactivate
-from .dense_tiles import copy_from, head_tile, multiply_panels
+from .dense_tiles import copy_from, head_tile, multiply_panels, zero_rows
 from .dropout import draw_factors, words_of
 
 # --- round 1: packed weights --------------------------------------------------------------------------------
@@ -52,6 +52,11 @@ def _pack(pack, reach, dense):
 
 
 @helper
+def _tile_of(address, ld, first):
+    return address + FLOAT_BYTES * first * ld
+
+
+@helper
 def _load_inputs(inputs, layer, drop, first, rows, padded, factors, words):
     """Copy rows first.. of the inputs (N, F) to the first layer, with dropout; zeros up to a whole vector of rows."""
     F, ld = layer["columns"], layer["ld_inputs"]
@@ -62,19 +67,7 @@ def _load_inputs(inputs, layer, drop, first, rows, padded, factors, words):
             x = numba.carray(pointer_to_float32(layer["inputs"] + FLOAT_BYTES * i * ld), (F,))
             for f in range(F):
                 x[f] *= factors[f]
-    _zero_rows(layer["inputs"], ld, first + rows, first + padded)
-
-
-@helper
-def _zero_rows(address, ld, first, last):
-    values = numba.carray(pointer_to_float32(address), (last * ld,))
-    for i in range(first * ld, last * ld):
-        values[i] = ZERO
-
-
-@helper
-def _tile_of(address, ld, first):
-    return address + FLOAT_BYTES * first * ld
+    zero_rows(_tile_of(layer["inputs"], ld, first + rows), ld, padded - rows, ld)
 
 
 @helper
@@ -107,7 +100,7 @@ def run_tile(
         for h in range(round_up(H, WIDTH)):
             factors[h] = ZERO
         activate(layer, drops[n + 1], first, rows, factors, words[: words_of(H)])
-    _zero_rows(dense.features, dense.ld, first + rows, first + padded)
+    zero_rows(_tile_of(dense.features, dense.ld, first + rows), dense.ld, padded - rows, dense.ld)
     last = layers[L - 1]
     head_tile(
         tile, first, rows, N, for_logits, for_features, head_bias, heads, columns, column_weights, targets, scale,
