@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mt2st_fast import Classification, MultiLabel, MultiTaskHeads, Regression
+from mt2st_fast.model import one_head
 from tests.kernels.launches import counted_launches
 
 TASKS = {
@@ -387,3 +388,18 @@ def test_layers_of_somebody_else_stay_where_they_are():
     before = [layer.weight.data_ptr() for layer in layers.values()]
     MultiTaskHeads.from_modules(layers, TASKS, "upos")
     assert [layer.weight.data_ptr() for layer in layers.values()] == before
+
+
+@pytest.mark.parametrize(("most", "by_torch"), [(6 * D * 5, 1), (6 * D * 5 - 1, 0)])
+def test_torch_computes_a_single_head_up_to_a_size(monkeypatch, most, by_torch):
+    """Its gradients are the same on both sides of the limit."""
+    heads = MultiTaskHeads(D, {"upos": Classification(5)}, "upos")
+    features, targets = data(6)
+    targets = {"upos": targets["upos"]}
+    expected = torch.autograd.grad(heads(features, targets).total, [*heads.parameters()])
+    monkeypatch.setattr(one_head, "MOST_PRODUCTS", most)
+    with mock.patch.object(one_head.F, "cross_entropy", wraps=F.cross_entropy) as loss:
+        heads.backward(features.requires_grad_(), targets, torch.ones(1))
+    assert loss.call_count == by_torch
+    for parameter, gradient in zip(heads.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)

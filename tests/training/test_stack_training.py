@@ -171,6 +171,20 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(dropout):
         assert all(map(torch.equal, moved, found[0][1]))
 
 
+@pytest.mark.parametrize("N", [1, 33, 100, 197])
+def test_what_a_larger_batch_has_left_in_memory_does_not_count(N):
+    found = []
+    for before in ([], [batch(400)]):
+        encoder, heads = model()
+        training = StackTraining(encoder, heads, optimizer_of(OPTIMIZERS["AdamW"], encoder, heads))
+        for inputs, targets in before:
+            training(torch.full_like(inputs, float("nan")), targets, WEIGHTS, NOTHING)
+        found.append((training(*batch(N), WEIGHTS), parameters(encoder, heads)))
+    assert torch.isfinite(found[0][0]).all()
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(map(torch.equal, found[0][1], found[1][1]))
+
+
 def test_models_of_many_combinations_of_tasks_do_not_fill_the_memory(monkeypatch):
     monkeypatch.setattr(stack_training, "KEPT_WEIGHTS", 5_000)  # of about 1,250 each
     encoder, heads = model()

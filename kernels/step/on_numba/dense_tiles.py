@@ -114,7 +114,7 @@ def _head_logits(first, rows, S, for_logits, product, z, dense):
 
 
 @helper
-def zero_rows(address, ld, rows, n):
+def _zero_rows(address, ld, rows, n):
     """Set the first n numbers of rows that are ld apart to 0."""
     values = numba.carray(pointer_to_float32(address), (rows * ld,))
     for i in range(rows):
@@ -151,4 +151,4 @@ def head_tile(
             address_of(z), z.shape[1], rows, S, dense.H, address_of(for_features), d_features, dense.ld, False
         )
     else:  # no task has a label here
-        zero_rows(d_features, dense.ld, rows, dense.H)
+        _zero_rows(d_features, dense.ld, rows, dense.H)

@@ -15,7 +15,7 @@ from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
 from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from .activations import activate, deactivate
-from .dense_tiles import copy_from, head_tile, multiply_panels, zero_rows
+from .dense_tiles import copy_from, head_tile, multiply_panels
 from .dropout import draw_factors, words_of
 
 # --- round 1: packed weights --------------------------------------------------------------------------------
@@ -57,8 +57,8 @@ def _tile_of(address, ld, first):
 
 
 @helper
-def _load_inputs(inputs, layer, drop, first, rows, padded, factors, words):
-    """Copy rows first.. of the inputs (N, F) to the first layer, with dropout; zeros up to a whole vector of rows."""
+def _load_inputs(inputs, layer, drop, first, rows, factors, words):
+    """Copy rows first.. of the inputs (N, F) to the first layer, with dropout."""
     F, ld = layer["columns"], layer["ld_inputs"]
     for i in range(first, first + rows):
         copy_floats(inputs + FLOAT_BYTES * i * F, layer["inputs"] + FLOAT_BYTES * i * ld, F)
@@ -67,7 +67,6 @@ def _load_inputs(inputs, layer, drop, first, rows, padded, factors, words):
             x = numba.carray(pointer_to_float32(layer["inputs"] + FLOAT_BYTES * i * ld), (F,))
             for f in range(F):
                 x[f] *= factors[f]
-    zero_rows(_tile_of(layer["inputs"], ld, first + rows), ld, padded - rows, ld)
 
 
 @helper
@@ -82,14 +81,14 @@ def run_tile(
     layers = dense.layers
     L, first = len(layers), tile * tile_rows
     rows = min(tile_rows, N - first)
-    padded, whole = round_up(rows, WIDTH), round_up(rows, BLOCK_ROWS)
+    whole = round_up(
+        rows, BLOCK_ROWS
+    )  # products are of whole blocks: what lies beyond the rows is never read
     widest = layers[0]["columns"]
     for n in range(L):
         widest = max(widest, layers[n]["rows"])
     factors, words = np.zeros(round_up(widest, WIDTH), np.float32), np.empty(words_of(widest), np.uint64)
-    _load_inputs(
-        inputs, layers[0], drops[0], first, rows, padded, factors, words[: words_of(layers[0]["columns"])]
-    )
+    _load_inputs(inputs, layers[0], drops[0], first, rows, factors, words[: words_of(layers[0]["columns"])])
     for n in range(L):
         layer = layers[n]
         ld, ldx, H, F = layer["ld"], layer["ld_inputs"], layer["rows"], layer["columns"]
@@ -100,7 +99,6 @@ def run_tile(
         for h in range(round_up(H, WIDTH)):
             factors[h] = ZERO
         activate(layer, drops[n + 1], first, rows, factors, words[: words_of(H)])
-    zero_rows(_tile_of(dense.features, dense.ld, first + rows), dense.ld, padded - rows, dense.ld)
     last = layers[L - 1]
     head_tile(
         tile, first, rows, N, for_logits, for_features, head_bias, heads, columns, column_weights, targets, scale,
