@@ -76,12 +76,23 @@ class _PatchOnce:
         self._patched.clear()
 
 
+def _read_scalars_as_triton_3_7(patch: Any) -> Any:
+    """Triton's function that teaches its tensors Python, with an integer that NumPy 2.4 converts, too: 3.6 failed."""
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    return patched
+
+
 def main() -> None:
     """Run the module that is named first."""
     assert "triton" not in sys.modules
     os.environ["TRITON_INTERPRET"] = "1"
     from triton.runtime import interpreter
 
+    interpreter._patch_lang_tensor = _read_scalars_as_triton_3_7(interpreter._patch_lang_tensor)
     interpreter._patch_lang = _PatchOnce(interpreter._patch_lang)
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
