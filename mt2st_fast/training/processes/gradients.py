@@ -139,8 +139,10 @@ def _rows_of(table: nn.Parameter) -> Tensor | None:
     gradient = table.grad
     if gradient is None or not gradient.is_sparse:
         return None
+    if gradient.is_coalesced():
+        return gradient
     rows = gradient._indices()[0]
-    # The kernels make it coalesced; that mark is lost on its way into .grad.
+    # The kernels make it coalesced; autograd loses that mark on its way into .grad.
     if len(rows) < 2 or bool((rows[1:] > rows[:-1]).all()):
         return gradient
     return gradient.coalesce()
@@ -163,9 +165,13 @@ def _put_back(parameters: Sequence[nn.Parameter], flat: Tensor, have: Mapping[in
     for parameter, part in zip(parameters, parts, strict=True):
         if not have[id(parameter)]:
             continue
+        found = part.view(parameter.shape)
+        if found.dtype is parameter.dtype and parameter.is_contiguous():
+            parameter.grad = found  # the sum itself, which belongs to nobody else
+            continue
         if parameter.grad is None:
             parameter.grad = torch.empty_like(parameter)
-        parameter.grad.copy_(part.view(parameter.shape))
+        parameter.grad.copy_(found)
 
 
 def _padded(n_bytes: int) -> int:
