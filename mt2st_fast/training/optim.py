@@ -116,7 +116,12 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in any optimizer."""
-        _not_to_compile(super().zero_grad)(set_to_none)
+        if not set_to_none:
+            _not_to_compile(super().zero_grad)(set_to_none)
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in any optimizer."""

@@ -37,7 +37,7 @@ from mt2st_fast.training.optimizer_upkeep import (
     step_mixed_groups_singly,
 )
 from mt2st_fast.training.phases import enter_phase, set_active
-from mt2st_fast.training.processes.decisions import agreed_weights
+from mt2st_fast.training.processes.decisions import agreed_weights, must_agree
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.resuming import own_source, restore_random_states, states_of_all
 from mt2st_fast.training.resuming import (
@@ -342,7 +342,7 @@ class Run:
         self._set_weights([weights[name] for name in active])
         self.source.resting = {n for n in active if not weights[n] and self.heads.is_word_task(n)}
         self._rate.set_for(moment.step)
-        self._given_weights = None if self.processes.are_several else given
+        self._given_weights = None if must_agree(self.processes, self._options.schedule) else given
 
     def _check_trains(self, active: tuple[str, ...]) -> None:
         """Raises InputError for a phase in which nothing would train: what still did has retired."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -112,8 +113,8 @@ class ExchangingSteps(EagerSteps):
             *counts_mk.sum(0).tolist(),
             *[0.0] * (n_heads - len(active)),
         ]
-        found = parts.processes.gather(torch.tensor(told, dtype=torch.float64))
-        of_all = torch.stack(found).tolist()
+        found = parts.processes.gather(np.array(told, np.float64).tobytes())
+        of_all = [np.frombuffer(of_one, np.float64).tolist() for of_one in found]
         if wrong := [rank for rank, of_one in enumerate(of_all) if of_one[0] != of_all[0][0]]:
             raise InputError(
                 f"process {wrong[0]} of {len(of_all)} trains other tasks or parameters than process 0, or with another "

@@ -80,14 +80,22 @@ class Board:
         self._post(0)
         self._wait([0] * self._count, check)
 
-    def gather(self, values: Tensor, check: Callable[[], None]) -> list[Tensor]:
-        """Return the tensors of all processes, of one shape, in the order of the processes."""
-        found = torch.empty(self._count, *values.shape, dtype=values.dtype)
-        rows = found.view(self._count, values.numel()).view(torch.uint8)
-        for first, last, messages in self._exchanged(_bytes_of(values.contiguous()), check):
-            for row, message in zip(rows, messages, strict=True):
-                row[first:last] = message
-        return [*found]
+    def gather(self, message: bytes, check: Callable[[], None]) -> list[bytes]:
+        """Return the messages of all processes, of one length, in the order of the processes.
+
+        Without tensors: a step has several short messages, and after a kernel even small operations of torch are slow.
+        """
+        found = [b""] * self._count
+        for first in range(0, max(1, len(message)), SLOT):
+            part = message[first : first + SLOT]
+            begin = self._begin_of(self._rank)
+            self._content[begin : begin + len(part)] = part
+            self._post(len(part))
+            self._wait([len(part)] * self._count, check)
+            for rank in range(self._count):
+                begin = self._begin_of(rank, 1)
+                found[rank] += self._content[begin : begin + len(part)]
+        return found
 
     def gather_written(
         self, write: Callable[[Tensor], None], lengths: Sequence[int], check: Callable[[], None]
@@ -97,7 +105,10 @@ class Board:
         if max(lengths) > SLOT:
             padded = torch.zeros(max(lengths), dtype=torch.uint8)
             write(padded[:own])
-            found = self.gather(padded, check)
+            found = torch.empty(self._count, len(padded), dtype=torch.uint8)
+            for first, last, parts in self._exchanged(padded, check):
+                for message, part in zip(found, parts, strict=True):
+                    message[first:last] = part
             return [message[:length] for message, length in zip(found, lengths, strict=True)]
         write(self._slot(self._rank)[:own])
         self._post(own)
@@ -134,9 +145,12 @@ class Board:
 
     def _slot(self, rank: int, behind: int = 0) -> Tensor:
         """Return where a process's next message goes, or where the one so many before it is."""
-        turn = (self._n_posted - behind) % TURNS
-        first = PAGE + _rounded(self._count * LINE) + (TURNS * rank + turn) * SLOT
+        first = self._begin_of(rank, behind)
         return self._bytes[first : first + SLOT]
+
+    def _begin_of(self, rank: int, behind: int = 0) -> int:
+        turn = (self._n_posted - behind) % TURNS
+        return PAGE + _rounded(self._count * LINE) + (TURNS * rank + turn) * SLOT
 
     def _length_at(self, rank: int) -> int:
         """Return where the length of a process's last message is, among the numbers."""

@@ -8,12 +8,17 @@ from mt2st_fast.training.schedules import Schedule
 OWN_SCHEDULES = "mt2st_fast.training.schedules."
 
 
-def agreed_weights(processes: Processes, schedule: Schedule, weights: dict[str, float]) -> dict[str, float]:
-    """Return the weights of the schedule of process 0.
+def must_agree(processes: Processes, schedule: Schedule) -> bool:
+    """Return whether the weights of a schedule may differ from process to process: not those of this package.
 
-    The schedules of this package are functions of the moment and of their observations, which are the same in all.
+    They are functions of the moment and of their observations, which are the same in all.
     """
-    if not processes.are_several or type(schedule).__module__.startswith(OWN_SCHEDULES):
+    return processes.are_several and not type(schedule).__module__.startswith(OWN_SCHEDULES)
+
+
+def agreed_weights(processes: Processes, schedule: Schedule, weights: dict[str, float]) -> dict[str, float]:
+    """Return the weights of the schedule of process 0."""
+    if not must_agree(processes, schedule):
         return weights
     agreed: dict[str, float] = processes.from_first({name: float(w) for name, w in weights.items()})
     return agreed

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -52,26 +52,36 @@ class Exchange:
         self._exchange_rows(head, own_rows)
         return losses_k
 
-    def _sum_dense(self, losses_k: Tensor, own_rows: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _by_type(self) -> dict[torch.dtype, list[nn.Parameter]]:
+        """The dense parameters by the type in which their gradients are summed."""
+        found: dict[torch.dtype, list[nn.Parameter]] = {torch.float32: [], torch.float64: []}
+        for parameter in self.dense.values():
+            found[_travels_as(parameter)].append(parameter)
+        return found
+
+    def _sum_dense(
+        self, losses_k: Tensor, own_rows: Sequence[Tensor | None]
+    ) -> tuple[Sequence[float], Tensor]:
         """Sum the dense gradients; return the table counts from the head of the message, and the losses."""
-        device = losses_k.device
         present = [float(p.grad is not None) for p in self.dense.values()]
         has_dense = [float(_is_dense(table.grad)) for table in self.tables]
-        head = torch.tensor([*present, *has_dense, *self._digits(own_rows)], dtype=torch.float32).to(device)
-        parameters = [*self.dense.values()]
-        single = [p for p in parameters if _travels_as(p) is torch.float32]
-        double = [p for p in parameters if _travels_as(p) is torch.float64]
+        told = [*present, *has_dense, *self._digits(own_rows)]
+        head = torch.tensor(told, dtype=torch.float32).to(losses_k.device)
+        single, double = self._by_type.values()
         flat = torch.cat([losses_k.float(), head, *map(_flat_gradient, single)])
         self.processes.add_up(flat)
         wide = None
         if double:
             wide = self.processes.add_up(torch.cat([*map(_flat_gradient, double)]))
-        losses_k, head, flat = flat.split([len(losses_k), len(head), len(flat) - len(losses_k) - len(head)])
-        have = dict(zip(map(id, parameters), head[: len(parameters)].tolist(), strict=True))
-        _put_back(single, flat, have)
+        K, n_told = len(losses_k), len(told)
+        told = flat[K : K + n_told].tolist()
+        have = dict(zip(map(id, self.dense.values()), told, strict=False))
+        _put_back(single, flat[K + n_told :], have)
         if wide is not None:
             _put_back(double, wide, have)
-        return head[len(parameters) :].cpu(), losses_k
+        # A copy: losses are kept until they are recorded, and would keep all gradients of their steps.
+        return told[len(present) :], flat[:K].clone()
 
     def _digits(self, own_rows: Sequence[Tensor | None]) -> list[float]:
         """Return, per table and process, two digits of 1 + its rows; 0 without a gradient, and for other processes."""
@@ -82,15 +92,15 @@ class Exchange:
                 digits[place : place + 2] = divmod(1 + rows._nnz(), DIGIT)
         return digits
 
-    def _exchange_rows(self, head: Tensor, own_rows: Sequence[Tensor | None]) -> None:
+    def _exchange_rows(self, head: Sequence[float], own_rows: Sequence[Tensor | None]) -> None:
         """head: for each table, whether any process has a dense gradient; then the digits of row counts."""
-        n_tables = len(self.tables)
-        has_dense = [flag > 0 for flag in head[:n_tables].tolist()]
-        digits = head[n_tables:].view(n_tables, self.processes.count, 2).round().long()
-        sizes = (digits[:, :, 0] * DIGIT + digits[:, :, 1]).tolist()  # 1 + rows
+        n_tables, count = len(self.tables), self.processes.count
+        high, low = head[n_tables::2], head[n_tables + 1 :: 2]
+        sizes = [int(DIGIT * a + b) for a, b in zip(high, low, strict=True)]  # 1 + rows
         by_rows = []
-        for table, rows, of_table, dense in zip(self.tables, own_rows, sizes, has_dense, strict=True):
-            if dense:  # a table that is also read densely
+        for t, (table, rows) in enumerate(zip(self.tables, own_rows, strict=True)):
+            of_table = sizes[t * count : (t + 1) * count]
+            if head[t]:  # a table that is also read densely
                 whole = table.grad.to_dense() if table.grad is not None else torch.zeros_like(table)
                 table.grad = self.processes.add_up(whole.contiguous())
             elif any(of_table):
@@ -139,8 +149,10 @@ def _rows_of(table: nn.Parameter) -> Tensor | None:
     gradient = table.grad
     if gradient is None or not gradient.is_sparse:
         return None
+    if gradient.is_coalesced():
+        return gradient
     rows = gradient._indices()[0]
-    # The kernels make it coalesced; that mark is lost on its way into .grad.
+    # The kernels make it coalesced; autograd loses that mark on its way into .grad.
     if len(rows) < 2 or bool((rows[1:] > rows[:-1]).all()):
         return gradient
     return gradient.coalesce()
@@ -155,7 +167,8 @@ def _flat_gradient(parameter: nn.Parameter) -> Tensor:
     dtype = _travels_as(parameter)
     if parameter.grad is None:
         return torch.zeros(parameter.numel(), dtype=dtype, device=parameter.device)
-    return parameter.grad.to(dtype).reshape(-1)
+    flat = parameter.grad.reshape(-1)
+    return flat if flat.dtype is dtype else flat.to(dtype)
 
 
 def _put_back(parameters: Sequence[nn.Parameter], flat: Tensor, have: Mapping[int, float]) -> None:
@@ -163,9 +176,13 @@ def _put_back(parameters: Sequence[nn.Parameter], flat: Tensor, have: Mapping[in
     for parameter, part in zip(parameters, parts, strict=True):
         if not have[id(parameter)]:
             continue
+        found = part.view(parameter.shape)
+        if found.dtype is parameter.dtype and parameter.is_contiguous():
+            parameter.grad = found  # the sum itself, which belongs to nobody else
+            continue
         if parameter.grad is None:
             parameter.grad = torch.empty_like(parameter)
-        parameter.grad.copy_(part.view(parameter.shape))
+        parameter.grad.copy_(found)
 
 
 def _padded(n_bytes: int) -> int:

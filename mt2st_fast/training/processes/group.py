@@ -16,6 +16,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -92,15 +93,20 @@ class Processes:
                     self._board.add_up(values, self._check)
         return values
 
-    def gather(self, values: Tensor) -> list[Tensor]:
-        """Return the tensors of all processes, of one shape, in the order of the processes."""
+    def gather(self, message: bytes) -> list[bytes]:
+        """Return the messages of all processes, of one length, in the order of the processes."""
         if not self.are_several:
-            return [values]
+            return [message]
+        if self._board is not None:
+            with self._talking():
+                return self._board.gather(message, self._check)
+        own = torch.from_numpy(np.frombuffer(message, np.uint8).copy())
+        return [found.numpy().tobytes() for found in self._gather_by_torch(own)]
+
+    def _gather_by_torch(self, values: Tensor) -> list[Tensor]:
+        found = [torch.empty_like(values) for _ in range(self.count)]
         with self._talking():
-            if self._board is not None and values.device.type == "cpu":
-                return self._board.gather(values, self._check)
-            found = [torch.empty_like(values) for _ in range(self.count)]
-            dist.all_gather(found, values.contiguous(), group=self._group_of(values))
+            dist.all_gather(found, values, group=self._group_of(values))
         return found
 
     def gather_written(
@@ -115,18 +121,16 @@ class Processes:
                 return self._board.gather_written(write, lengths, self._check)
         padded = torch.zeros(max(lengths), dtype=torch.uint8, device=device)
         write(padded[: lengths[self.rank]])
-        return [found[:length] for found, length in zip(self.gather(padded), lengths, strict=True)]
+        return [found[:n] for found, n in zip(self._gather_by_torch(padded), lengths, strict=True)]
 
     def gather_json(self, value: Any) -> list[Any]:
         """Return a JSON-able value from each process."""
         if not self.are_several:
             return [value]
-        text = torch.frombuffer(bytearray(json.dumps(value, default=plain).encode()), dtype=torch.uint8)
-        lengths = [int(n) for n in self.gather(torch.tensor([len(text)]))]
-        padded = torch.zeros(max(lengths), dtype=torch.uint8)
-        padded[: len(text)] = text
-        texts = zip(self.gather(padded), lengths, strict=True)
-        return [json.loads(bytes(found[:n].tolist())) for found, n in texts]
+        text = json.dumps(value, default=plain).encode()
+        lengths = self.gather(len(text).to_bytes(8, "little"))
+        longest = max(int.from_bytes(length, "little") for length in lengths)
+        return [json.loads(found) for found in self.gather(text.ljust(longest))]  # JSON may end with blanks
 
     def from_first(self, value: Any) -> Any:
         """Return the JSON-able value of process 0."""
@@ -136,8 +140,8 @@ class Processes:
         """Return, for each flag, whether it is set in any process."""
         if not self.are_several:
             return list(flags)
-        found = self.gather(torch.tensor(flags, dtype=torch.uint8))
-        return [bool(flag) for flag in torch.stack(found).amax(0)]
+        found = self.gather(bytes(map(bool, flags)))
+        return [any(flag_of_all) for flag_of_all in zip(*found, strict=True)]
 
     @torch.no_grad()
     def take_from_first(self, modules: Sequence[nn.Module]) -> None:

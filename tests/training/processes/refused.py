@@ -201,15 +201,13 @@ class Counting(Processes):
 
     sent = 0
 
-    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
-        self.sent += values.numel() * values.element_size()
-        return super().gather(values)
+    def gather(self, message: bytes) -> list[bytes]:
+        self.sent += len(message)
+        return super().gather(message)
 
     def gather_written(self, write: Any, lengths: Any, device: torch.device) -> list[torch.Tensor]:
-        before = self.sent
-        found = super().gather_written(write, lengths, device)
-        self.sent = max(self.sent, before + lengths[self.rank])  # by gloo, `gather` counts them
-        return found
+        self.sent += lengths[self.rank]
+        return super().gather_written(write, lengths, device)
 
     def add_up(self, values: torch.Tensor) -> torch.Tensor:
         self.sent += values.numel() * values.element_size()

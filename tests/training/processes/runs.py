@@ -354,6 +354,16 @@ def stopped_by_one(folder: Path) -> dict[str, Any]:
     return dense(batches(), schedule=MultiTask(), epochs=2, callbacks=[Stop(5, rank_and_count()[1] - 1)])
 
 
+def unrecorded(folder: Path) -> dict[str, Any]:
+    """The memory behind the losses of a step, which are kept until they are recorded."""
+    torch.manual_seed(1)
+    encoder, heads = nn.Linear(FEATURES, 1000), MultiTaskHeads(1000, TASKS, "classes")
+    run = Trainer(encoder, heads, schedule=MultiTask(), device="cpu").begin(batches(2), epochs=1)
+    losses = run.step()
+    run.close()
+    return {"bytes": losses.untyped_storage().nbytes()}
+
+
 # --- resuming -------------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ DIVIDED = [
 ]
 DIVIDED += ["learnt_weights", "tables_of_torch", "halves", "doubles", "scaled"]
 OWN = ["own_parts", "stopped_by_one", "uncounted"]
-OTHERS = ["distributed_sampler", "stopped_then_resumed", "left_for_others"]
+OTHERS = ["unrecorded", "distributed_sampler", "stopped_then_resumed", "left_for_others"]
 # Sums are made in another order: float32 and some dozen steps.
 RTOL, ATOL = 1e-5, 1e-5
 # Half types round what is added up.
@@ -131,6 +131,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(name: str, of_two: Any) -> None:
         assert plain(found[name]["whole"]["history"]) == plain(found[name]["resumed"]["history"])
     first, second = of_two[1]["stopped_then_resumed"]
     assert_bits(first[name]["resumed"], second[name]["resumed"])
+
+
+def test_unrecorded_losses_do_not_keep_the_gradients_of_their_steps(of_two: Any) -> None:
+    assert [found["bytes"] for found in of_two[1]["unrecorded"]] == [4 * len(runs.TASKS)] * 2
 
 
 def test_a_run_goes_on_with_another_number_of_processes(of_two: Any, tmp_path: Path) -> None:
