@@ -16,7 +16,15 @@ from rich.table import Table
 
 from bench.interleaved import Candidate, interleave
 from bench.step_cases import eager_step, trainer_step
-from bench.step_models import StepModel, adamw, embedding_model, mlp_model
+from bench.step_models import (
+    StepModel,
+    adamw,
+    convolution_model,
+    embedding_model,
+    mlp_model,
+    normed_mlp_model,
+    recurrent_model,
+)
 from mt2st_fast import MultiTask
 
 ROUNDS = 25
@@ -30,6 +38,9 @@ def _bags(K: int, N: int) -> StepModel:
 # By the encoder's name, for K heads and N rows.
 MODELS: dict[str, Callable[[int, int], StepModel]] = {
     "two linear layers": lambda K, N: mlp_model(K, N, CPU),
+    "the same with LayerNorm": lambda K, N: normed_mlp_model(K, N, CPU),
+    "Conv1d, 24 positions": lambda K, N: convolution_model(K, N, CPU),
+    "GRU, 12 positions": lambda K, N: recurrent_model(K, N, CPU),
     "EmbeddingBag of 20 words": _bags,
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.environment import ROOT
 from mt2st_fast import Classification, MultiTaskHeads, WindowEncoder
@@ -73,15 +73,59 @@ def embedding_model(V: int, D: int, N: int, L: int, sizes: Sequence[int], device
 
 def mlp_model(K: int, N: int, device: torch.device) -> StepModel:
     """Two linear layers on 64 features of N rows under K heads of 5 classes, trained by AdamW."""
+
+    def encoder() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
+
+    return _with_small_heads(encoder, (64,), 128, K, N, device)
+
+
+def normed_mlp_model(K: int, N: int, device: torch.device) -> StepModel:
+    """The same with a LayerNorm behind each linear layer."""
+
+    def encoder() -> nn.Module:
+        layers = [(nn.Linear(D, 128), nn.LayerNorm(128), nn.ReLU()) for D in (64, 128)]
+        return nn.Sequential(*(layer for some in layers for layer in some))
+
+    return _with_small_heads(encoder, (64,), 128, K, N, device)
+
+
+def convolution_model(K: int, N: int, device: torch.device) -> StepModel:
+    """A Conv1d over 24 positions of 8 channels, and the maximum over positions."""
+
+    def encoder() -> nn.Module:
+        return nn.Sequential(nn.Conv1d(8, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool1d(1), nn.Flatten())
+
+    return _with_small_heads(encoder, (8, 24), 64, K, N, device)
+
+
+def recurrent_model(K: int, N: int, device: torch.device) -> StepModel:
+    """A GRU over 12 positions of 16 features, and its last state."""
+    return _with_small_heads(lambda: _LastState(16, 64), (12, 16), 64, K, N, device)
+
+
+class _LastState(nn.Module):
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.cells = nn.GRU(in_features, out_features, batch_first=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, D) the last state of sequences (N, T, D)."""
+        return self.cells(inputs)[1][0]  # type: ignore[no-any-return]
+
+
+def _with_small_heads(
+    make_encoder: Callable[[], nn.Module], row: Sequence[int], D: int, K: int, N: int, device: torch.device
+) -> StepModel:
+    """An encoder from N rows of this shape to (N, D) under K heads of 5 classes, trained by AdamW."""
     torch.manual_seed(1)
+    encoder = make_encoder().to(device)
     tasks = {f"task{k}": Classification(5) for k in range(K)}
     batches: list[Batch] = [
-        (torch.randn(N, 64).to(device), {name: torch.randint(5, (N,)).to(device) for name in tasks})
+        (torch.randn(N, *row).to(device), {name: torch.randint(5, (N,)).to(device) for name in tasks})
         for _ in range(8)
     ]
-    encoder = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
-    heads = MultiTaskHeads(128, tasks, "task0")
-    return StepModel(encoder.to(device), heads.to(device), batches, adamw)
+    return StepModel(encoder, MultiTaskHeads(D, tasks, "task0").to(device), batches, adamw)
 
 
 def ewt_model(device: torch.device) -> StepModel:

@@ -18,11 +18,17 @@ from bench.step_cases import (
     multi_and_single,
     switched_and_stl,
 )
-from bench.step_models import mlp_model
+from bench.step_models import convolution_model, mlp_model, normed_mlp_model, recurrent_model
 
 MULTI_AND_SINGLE = ("ours multi", "ours single", "eager multi", "eager single")
 SWITCHED_AND_STL = ("after switch", "stl")
-TINY = (TINY_STEP, StepCase("tiny, of features", lambda device: mlp_model(2, 20, device)))
+TINY = (
+    TINY_STEP,
+    StepCase("tiny, of features", lambda device: mlp_model(2, 20, device)),
+    StepCase("tiny, with LayerNorm", lambda device: normed_mlp_model(2, 20, device)),
+    StepCase("tiny, with a Conv1d", lambda device: convolution_model(2, 20, device)),
+    StepCase("tiny, with a GRU", lambda device: recurrent_model(2, 20, device)),
+)
 CASES = [
     *(pytest.param(case, marks=pytest.mark.tried, id=case.name) for case in TINY),
     *(pytest.param(case, marks=pytest.mark.timed, id=case.name) for case in STEP_CASES),

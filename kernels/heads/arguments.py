@@ -31,9 +31,10 @@ def check_arguments(
         raise ValueError(f"weight must be (S, D) = ({S}, {D}), not {tuple(weight.shape)}")
     if bias is not None and bias.shape != (S,):
         raise ValueError(f"bias must be (S,) = ({S},), not {tuple(bias.shape)}")
-    for argument, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{argument} must be floating point, not {tensor.dtype}")
+    if not weight.is_floating_point():
+        raise TypeError(f"weight must be floating point, not {weight.dtype}")
+    if bias is not None and not bias.is_floating_point():
+        raise TypeError(f"bias must be floating point, not {bias.dtype}")
     if task_weights.shape != (K,):
         raise ValueError(f"task_weights must be (K,) = ({K},), not {tuple(task_weights.shape)}")
     if task_weights.dtype != torch.float32 and features.dtype != torch.float64:
@@ -42,17 +43,28 @@ def check_arguments(
         raise ValueError(
             f"targets: {len(targets)} given, but there are {K} heads ({', '.join(layout.names)})"
         )
-    for name, head, target in zip(layout.names, layout.heads, targets, strict=True):
-        head.check_target_type(name, target)
-        if head.kind.takes_classes:
-            if target.shape != (N,):
-                raise ValueError(f"targets of {name} must be (N,) = ({N},), not {tuple(target.shape)}")
-        elif target.shape != (N, head.size):
-            raise ValueError(
-                f"targets of {name} must be (N, C) = ({N}, {head.size}), not {tuple(target.shape)}"
-            )
-        if target.device != features.device:
-            raise ValueError(f"targets of {name} are on {target.device}, features on {features.device}")
-    for argument, tensor in (("weight", weight), ("bias", bias), ("task_weights", task_weights)):
-        if tensor is not None and tensor.device != features.device:
-            raise ValueError(f"{argument} is on {tensor.device}, features are on {features.device}")
+    of_classes, device = (N,), features.device
+    for k, (takes_classes, target) in enumerate(zip(layout.takes_classes, targets, strict=True)):
+        wanted = of_classes if takes_classes else (N, layout.sizes[k])
+        is_usual = target.dtype is torch.int64 if takes_classes else target.dtype.is_floating_point
+        if not is_usual or target.shape != wanted or target.device != device:
+            _check_target(layout, k, target, wanted, device)
+    if weight.device != device:
+        raise ValueError(f"weight is on {weight.device}, features are on {device}")
+    if bias is not None and bias.device != device:
+        raise ValueError(f"bias is on {bias.device}, features are on {device}")
+    if task_weights.device != device:
+        raise ValueError(f"task_weights is on {task_weights.device}, features are on {device}")
+
+
+def _check_target(
+    layout: HeadLayout, k: int, target: Tensor, wanted: tuple[int, ...], device: torch.device
+) -> None:
+    """Raise what `check_arguments` does for a target that does not fit."""
+    name, head = layout.names[k], layout.heads[k]
+    head.check_target_type(name, target)
+    if target.shape != wanted:
+        axes = "(N,)" if len(wanted) == 1 else "(N, C)"
+        raise ValueError(f"targets of {name} must be {axes} = {wanted}, not {tuple(target.shape)}")
+    if target.device != device:
+        raise ValueError(f"targets of {name} are on {target.device}, features on {device}")

@@ -25,6 +25,9 @@ class HeadLayout:
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)  # (K,) rows of each head
     width: int = field(init=False, repr=False, compare=False)  # S, the outputs of all heads together
     widest: int = field(init=False, repr=False, compare=False)  # outputs of the widest head
+    takes_classes: tuple[bool, ...] = field(
+        init=False, repr=False, compare=False
+    )  # (K,) whether targets are integers
     has_values: bool = field(init=False, repr=False, compare=False)  # whether any head's targets are floats
     key: str = field(init=False, repr=False, compare=False)  # the layout as text, which a custom op can take
 
@@ -41,7 +44,9 @@ class HeadLayout:
         object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "width", ends[-1])
         object.__setattr__(self, "widest", max(sizes))
-        object.__setattr__(self, "has_values", not all(head.kind.takes_classes for head in self.heads))
+        takes_classes = tuple(head.kind.takes_classes for head in self.heads)
+        object.__setattr__(self, "takes_classes", takes_classes)
+        object.__setattr__(self, "has_values", not all(takes_classes))
         heads = [(head.kind.name, head.size, asdict(head.options)) for head in self.heads]
         # Not JSON, which torch.compile cannot trace.
         object.__setattr__(self, "key", repr((heads, [str(name) for name in self.names])))

@@ -21,7 +21,7 @@ from ..heads.plans import (
     check_plan,
     choose_plan,
 )
-from ..machine.registry import Choice, Room
+from ..machine.registry import Room
 from . import reference
 from .arguments import check_arguments
 from .call import Forward, Gradients, HeadsCall, Needs, Plan
@@ -107,20 +107,11 @@ def multitask_loss(
             skip_zero_weights,
         )
         return MultitaskLoss(total, losses, correct)
-    return MultitaskLoss(
-        *_FusedLoss.apply(
-            features,
-            weight,
-            bias,
-            task_weights,
-            targets,
-            layout,
-            _implementation(chosen, plan, features, layout),
-            needs,
-            skip_zero_weights,
-            *parts,
-        )
-    )
+    how = _How(targets, layout, _implementation(chosen, plan, features, layout), needs, skip_zero_weights)
+    made: list[Tensor] = []
+    total = _FusedLoss.apply(features, weight, bias, task_weights, how, made, *parts)
+    losses, correct = made
+    return MultitaskLoss(total, losses, correct)
 
 
 def _by_reference(
@@ -176,7 +167,7 @@ def multitask_gradients(
     implementation = _implementation(chosen, plan, features, layout)
     with torch.no_grad():
         call = HeadsCall(
-            features.detach(),
+            features,
             parameters.weight,
             parameters.bias,
             targets,
@@ -220,21 +211,21 @@ _chosen_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _implementation(backend: str, requested_plan: str, features: Tensor, layout: HeadLayout) -> Plan:
     """Return the plan that computes heads of this shape."""
     N, D = features.shape
-    shape = Shape(N, D, layout.width, layout.widest, features.element_size())
+    sizes = Shape(N, D, layout.width, layout.widest, features.element_size())
     # A size that torch.compile keeps symbolic cannot be a cache key.
     if isinstance(N, int) and isinstance(D, int):
-        choice = _cached_plan(backend, shape, requested_plan, features.device, torch.get_num_threads())
-    else:
-        choice = choose_plan(backend, shape, requested_plan, features.device)
-    return cast(Plan, ROOM.load(backend, choice.name))
+        return _cached_plan(backend, sizes, requested_plan, features.device, torch.get_num_threads())
+    return _plan(backend, sizes, requested_plan, features.device)
 
 
 @lru_cache(maxsize=4096)
-def _cached_plan(
-    backend: str, shape: Shape, requested_plan: str, device: torch.device, threads: int
-) -> Choice:
+def _cached_plan(backend: str, sizes: Shape, requested_plan: str, device: torch.device, threads: int) -> Plan:
     del threads  # only a cache key: a tuned table holds for one number of threads
-    return choose_plan(backend, shape, requested_plan, device)
+    return _plan(backend, sizes, requested_plan, device)
+
+
+def _plan(backend: str, sizes: Shape, requested_plan: str, device: torch.device) -> Plan:
+    return cast(Plan, ROOM.load(backend, choose_plan(backend, sizes, requested_plan, device).name))
 
 
 def warm_up(device: torch.device, dtype: torch.dtype) -> None:
@@ -253,6 +244,16 @@ def _log_once(reason: str) -> None:
     log.warning("the heads are computed in plain PyTorch: %s", reason)
 
 
+class _How(NamedTuple):
+    """What a call of the op has besides tensors with a gradient."""
+
+    targets: Sequence[Tensor]
+    layout: HeadLayout
+    plan: Plan
+    needs: Needs
+    skip_zero_weights: bool
+
+
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
@@ -261,67 +262,48 @@ class _FusedLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         task_weights: Tensor,
-        targets: Sequence[Tensor],
-        layout: HeadLayout,
-        plan: Plan,
-        needs: Needs,
-        skip_zero_weights: bool,
+        how: _How,
+        made: list[Tensor],
         *parts: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Tensor:
+        """Return the total; losses and correct, which have no gradient, are appended to `made`."""
+        targets, layout, plan, needs, skip_zero_weights = how
         result = plan.forward(
             HeadsCall(features, weight, bias, targets, task_weights, layout, needs, skip_zero_weights)
         )
+        losses, correct, ctx.residual, _ = result
+        made += losses, correct
         # Save the parts as well, so that autograd refuses a backward pass if one was modified in between.
-        ctx.save_for_backward(features, weight, bias, task_weights, result.losses, *parts)
-        ctx.n_parts = len(parts)
-        ctx.targets, ctx.layout, ctx.needs, ctx.skip_zero_weights = targets, layout, needs, skip_zero_weights
-        ctx.versions = _versions(targets)
-        ctx.plan, ctx.residual = plan, result.residual
-        ctx.mark_non_differentiable(result.losses, result.correct)
+        ctx.save_for_backward(features, weight, bias, task_weights, losses, *parts)
+        ctx.how, ctx.n_parts, ctx.versions = how, len(parts), _versions(targets)
         ctx.set_materialize_grads(False)
-        return _total(result, task_weights), result.losses, result.correct
+        return _total(result, task_weights)
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad_total is None:
-            return (None,) * (9 + ctx.n_parts)
+            return (None,) * (6 + ctx.n_parts)
         _refuse_second_derivative()
         features, weight, bias, task_weights, losses, *_ = ctx.saved_tensors
-        gradients: Gradients = (None, None, None)
-        # Set under vmap over several gradients. The kernels get 1 instead: gradients are linear in the upstream one.
-        batched = grad_total if _is_batched(grad_total) else None
-        if any(ctx.needs):
-            unit = grad_total if batched is None else torch.ones((), dtype=losses.dtype, device=losses.device)
-            call = HeadsCall(
-                features,
-                weight,
-                bias,
-                ctx.targets,
-                task_weights,
-                ctx.layout,
-                ctx.needs,
-                ctx.skip_zero_weights,
-            )
-            device_type = features.device.type
-            if torch.is_autocast_enabled(device_type):
-                # backward() inside an autocast region would round the GEMMs of the gradients to the autocast dtype.
-                with torch.autocast(device_type, enabled=False):
-                    gradients = _gradients(ctx, call, unit)
-            else:
-                gradients = _gradients(ctx, call, unit)
         d_task_weights = grad_total * losses if ctx.needs_input_grad[3] else None
-        if batched is not None:
-            d_features, d_weight, d_bias = (
-                None if g is None else (g * batched).to(g.dtype) for g in gradients
-            )
-            gradients = (d_features, d_weight, d_bias)
+        targets, layout, _, needs, skip_zero_weights = ctx.how
+        d_features, d_weight, d_bias = None, None, None
+        if True in needs:
+            call = HeadsCall(features, weight, bias, targets, task_weights, layout, needs, skip_zero_weights)
+            if _is_batched(grad_total):
+                # Under vmap over several gradients the kernels get 1: gradients are linear in the upstream one.
+                one = torch.ones((), dtype=losses.dtype, device=losses.device)
+                d_features, d_weight, d_bias = (
+                    None if g is None else (g * grad_total).to(g.dtype) for g in _gradients(ctx, call, one)
+                )
+            else:
+                d_features, d_weight, d_bias = _gradients(ctx, call, grad_total)
         if not ctx.n_parts:
-            return *gradients, d_task_weights, None, None, None, None, None
-        d_features, d_weight, d_bias = gradients
-        d_parts = gradient_parts(d_weight, ctx.layout)
+            return d_features, d_weight, d_bias, d_task_weights, None, None
+        d_parts = gradient_parts(d_weight, layout)
         if bias is not None:
-            d_parts += gradient_parts(d_bias, ctx.layout)
-        return d_features, None, None, d_task_weights, None, None, None, None, None, *d_parts
+            d_parts += gradient_parts(d_bias, layout)
+        return d_features, None, None, d_task_weights, None, None, *d_parts
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:
@@ -330,11 +312,19 @@ def _versions(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def _gradients(ctx: Any, call: HeadsCall, grad_total: Tensor) -> Gradients:
-    plan: Plan = ctx.plan
+    if torch.is_autocast_enabled(call.features.device.type):
+        # backward() inside an autocast region would round the GEMMs of the gradients to the autocast dtype.
+        with torch.autocast(call.features.device.type, enabled=False):
+            return _unrounded_gradients(ctx, call, grad_total)
+    return _unrounded_gradients(ctx, call, grad_total)
+
+
+def _unrounded_gradients(ctx: Any, call: HeadsCall, grad_total: Tensor) -> Gradients:
+    plan: Plan = ctx.how.plan
     residual = ctx.residual
     if residual is None:
         # Only reached for a retained graph whose gradients were already handed out.
-        if _versions(ctx.targets) != ctx.versions:
+        if _versions(call.targets) != ctx.versions:
             raise RuntimeError(
                 "targets have been modified by an inplace operation since the loss was computed"
             )

@@ -31,7 +31,8 @@ class Parameters(NamedTuple):
         if not self.parts:
             return self.weight.requires_grad, self.bias is not None and self.bias.requires_grad
         K = len(self.parts) if self.bias is None else len(self.parts) // 2
-        return any(p.requires_grad for p in self.parts[:K]), any(p.requires_grad for p in self.parts[K:])
+        wanted = [part.requires_grad for part in self.parts]
+        return True in wanted[:K], True in wanted[K:]
 
     def by_autograd(self) -> Parameters:
         """The same parameters, concatenated so that autograd records it."""
@@ -53,17 +54,20 @@ def take_parameters(weight: Rows, bias: Rows | None, layout: HeadLayout) -> Para
         return Parameters(weight, bias, ())
     if isinstance(bias, Tensor):
         raise ValueError("bias must be one tensor per head, as weight is")
-    _check(weight, bias, layout)
     if len(weight) == 1:
+        _check("weight", weight, layout)
+        if bias is not None:
+            _check("bias", bias, layout)
         return Parameters(weight[0], None if bias is None else bias[0], ())
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return Parameters(torch.cat(list(weight)), None if bias is None else torch.cat(list(bias)), ())
-    return Parameters(_joined(weight), None if bias is None else _joined(bias), (*weight, *(bias or ())))
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    rows = _together("weight", weight, layout, traced)
+    biases = None if bias is None else _together("bias", bias, layout, traced)
+    return Parameters(rows, biases, () if traced else (*weight, *(bias or ())))
 
 
 def gradient_parts(gradient: Tensor | None, layout: HeadLayout) -> tuple[Tensor | None, ...]:
     """Split the gradient into the rows of each head, each a view."""
-    return (None,) * len(layout) if gradient is None else gradient.split(layout.sizes)
+    return (None,) * len(layout) if gradient is None else gradient.split_with_sizes(layout.sizes)
 
 
 def lay_adjacent(parameters: Sequence[Tensor]) -> bool:
@@ -72,8 +76,10 @@ def lay_adjacent(parameters: Sequence[Tensor]) -> bool:
     They remain the same parameters, but a tensor that shared memory with one no longer does. Parameters that are not
     plain tensors, or that are shared with another process, stay where they are.
     """
-    if len(parameters) < 2 or _adjacent(parameters):
+    if len(parameters) < 2:
         return bool(parameters)
+    if _side_by_side(parameters, [p.shape[0] for p in parameters]) is not None:
+        return True
     first = parameters[0]
     for parameter in parameters:
         plain = type(parameter) is nn.Parameter and type(parameter.data) is Tensor
@@ -89,38 +95,46 @@ def lay_adjacent(parameters: Sequence[Tensor]) -> bool:
     return True
 
 
-def _check(weight: Sequence[Tensor], bias: Sequence[Tensor] | None, layout: HeadLayout) -> None:
-    for argument, parts in (("weight", weight), ("bias", bias)):
-        if parts is None:
-            continue
-        if len(parts) != len(layout):
-            raise ValueError(f"{argument} has {len(parts)} tensors, but there are {len(layout)} heads")
-        for name, size, part in zip(layout.names, layout.sizes, parts, strict=True):
-            if len(part) != size:
-                raise ValueError(
-                    f"{argument} of {name} has {len(part)} rows, but its head has {size} outputs"
-                )
+def _together(argument: str, parts: Sequence[Tensor], layout: HeadLayout, traced: bool) -> Tensor:
+    """Return the rows of all parts: a view or a copy without a gradient; if `traced`, a copy with it."""
+    rows = None if traced else _side_by_side(parts, layout.sizes)
+    if rows is not None:  # nearly always, and all that _check would look at is as it should be
+        return rows
+    _check(argument, parts, layout)
+    return torch.cat([part if traced else part.detach() for part in parts])
 
 
-@torch.no_grad()
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return the rows of all parts: a view if they are adjacent, else a copy."""
-    if not _adjacent(parts):
-        return torch.cat(list(parts))
+def _check(argument: str, parts: Sequence[Tensor], layout: HeadLayout) -> None:
+    if len(parts) != len(layout):
+        raise ValueError(f"{argument} has {len(parts)} tensors, but there are {len(layout)} heads")
+    for name, size, part in zip(layout.names, layout.sizes, parts, strict=True):
+        if len(part) != size:
+            raise ValueError(f"{argument} of {name} has {len(part)} rows, but its head has {size} outputs")
+
+
+def _side_by_side(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor | None:
+    """Return a view of parts of these numbers of rows as one tensor, without a gradient; None if they are not that.
+
+    They are if they follow each other in one storage, and so do the rows of each.
+    """
     first = parts[0].detach()
-    n_rows = sum(len(part) for part in parts)
-    return first.as_strided((n_rows, *first.shape[1:]), first.stride())
-
-
-def _adjacent(parts: Sequence[Tensor]) -> bool:
-    """Whether the parts are consecutive in one storage, and so are the rows of one tensor."""
-    first = parts[0]
-    if type(first.data) is not Tensor:
-        return False
-    storage, pointer = first.untyped_storage().data_ptr(), first.data_ptr()
-    for part in parts:
-        alike = part.dtype == first.dtype and part.is_contiguous() and part.shape[1:] == first.shape[1:]
-        if not alike or part.data_ptr() != pointer or part.untyped_storage().data_ptr() != storage:
-            return False
-        pointer += part.numel() * part.element_size()
-    return True
+    if len(parts) != len(sizes) or type(first) is not Tensor or first.dim() not in (1, 2):
+        return None
+    row, dtype, pointer = first.shape[1:], first.dtype, first.data_ptr()
+    row_floats = row.numel()
+    row_bytes = row_floats * first.element_size()
+    for part, size in zip(parts, sizes, strict=True):
+        if (
+            part.data_ptr() != pointer
+            or part.shape != (size, *row)
+            or part.dtype is not dtype
+            or not part.is_contiguous()
+        ):
+            return None
+        pointer += size * row_bytes
+    # Memory that begins where another tensor's ends may be another storage.
+    storage = first.untyped_storage()
+    if pointer > storage.data_ptr() + storage.nbytes():
+        return None
+    # Not first's own strides: that of a single row may be anything.
+    return first.as_strided((sum(sizes), *row), (row_floats, 1) if row else (1,))

@@ -195,6 +195,12 @@ def _function_at(builder: Any, team: Any, word: int, shape: Any) -> Any:
 
 
 @helper
+def threads_of(team):
+    """Return how many threads share the team's work, for a kernel that makes one split each (see `splits_of`)."""
+    return read(team + N_THREADS) if team else 1
+
+
+@helper
 def _compute(team, n_pieces, run, data):
     if team == 0 or n_pieces < 2 or n_pieces > MOST_PIECES or not exchange(team + OWNER, 0, 1):
         for p in range(n_pieces):

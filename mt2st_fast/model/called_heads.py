@@ -7,7 +7,9 @@ and its loss is computed in plain torch: this is slower, and logged once.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -48,14 +50,17 @@ def reason_to_call_module(module: nn.Module) -> str | None:
     return "is affected by global module hooks" if torch_module._has_any_global_hook() else None
 
 
-def takes_gradient_directly(parameter: Tensor) -> bool:
-    """Return whether nobody is told when autograd adds to a parameter's gradient, so that it can be set instead."""
-    return type(parameter) is nn.Parameter and not has_gradient_hooks(parameter)
+def take_gradients_directly(parameters: Sequence[Tensor]) -> bool:
+    """Return whether nobody is told when autograd adds to their gradients, so that these can be set instead."""
+    return set(map(type, parameters)) == {nn.Parameter} and not have_gradient_hooks(parameters)
 
 
-def has_gradient_hooks(parameter: Tensor) -> bool:
-    """Return whether hooks take the gradient of a parameter."""
-    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
+def have_gradient_hooks(parameters: Sequence[Tensor]) -> bool:
+    """Return whether hooks take the gradient of any of these parameters."""
+    return any(map(_HOOKS, parameters)) or any(map(_ACCUMULATION_HOOKS, parameters))
+
+
+_HOOKS, _ACCUMULATION_HOOKS = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
 
 
 def say_once(name: str, reason: str, backend: str, plan: str) -> None:

@@ -54,6 +54,7 @@ class HeadBank(nn.Module):
         self.word_tasks = nn.ModuleDict({module_name(name): task for name, task in on_words.items()})
         self.open_tasks = nn.ModuleDict({module_name(name): task for name, task in of_their_own.items()})
         # Needed in every step.
+        self._places = {name: module_name(name) for name in self.tasks}  # of heads, among the modules
         self._on_words, self._open = frozenset(on_words), frozenset(of_their_own)
         self._specs = {name: task.head for name, task in self.tasks.items()}
         self._poolings = {
@@ -298,14 +299,19 @@ class HeadBank(nn.Module):
                 f"one loader for each, as in {{{other!r}: ..., {words!r}: ...}}"
             )
 
+    def _layers(self) -> dict[str, nn.Linear]:
+        """Return the layers of all heads by their place (`_places`): `linear` without its checks, for every step."""
+        return self._modules["linears"]._modules  # type: ignore[union-attr,return-value]
+
     def reasons_to_call(self) -> dict[str, str]:
         """Return, by task, why active heads cannot be computed from weight and bias alone; empty for plain heads."""
         reasons: dict[str, str] = {}
         with_bias, without = False, []
+        layers, places = self._layers(), self._places
         for name in self._active:
-            if name not in self.tasks:
+            if name not in places:
                 continue
-            layer = self.linears[module_name(name)]
+            layer = layers[places[name]]
             if (reason := reason_to_call(layer)) is not None:
                 reasons[name] = reason
             elif layer._parameters["bias"] is None:

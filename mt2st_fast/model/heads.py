@@ -15,7 +15,7 @@ from mt2st_fast.model.called_heads import (
     reason_to_call,
     reason_to_call_module,
     say_once,
-    takes_gradient_directly,
+    take_gradients_directly,
 )
 from mt2st_fast.model.denominators import (
     Reduction,
@@ -26,7 +26,6 @@ from mt2st_fast.model.denominators import (
 )
 from mt2st_fast.model.fused_call import FusedCall, HeadBatch
 from mt2st_fast.model.head_bank import HeadBank
-from mt2st_fast.model.module_names import module_name
 from mt2st_fast.model.one_head import backward_of_one, is_for_torch
 from mt2st_fast.model.over_tasks import (
     check_features,
@@ -93,7 +92,7 @@ class MultiTaskHeads(HeadBank):
         Raises ValueError for a target of an unknown task, for targets of a task on words beside others, and whatever
         `multitask_loss` raises; RuntimeError if a backend was requested by name and a head must be called.
         """
-        if isinstance(features, TaskFeatures):
+        if not isinstance(features, Tensor) and isinstance(features, TaskFeatures):
             options: dict[str, Any] = {
                 "denominators": denominators, "token_weights": token_weights, "reduction": reduction,
             }  # fmt: skip
@@ -150,14 +149,14 @@ class MultiTaskHeads(HeadBank):
         """
         if (
             type(self) is not MultiTaskHeads
-            or isinstance(features, TaskFeatures)
+            or not isinstance(features, Tensor)
             or reason_to_call_module(self)
         ):
             return None
         if self._open or self._poolings or weights.requires_grad or not _records():
             return None
-        if len(targets) == len(self._active) == 1 and self.main in targets and isinstance(features, Tensor):
-            layer, spec = self.linears[module_name(self.main)], self._specs[self.main]
+        if len(targets) == len(self._active) == 1 and self.main in targets:
+            layer, spec = self._layers()[self._places[self.main]], self._specs[self.main]
             if is_for_torch(spec, self.backend, self.plan) and reason_to_call(layer) is None:
                 found = backward_of_one(features, layer, targets[self.main], weights, spec)
                 if found is not None:
@@ -166,9 +165,9 @@ class MultiTaskHeads(HeadBank):
             return None
         call = self._fused_call(features, targets, weights)
         parameters = [*call.weight, *(call.bias or ())]
-        if not all(map(takes_gradient_directly, parameters)):
+        if not take_gradients_directly(parameters):
             return None
-        if not (features.requires_grad or any(p.requires_grad for p in parameters)):
+        if not (features.requires_grad or True in [p.requires_grad for p in parameters]):
             return None
         made = multitask_gradients(
             call.features, call.weight, call.bias, call.batch.targets, call.batch.weights, call.batch.layout,
@@ -263,14 +262,13 @@ class MultiTaskHeads(HeadBank):
         """Return what the kernels get for the tasks with a head."""
         check_features(features)
         batch = self.batch(targets, features.shape[:-1], weights, features.device)
-        linears = [self.linear(name) for name in batch.layout.names]
-        check_width(features, linears[0].in_features)
-        return FusedCall(
-            features.flatten(0, -2) if features.dim() > 2 else features,
-            [linear.weight for linear in linears],
-            [linear.bias for linear in linears] if linears[0].bias is not None else None,
-            batch,
-        )
+        layers, places = self._layers(), self._places
+        owners = [layers[places[name]]._parameters for name in batch.layout.names]
+        weight: list[Any] = [own["weight"] for own in owners]
+        bias: list[Any] = [own["bias"] for own in owners]
+        check_width(features, weight[0].shape[-1])
+        flat = features.flatten(0, -2) if features.dim() > 2 else features
+        return FusedCall(flat, weight, None if bias[0] is None else bias, batch)
 
     def _fused_by_pooling(
         self,
@@ -413,9 +411,11 @@ class MultiTaskHeads(HeadBank):
         device: torch.device,
     ) -> HeadBatch:
         """Return what `forward` passes to the kernels beside features (*rows, D) and parameters; raises as it does."""
-        self._check_known(targets)
-        self.check_together(name for name in self._active if name in targets)
-        present = tuple(name for name in self._active if name in targets and name in self.tasks)
+        # Lists, not generators: this is Python's part of every step.
+        present = tuple([name for name in self._active if name in targets and name in self.tasks])
+        if len(present) < len(targets):
+            self._check_known(targets)
+            self.check_together(name for name in self._active if name in targets)
         if not present:
             raise ValueError(f"targets contain none of the active tasks {', '.join(self._active)}")
         weights_k = self._weights(weights, device)

@@ -18,10 +18,13 @@ from mt2st_fast.kernels import REFERENCE, HeadSpec, Kind, asked_for
 MOST_PRODUCTS = 1 << 20
 
 
+_SOFTMAX = Kind.SOFTMAX
+
+
 def is_for_torch(spec: HeadSpec, backend: str, plan: str) -> bool:
     """Return whether torch has this head's loss, and nobody asked for another way by name."""
     return (
-        spec.kind is Kind.SOFTMAX
+        spec.kind is _SOFTMAX
         and spec.options.column_weights is None
         and plan == "auto"
         and asked_for(backend)[0] in ("auto", REFERENCE)
@@ -37,7 +40,7 @@ def backward_of_one(
     heads, a weight of 0, a batch without a label (torch's loss is then NaN), and targets of another type or shape, or
     out of range.
     """
-    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    weight, bias, options = layer._parameters["weight"], layer._parameters["bias"], spec.options
     if not (
         features.is_cpu
         and features.dtype is torch.float32
@@ -59,8 +62,8 @@ def backward_of_one(
         loss = F.cross_entropy(
             logits,
             target,
-            ignore_index=spec.ignore_index,
-            label_smoothing=spec.label_smoothing,
+            ignore_index=options.ignore_index,  # type: ignore[attr-defined]
+            label_smoothing=options.label_smoothing,  # type: ignore[attr-defined]
         )
     except IndexError:  # a class out of range, which kernels name
         return None

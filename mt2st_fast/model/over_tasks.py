@@ -18,19 +18,19 @@ def flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) -> 
     """
     check_tensor(name, target)
     wanted = rows if head.kind.takes_classes else (*rows, head.size)
-    if wanted == (*rows, 1) and target.shape == rows:
-        target = target.unsqueeze(-1)
-    # Checked before flattening: (T, N) would pass for (N, T).
     if target.shape != wanted:
-        raise ValueError(f"targets of {name} must be {tuple(wanted)}, not {tuple(target.shape)}")
-    return target.flatten(0, len(rows) - 1) if len(rows) > 1 else target
+        if head.size == 1 and target.shape == rows:
+            target = target.unsqueeze(-1)
+        else:  # checked before flattening: (T, N) would pass for (N, T)
+            raise ValueError(f"targets of {name} must be {tuple(wanted)}, not {tuple(target.shape)}")
+    return target if len(rows) == 1 else target.flatten(0, len(rows) - 1)
 
 
 def check_tensor(name: str, target: Any) -> None:
     """Raises TypeError for targets of a head that are no tensor."""
-    if target is None:
-        raise TypeError(f"targets of {name} are None; leave {name} out of a batch that has none")
     if not isinstance(target, Tensor):
+        if target is None:
+            raise TypeError(f"targets of {name} are None; leave {name} out of a batch that has none")
         raise TypeError(
             f"targets of {name} must be a tensor, not {type(target).__name__}; pass torch.as_tensor(target)"
         )

@@ -74,7 +74,7 @@ def features_and_mask(encoded: Any) -> tuple[Tensor | TaskFeatures, Tensor | Non
 
     Raises TypeError for anything else.
     """
-    if isinstance(encoded, Tensor | TaskFeatures):
+    if isinstance(encoded, Tensor) or isinstance(encoded, TaskFeatures):  # noqa: SIM101 (in every step)
         return encoded, None
     if isinstance(encoded, tuple | list) and len(encoded) == 2:
         features, mask = encoded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mt2st_fast.model.called_heads import has_gradient_hooks
+from mt2st_fast.model.called_heads import have_gradient_hooks
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.optim import RowSparseOptimizer
@@ -31,7 +31,7 @@ def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> None:
             'backward="fused" needs LazyAdam, RowwiseAdagrad or SGD of mt2st_fast, not '
             f"{type(parts.optimizer).__name__}"
         )
-    if any(map(has_gradient_hooks, tables)):
+    if have_gradient_hooks(tables):
         raise ValueError(
             'backward="fused" makes no gradient of a table, but this one has hooks that take it: remove them, or leave '
             "backward= out"
@@ -49,5 +49,5 @@ def _nothing_needs_gradients(parts: StepParts, loaders: int, wants_gradients: bo
         return False
     looked_at = parts.options.clip_norm is not None or parts.scaler.is_enabled() or wants_gradients
     hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
-    looked_at = looked_at or any(hooks) or has_gradient_hooks(encoder.table)  # type: ignore[arg-type]
+    looked_at = looked_at or any(hooks) or have_gradient_hooks([encoder.table])  # type: ignore[list-item]
     return loaders == 1 and parts.options.accumulate == 1 and not looked_at

@@ -35,6 +35,22 @@ def release(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
         del optimizer.state[held]
 
 
+def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Do what `zero_grad` does, which spends most of its time on telling a profiler: a fifth of a small step's Python.
+
+    An optimizer that does anything else there is called.
+    """
+    if type(optimizer).zero_grad is not _ZERO_GRAD or "zero_grad" in vars(optimizer):
+        optimizer.zero_grad(set_to_none=True)
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+_ZERO_GRAD = torch.optim.Optimizer.zero_grad
+
+
 def remove(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
     """Remove parameters and their state from an optimizer; an empty group stays, as schedulers count groups.
 

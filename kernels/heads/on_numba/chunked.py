@@ -329,16 +329,19 @@ def forward(call: HeadsCall) -> Forward:
     Raises ValueError for a class target outside [0, C) that is not ignore_index.
     """
     batch = survey_batch(call.targets, call.task_weights, call.layout, call.skip_zero_weights)
-    outputs = Outputs(call.features, call.weight, batch, call.needs)
     heads = batch.computed()
     wide = (heads["kind"] == Kind.SOFTMAX.code) & (heads["size"] > WIDE_HEAD)
     features, weight = kernel_tensor(call.features), kernel_tensor(call.weight)
+    bias = batch.table.no_bias if call.bias is None else kernel_tensor(call.bias)
+    outputs = Outputs(len(batch.way), features, weight, bias, call.needs)
+    if not batch.all_rows_only:
+        outputs.zero()
     if not wide.all():
-        run_passes(batch, heads[~wide], features, weight, call.bias, outputs)
+        run_passes(batch, heads[~wide], features, weight, bias, outputs)
     if wide.any():
         for of_heads, rows in passes(batch, heads[wide]):
             for head in of_heads:
-                _run_head(batch, head, rows, features, weight, call.bias, outputs)
+                _run_head(batch, head, rows, features, weight, bias, outputs)
     return outputs.forward()
 
 
@@ -355,13 +358,12 @@ def _run_head(
     rows: np.ndarray,
     features: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
+    bias_s: Tensor,
     outputs: Outputs,
 ) -> None:
     table, D = batch.table, features.shape[1]
     k = int(head["index"])
     of_head = slice(int(head["offset"]), int(head["offset"] + head["size"]))
-    bias_s = table.no_bias if bias is None else kernel_tensor(bias)
     d_bias_c = (
         np.from_dlpack(outputs.d_bias)[of_head]
         if outputs.d_bias.numel()
@@ -388,8 +390,7 @@ def warm_up() -> None:
     """Compile the kernel, or load it from the cache; it works for every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
     features, weight, bias = float_zeros(2, 2), float_zeros(3, 2), float_zeros(3)
-    batch = survey_batch(
-        (torch.zeros(2, dtype=torch.int64, device="cpu"),), float_zeros(1), layout, skip_zero_weights=True
-    )
-    outputs = Outputs(features, weight, batch, (True, True, True))
+    targets, task_weights = (torch.zeros(2, dtype=torch.int64, device="cpu"),), float_zeros(1)
+    batch = survey_batch(targets, task_weights, layout, skip_zero_weights=True)
+    outputs = Outputs(1, features, weight, bias, (True, True, True))
     _run_head(batch, batch.table.records[0], NO_ROWS_LEFT_OUT, features, weight, bias, outputs)

@@ -52,9 +52,14 @@ class HeadTable(NamedTuple):
     widest: int
 
 
-@lru_cache(maxsize=256)
 def head_table(layout: HeadLayout) -> HeadTable:
     """Return the arrays of a layout, made once."""
+    return _table_of(layout.key)  # by a string, which Python compares without code of ours
+
+
+@lru_cache(maxsize=256)
+def _table_of(key: str) -> HeadTable:
+    layout = HeadLayout.from_key(key)
     records = np.zeros(len(layout), HEAD_RECORD)
     for k, (first, _, head) in enumerate(layout):
         record, options = records[k], head.options
@@ -110,6 +115,56 @@ class Pass(NamedTuple):
 NO_ROWS_LEFT_OUT = np.zeros(0, np.int64)
 
 
+class Targets(NamedTuple):
+    """A call's targets, and where `survey` writes what it finds in them; the fields are those of Batch, unless said."""
+
+    n_rows: int
+    table: HeadTable
+    targets: list[Tensor]
+    addresses: np.ndarray
+    task_weights: Tensor  # (K,) float32, as kernels read them
+    pass_logits: int
+    row_logits: int
+    scale: np.ndarray
+    gradient_scale: np.ndarray
+    way: np.ndarray
+    outside: np.ndarray  # (2,), see `survey`
+
+    def surveyed(self, n_whole: int, layout: HeadLayout) -> Batch:
+        """Return the batch. n_whole: what `survey` has returned. Raises ValueError for a target out of range."""
+        if n_whole < 0:
+            k, place = self.outside.tolist()
+            target = self.targets[k].flatten()[place].item()
+            raise ValueError(layout.heads[k].refusal(layout.names[k], target))
+        return Batch(
+            self.n_rows, self.table, self.targets, self.addresses, self.scale, self.gradient_scale, self.way,
+            n_whole == len(self.targets),
+        )  # fmt: skip
+
+
+def take_targets(targets: Sequence[Tensor], task_weights: Tensor, layout: HeadLayout) -> Targets:
+    """Return the targets as kernels read them, not yet surveyed."""
+    K = len(targets)
+    held = []
+    for target, takes_classes in zip(targets, layout.takes_classes, strict=True):
+        dtype = torch.int64 if takes_classes else torch.float32
+        fits = target.dtype is dtype and target.is_contiguous()
+        held.append(target if fits else target.to(dtype).contiguous())
+    return Targets(
+        targets[0].shape[0],
+        head_table(layout),
+        held,
+        np.array([target.data_ptr() for target in held], np.int64),
+        kernel_tensor(task_weights),
+        COMPACTED_PASS_LOGITS,
+        COMPACTED_ROW_LOGITS,
+        np.empty(K),
+        np.empty(K, np.float32),
+        np.empty(K, np.int64),
+        np.empty(2, np.int64),
+    )
+
+
 def survey_batch(
     targets: Sequence[Tensor], task_weights: Tensor, layout: HeadLayout, skip_zero_weights: bool
 ) -> Batch:
@@ -118,19 +173,13 @@ def survey_batch(
     A head is skipped if it has no target, or if its weight is 0 and `skip_zero_weights` is set. Raises ValueError for a
     class target outside [0, C) that is not ignore_index, and for a value outside its kind's bounds.
     """
-    table = head_table(layout)
-    held = [_kernel_target(t, head.kind) for t, head in zip(targets, layout.heads, strict=True)]
-    addresses = np.array([target.data_ptr() for target in held], np.int64)
-    n_rows = targets[0].shape[0]
-    weights = kernel_tensor(task_weights)
-    scale, gradient_scale, way, counts, outside = survey(
-        table.records, table.column_weights, addresses, n_rows, weights.data_ptr(), skip_zero_weights,
-        COMPACTED_PASS_LOGITS, COMPACTED_ROW_LOGITS,
+    taken = take_targets(targets, task_weights, layout)
+    n_whole = survey(
+        taken.table.records, taken.table.column_weights, taken.addresses, taken.n_rows, taken.task_weights.data_ptr(),
+        skip_zero_weights, taken.pass_logits, taken.row_logits, taken.scale, taken.gradient_scale, taken.way,
+        taken.outside,
     )  # fmt: skip
-    if outside[0] >= 0:
-        _refuse_outside(layout, held, *outside.tolist())
-    all_rows_only = counts[ALL_ROWS] == len(held)
-    return Batch(n_rows, table, held, addresses, scale, gradient_scale, way, all_rows_only)
+    return taken.surveyed(n_whole, layout)
 
 
 def passes(batch: Batch, heads: np.ndarray) -> Iterator[Pass]:
@@ -144,16 +193,6 @@ def passes(batch: Batch, heads: np.ndarray) -> Iterator[Pass]:
     for head in heads[way == LABELLED_ROWS]:
         rows = labelled_rows(head, batch.addresses[head["index"]], batch.n_rows)
         yield Pass(np.array([head]), rows)
-
-
-def _kernel_target(target: Tensor, kind: Kind) -> Tensor:
-    dtype = torch.int64 if kind.takes_classes else torch.float32
-    return target if target.dtype is dtype and target.is_contiguous() else target.to(dtype).contiguous()
-
-
-def _refuse_outside(layout: HeadLayout, targets: Sequence[Tensor], k: int, place: int) -> None:
-    target = targets[k].flatten()[place].item()
-    raise ValueError(layout.heads[k].refusal(layout.names[k], target))
 
 
 def kernel_tensor(tensor: Tensor) -> Tensor:
@@ -173,21 +212,23 @@ def float_zeros(*shape: int) -> Tensor:
 
 
 class Outputs:
-    """Where the passes of one call store their results."""
+    """Where the passes of one call store their results; not filled with anything."""
 
-    def __init__(self, features: Tensor, weight: Tensor, batch: Batch, needs: Needs) -> None:
-        K = len(batch.scale)
-        # What no pass computes stays 0.
-        make = torch.empty if batch.all_rows_only else torch.zeros
-        self.losses, self.correct = (
-            make(K, dtype=torch.float32, device="cpu"),
-            make(K, dtype=torch.int64, device="cpu"),
-        )
-        self.d_features = torch.empty(features.shape if needs[0] else 0, dtype=torch.float32, device="cpu")
-        self.d_weight = make(weight.shape if needs[1] else 0, dtype=torch.float32, device="cpu")
-        self.d_bias = make(weight.shape[0] if needs[2] else 0, dtype=torch.float32, device="cpu")
-        self.wanted = needs[0] or needs[1] or needs[2]
+    def __init__(self, K: int, features: Tensor, weight: Tensor, bias: Tensor, needs: Needs) -> None:
+        """features, weight, bias: `kernel_tensor`s, like which their gradients are."""
+        need_features, need_weight, need_bias = needs
+        self.losses = _FLOATS.new_empty(K)
+        self.correct = _INTEGERS.new_empty(K)
+        self.d_features = torch.empty_like(features) if need_features else _FLOATS.new_empty(0)
+        self.d_weight = torch.empty_like(weight) if need_weight else _FLOATS.new_empty(0)
+        self.d_bias = torch.empty_like(bias) if need_bias else _FLOATS.new_empty(0)
+        self.wanted = need_features or need_weight or need_bias
         self.features_written = False  # whether further passes must add to d_features
+
+    def zero(self) -> None:
+        """Zero what no pass may compute: the losses and gradients of heads that are skipped."""
+        for tensor in (self.losses, self.correct, self.d_weight, self.d_bias):
+            tensor.zero_()
 
     def zero_features(self) -> None:
         """Zero d_features if no single pass writes all of its rows."""
@@ -195,10 +236,20 @@ class Outputs:
             self.d_features.zero_()
             self.features_written = True
 
-    def forward(self) -> Forward:
+    def forward(self, total: Tensor | None = None) -> Forward:
         """Return the result, once all passes are done."""
         self.zero_features()
-        return Forward(self.losses, self.correct, (self.d_features, self.d_weight, self.d_bias))
+        return Forward(self.losses, self.correct, (self.d_features, self.d_weight, self.d_bias), total)
+
+
+# Like these, whatever torch's default dtype and device.
+_FLOATS = torch.empty(0, dtype=torch.float32, device="cpu")
+_INTEGERS = torch.empty(0, dtype=torch.int64, device="cpu")
+
+
+def float_empty(*shape: int) -> Tensor:
+    """A tensor that kernels can fill."""
+    return _FLOATS.new_empty(shape)
 
 
 # --- the backward pass -----------------------------------------------------------------------------------
@@ -222,12 +273,14 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
 
     With `own` nobody else holds the residual, so it may be returned or overwritten.
     """
-    upstream, needs = grad_total.item(), call.needs
-    d_features, d_weight, d_bias = (
-        _scaled(residual[i], upstream, own, call[i]) if needs[i] else None  # type: ignore[arg-type]
-        for i in range(3)
+    upstream = grad_total.item()
+    features, weight, bias = residual
+    need_features, need_weight, need_bias = call.needs
+    return (
+        _scaled(features, upstream, own, call.features) if need_features else None,
+        _scaled(weight, upstream, own, call.weight) if need_weight else None,
+        _scaled(bias, upstream, own, call.bias) if need_bias else None,  # type: ignore[arg-type]
     )
-    return d_features, d_weight, d_bias
 
 
 def _scaled(gradient: Tensor, upstream: float, own: bool, like: Tensor) -> Tensor:

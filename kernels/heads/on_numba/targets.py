@@ -10,31 +10,29 @@ from ..kind import Kind
 
 SOFTMAX = Kind.SOFTMAX.code
 
-
 # How a head is computed.
 SKIPPED, ALL_ROWS, LABELLED_ROWS = range(3)
 
 
 @entry
-def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weights, pass_logits, row_logits):
-    """Survey the targets of K heads; return (scale, gradient_scale, way, counts, outside).
+def survey(
+    heads, column_weights, targets, n_rows, task_weights, skip_zero_weights, pass_logits, row_logits, scale,
+    gradient_scale, way, outside,
+):  # fmt: skip
+    """Survey the targets of K heads; return how many heads are computed over all rows, -1 for a target out of range.
 
-    scale: (K,), 1/denominator of each mean, 0 without any valid row. gradient_scale: (K,) float32, scale times task
-    weight.
-    way: (K,), SKIPPED, ALL_ROWS or LABELLED_ROWS. counts: (3,), the number of heads for each way.
-    outside: [task, index] of the first class target outside [0, C) or value outside [least, most]; [-1, 0] if none.
+    Fills, by head, (K,): scale, 1/denominator of each mean, 0 without any valid row; gradient_scale, scale times task
+    weight; way, SKIPPED, ALL_ROWS or LABELLED_ROWS.
+    outside: (2,), written only for -1: [task, index] of the first class target outside [0, C) or value outside
+    [least, most].
 
     A head is computed over its labelled rows only if they are at most half of all rows and skipping the others saves
-    more, in logits, than a separate pass costs: pass_logits, plus row_logits per labelled row. task_weights is the
-    address of (K,) float32.
+    more, in logits, than a separate pass costs: pass_logits, plus row_logits per labelled row.
+    task_weights is the address of (K,) float32.
     """
     K = len(heads)
     task_weights_k = numba.carray(pointer_to_float32(task_weights), (K,))
-    scale = np.zeros(K)
-    gradient_scale = np.zeros(K, np.float32)
-    way = np.zeros(K, np.int64)
-    counts = np.zeros(3, np.int64)
-    outside = np.array([-1, 0])
+    n_whole = 0
     for k in range(K):
         head = heads[k]
         C, ignore_index = head["size"], head["ignore_index"]
@@ -50,7 +48,7 @@ def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weigh
                 for i in range(n_rows * C):
                     if values[i] < least or values[i] > most:
                         outside[0], outside[1] = k, i
-                        return scale, gradient_scale, way, counts, outside
+                        return -1
             denominator = np.float64(valid)
             labelled = -(-valid // C)  # a lower bound
         else:
@@ -65,7 +63,7 @@ def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weigh
                 for i in range(n_rows):
                     if y[i] != ignore_index and (y[i] < 0 or y[i] >= C):
                         outside[0], outside[1] = k, i
-                        return scale, gradient_scale, way, counts, outside
+                        return -1
             denominator = np.float64(valid)
             labelled = valid
             if head["weighted"]:
@@ -73,17 +71,16 @@ def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weigh
                 for i in range(n_rows):
                     weight = column_weights[head["offset"] + y[i]] if y[i] != ignore_index else np.float32(0)
                     denominator += np.float64(weight)
-        if denominator > 0.0:
-            scale[k] = 1.0 / denominator
-            gradient_scale[k] = scale[k] * task_weights_k[k]
+        scale[k] = 1.0 / denominator if denominator > 0.0 else 0.0
+        gradient_scale[k] = scale[k] * task_weights_k[k] if denominator > 0.0 else 0.0
         if valid == 0 or (skip_zero_weights and task_weights_k[k] == 0.0):
             way[k] = SKIPPED
         elif 2 * labelled <= n_rows and (n_rows - labelled) * C > pass_logits + labelled * row_logits:
             way[k] = LABELLED_ROWS
         else:
             way[k] = ALL_ROWS
-        counts[way[k]] += 1
-    return scale, gradient_scale, way, counts, outside
+            n_whole += 1
+    return n_whole
 
 
 @entry

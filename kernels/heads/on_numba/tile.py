@@ -17,7 +17,7 @@ from ...machine.elementary import ZERO
 from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
-from ...machine.team import Kernel, in_parallel, splits_of
+from ...machine.team import Kernel, in_parallel, threads_of
 from ..call import Forward, HeadsCall
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
@@ -28,11 +28,12 @@ from .passes import (
     Batch,
     Outputs,
     backward,
+    float_empty,
     float_zeros,
     kernel_tensor,
     passes,
     residual_like,
-    survey_batch,
+    take_targets,
 )
 from .stages import (
     SKEW,
@@ -47,8 +48,26 @@ from .stages import (
     store_rows,
     tile_buffers,
 )
+from .targets import survey
 
 __all__ = ["RESIDUAL_IS_GRADIENT", "backward", "forward", "residual_like", "warm_up"]
+
+
+# A thread's part of a tile, features and logits, stays within about half of a 1 MiB cache.
+TILE_FLOATS = 1 << 17
+LEAST_ROWS, MOST_ROWS = 32, 192
+# Least multiply-adds for a piece's logits, about 10 us: below that, another piece costs more than it saves.
+LEAST_PRODUCTS = 1 << 18
+
+
+def tile_rows(n_rows: int, floats_a_row: int, n_splits: int) -> int:
+    """Number of rows of a tile: as many as fit the cache, in tiles that divide evenly among the threads."""
+    most = max(LEAST_ROWS, min(MOST_ROWS, TILE_FLOATS // floats_a_row))
+    n_tiles = -(-n_rows // (most * n_splits)) * n_splits
+    return max(WIDTH, -(-n_rows // (n_tiles * WIDTH)) * WIDTH)
+
+
+_tile_rows = helper(tile_rows)
 
 
 @helper
@@ -193,9 +212,9 @@ def rows_of_split(x_ps, p, n_splits):
 
 
 def _tile_pass(
-    team, features, D, row_ids, total_rows, weight, bias_address, heads, column_weights, targets, mean_scale, scale,
-    tile_rows, n_splits, need_gradient, losses_address, correct_address, d_features, add, d_weight_address,
-    d_bias_address,
+    team, features, D, row_ids, total_rows, weight, bias_address, heads, column_weights, targets, task_weights,
+    skip_zero_weights, pass_logits, row_logits, mean_scale, scale, way, outside, need_gradient, losses_address,
+    correct_address, total_address, d_features, add, d_weight_address, d_bias_address,
 ):  # fmt: skip
     """Compute losses, correct counts and gradients of some heads (records of a layout), in arrays of all heads.
 
@@ -204,8 +223,20 @@ def _tile_pass(
     targets, mean_scale, scale (K,) and column_weights (S,) also cover all heads.
     row_ids: the rows to compute, empty = all.
     d_features is written, or added to with `add`; the others are written at the positions of these heads.
+
+    task_weights: 0 for a batch that has been surveyed, as in the rest of these arrays. Else the address of (K,)
+    float32: the batch is surveyed first, which fills mean_scale, scale, way and outside; unless all heads are computed
+    over all rows, nothing else is done, and the caller goes on with passes. Otherwise the weighted sum of the losses is
+    written to total, () float32. Returns what `survey` does.
     """
     K = len(heads)
+    if task_weights:
+        n_whole = survey(
+            heads, column_weights, targets, total_rows, task_weights, skip_zero_weights, pass_logits, row_logits,
+            mean_scale, scale, way, outside,
+        )  # fmt: skip
+        if n_whole != K:
+            return n_whole
     n_rows = len(row_ids) if len(row_ids) else total_rows
     n_weights, n_outputs = len(column_weights) * D, len(column_weights)
     bias = numba.carray(pointer_to_float32(bias_address), (n_outputs,))
@@ -215,6 +246,8 @@ def _tile_pass(
     correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
     columns = columns_of(heads)
     S = columns[K]
+    n_splits = max(1, min(threads_of(team), n_rows * S * D // LEAST_PRODUCTS))
+    rows_a_tile = _tile_rows(n_rows, S + D, n_splits)
     weights = weight + FLOAT_BYTES * D * heads["offset"]
     for_logits, for_features = head_panels(S, D, d_features != 0)
     pack_heads(weights, D, heads, columns, for_logits, for_features)
@@ -226,7 +259,7 @@ def _tile_pass(
     d_weight_ps = scratch(n_splits * S_blocks if len(d_weight) else 0, ldw)
     in_parallel(team, n_splits, _run_split, (
         features, D, row_ids, n_rows, total_rows, for_logits, for_features, bias, heads, columns, column_weights,
-        targets, scale, tile_rows, need_gradient, d_features, add, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
+        targets, scale, rows_a_tile, need_gradient, d_features, add, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
     ))  # fmt: skip
     for k in range(K):
         for c in range(heads[k]["size"]):
@@ -244,18 +277,19 @@ def _tile_pass(
         index = heads[k]["index"]
         losses[index] = loss_pk[:, k].sum() * mean_scale[index]
         correct[index] = correct_pk[:, k].sum()
+    if task_weights:
+        task_weights_k = numba.carray(pointer_to_float32(task_weights), (K,))
+        total = 0.0
+        for k in range(K):
+            total += np.float64(task_weights_k[k]) * np.float64(losses[k])
+        numba.carray(pointer_to_float32(total_address), (1,))[0] = total
+    return K
 
 
 tile_pass = Kernel(_tile_pass, beside_torch=True)
 
 
 # --- the plan --------------------------------------------------------------------------------------------
-
-# A thread's part of a tile, features and logits, stays within about half of a 1 MiB cache.
-TILE_FLOATS = 1 << 17
-LEAST_ROWS, MOST_ROWS = 32, 192
-# Least multiply-adds for a piece's logits, about 10 us: below that, another piece costs more than it saves.
-LEAST_PRODUCTS = 1 << 18
 
 
 def forward(call: HeadsCall) -> Forward:
@@ -264,60 +298,51 @@ def forward(call: HeadsCall) -> Forward:
     bfloat16 and float16 are computed in float32. Raises ValueError for a class target outside [0, C) that is not
     ignore_index.
     """
-    batch = survey_batch(call.targets, call.task_weights, call.layout, call.skip_zero_weights)
-    outputs = Outputs(call.features, call.weight, batch, call.needs)
+    taken = take_targets(call.targets, call.task_weights, call.layout)
     features, weight = kernel_tensor(call.features), kernel_tensor(call.weight)
-    run_passes(batch, batch.computed(), features, weight, call.bias, outputs)
+    bias = taken.table.no_bias if call.bias is None else kernel_tensor(call.bias)
+    outputs, total = Outputs(len(taken.way), features, weight, bias, call.needs), float_empty()
+    # In the usual batch all heads need all rows, and this does everything.
+    n_whole = tile_pass(
+        features.data_ptr(), features.shape[1], NO_ROWS_LEFT_OUT, taken.n_rows, weight.data_ptr(), bias.data_ptr(),
+        taken.table.records, taken.table.column_weights, taken.addresses, taken.task_weights.data_ptr(),
+        call.skip_zero_weights, taken.pass_logits, taken.row_logits, taken.scale, taken.gradient_scale, taken.way,
+        taken.outside, outputs.wanted, outputs.losses.data_ptr(), outputs.correct.data_ptr(), total.data_ptr(),
+        outputs.d_features.data_ptr(), False, outputs.d_weight.data_ptr(), outputs.d_bias.data_ptr(),
+    )  # fmt: skip
+    if n_whole == len(taken.way):
+        outputs.features_written = True
+        return outputs.forward(total)
+    batch = taken.surveyed(n_whole, call.layout)
+    outputs.zero()
+    run_passes(batch, batch.computed(), features, weight, bias, outputs)
     return outputs.forward()
 
 
 def run_passes(
-    batch: Batch, heads: np.ndarray, features: Tensor, weight: Tensor, bias: Tensor | None, outputs: Outputs
+    batch: Batch, heads: np.ndarray, features: Tensor, weight: Tensor, bias: Tensor, outputs: Outputs
 ) -> None:
-    """Compute heads (records) with the tile kernel and add them to the outputs."""
-    D = features.shape[1]
-    bias_s = batch.table.no_bias if bias is None else kernel_tensor(bias)
+    """Compute heads (records) with the tile kernel and add them to the outputs; tensors are `kernel_tensor`s."""
     for of_heads, rows in passes(batch, heads):
-        n_rows, S = len(rows) or batch.n_rows, sum(of_heads["size"].tolist())
-        n_splits = splits_of(n_rows * S * D, LEAST_PRODUCTS)
-        rows_a_tile = tile_rows(n_rows, S + D, n_splits)
-        _run_pass(batch, of_heads, rows, features, weight, bias_s, outputs, rows_a_tile, n_splits)
-
-
-def _run_pass(
-    batch: Batch,
-    heads: np.ndarray,
-    rows: np.ndarray,
-    features: Tensor,
-    weight: Tensor,
-    bias_s: Tensor,
-    outputs: Outputs,
-    rows_a_tile: int,
-    n_splits: int,
-) -> None:
-    if len(rows):
-        outputs.zero_features()
-    tile_pass(
-        features.data_ptr(), features.shape[1], rows, batch.n_rows, weight.data_ptr(), bias_s.data_ptr(), heads,
-        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, rows_a_tile, n_splits,
-        outputs.wanted, outputs.losses.data_ptr(), outputs.correct.data_ptr(), outputs.d_features.data_ptr(),
-        outputs.features_written, outputs.d_weight.data_ptr(), outputs.d_bias.data_ptr(),
-    )  # fmt: skip
-    outputs.features_written = True
-
-
-def tile_rows(n_rows: int, floats_a_row: int, n_splits: int) -> int:
-    """Number of rows of a tile: as many as fit the cache, in tiles that divide evenly among the threads."""
-    most = max(LEAST_ROWS, min(MOST_ROWS, TILE_FLOATS // floats_a_row))
-    n_tiles = -(-n_rows // (most * n_splits)) * n_splits
-    return max(WIDTH, -(-n_rows // (n_tiles * WIDTH)) * WIDTH)
+        if len(rows):
+            outputs.zero_features()
+        tile_pass(
+            features.data_ptr(), features.shape[1], rows, batch.n_rows, weight.data_ptr(), bias.data_ptr(), of_heads,
+            batch.table.column_weights, batch.addresses, 0, False, 0, 0, batch.scale, batch.gradient_scale, batch.way,
+            NO_ROWS_LEFT_OUT, outputs.wanted, outputs.losses.data_ptr(), outputs.correct.data_ptr(), 0,
+            outputs.d_features.data_ptr(), outputs.features_written, outputs.d_weight.data_ptr(),
+            outputs.d_bias.data_ptr(),
+        )  # fmt: skip
+        outputs.features_written = True
 
 
 def warm_up() -> None:
     """Compile the kernel, or load it from the cache; it works for every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(Kind.SQUARED, 1)))
-    features, weight, bias = float_zeros(2, 2), float_zeros(4, 2), float_zeros(4)
     targets = (torch.zeros(2, dtype=torch.int64, device="cpu"), float_zeros(2, 1))
-    batch = survey_batch(targets, float_zeros(2), layout, skip_zero_weights=True)
-    outputs = Outputs(features, weight, batch, (True, True, True))
-    _run_pass(batch, batch.computed(), NO_ROWS_LEFT_OUT, features, weight, bias, outputs, WIDTH, 1)
+    forward(
+        HeadsCall(
+            float_zeros(2, 2), float_zeros(4, 2), float_zeros(4), targets, float_zeros(2), layout,
+            (True, True, True),
+        )
+    )  # fmt: skip

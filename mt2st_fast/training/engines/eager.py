@@ -17,9 +17,10 @@ from mt2st_fast.training.batch import Batch, PlainBatch, materialised, to_device
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.shares import Shares, labelled_in, shares_here
+from mt2st_fast.training.fused_adam import step_fused
 from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.optim import RowSparseOptimizer
-from mt2st_fast.training.optimizer_upkeep import clip_gradients
+from mt2st_fast.training.optimizer_upkeep import clip_gradients, drop_gradients
 from mt2st_fast.training.schedules.abilities import WeighsByLosses
 
 
@@ -106,9 +107,10 @@ class EagerSteps(Engine):
             if isinstance(parts.optimizer, RowSparseOptimizer):
                 parts.optimizer.drop_frozen_rows()
             clip_gradients(parts.trainable(), parts.options.clip_norm, parts.processes.add_up)
-        parts.scaler.step(parts.optimizer)
+        if parts.scaler.is_enabled() or not step_fused(parts.optimizer):
+            parts.scaler.step(parts.optimizer)
         parts.scaler.update()
-        parts.optimizer.zero_grad(set_to_none=True)
+        drop_gradients(parts.optimizer)
 
     def _backward(self, total: Tensor) -> None:
         # Nothing that these batches reach trains: it is frozen, or waits for its turn. torch would raise an error.
@@ -136,13 +138,13 @@ class EagerSteps(Engine):
 
     def _encoded(self, batch: PlainBatch) -> Encoded:
         """Run a batch through the encoder, unless it is for a task on words, which reads the table."""
-        device = self._parts.device
-        inputs, targets = to_device(batch[0], device), to_device(batch[1], device)
+        parts = self._parts
+        inputs, targets = to_device(batch[0], parts.device), to_device(batch[1], parts.device)
         # A task on words is the only one in its batch: heads refuse other tasks beside it.
-        if self._parts.heads.is_word_task(next(iter(targets))):
+        if parts.heads.is_word_task(next(iter(targets))):
             return Encoded(inputs, targets, None, None)
-        with self._parts.autocast(), self._parts.encoding():
-            return Encoded(inputs, targets, *encode(self._parts.encoder, inputs))
+        with parts.autocast(), parts.encoding():
+            return Encoded(inputs, targets, *encode(parts.encoder, inputs))
 
     def _total(
         self, encoded: list[Encoded], weights_k: Tensor, tasks: Collection[str], shares: Shares | None = None

@@ -21,6 +21,8 @@ from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.run_options import RunOptions
 from mt2st_fast.training.schedules.base import Part
 
+_AS_IT_IS: AbstractContextManager[Any] = nullcontext()  # one for all: a step enters three of them
+
 
 @dataclass
 class StepParts:
@@ -110,7 +112,7 @@ class StepParts:
         Those of the encoder have none where only the tasks' own train (see `encoding`), but for those that a head has,
         too.
         """
-        return nullcontext() if self.part == "all" else self._others_still()
+        return _AS_IT_IS if self.part == "all" else self._others_still()
 
     @contextmanager
     def _others_still(self) -> Iterator[None]:
@@ -134,12 +136,12 @@ class StepParts:
 
         Without gradient if only the tasks' own parameters train.
         """
-        return torch.no_grad() if self.part == "tasks" else nullcontext()
+        return torch.no_grad() if self.part == "tasks" else _AS_IT_IS
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which losses are computed."""
         dtype = self.options.autocast_dtype
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        return _AS_IT_IS if dtype is None else torch.autocast(self.device.type, dtype)
 
 
 class Engine(ABC):

@@ -106,3 +106,44 @@ def test_what_cannot_lie_together_stays_where_it_is(other):
 def test_parts_that_fit_no_head_are_refused(weight, bias, message):
     with pytest.raises(ValueError, match=message):
         losses(weight, bias, "numba")
+
+
+def test_a_single_row_may_have_any_stride():
+    # A column that is used as a row: torch calls it contiguous, but its stride is not that of the rows after it.
+    torch.manual_seed(0)
+    memory = torch.randn(9 * 4)
+    column, others = memory[:4].view(4, 1), memory[4:].view(8, 4)
+    parts = [column.t(), others[:2], others[2:]]
+    layout = HeadLayout(tuple(HeadSpec(Kind.SOFTMAX, len(part)) for part in parts))
+    assert parts[0].is_contiguous()
+    assert parts[0].stride() != others.stride()
+    features, targets = torch.randn(8, 4), [torch.arange(8) % len(part) for part in parts]
+    read, copied = (
+        multitask_loss(features, weight, None, targets, torch.ones(3), layout, backend="numba").losses
+        for weight in (parts, torch.cat(parts))
+    )
+    assert torch.equal(read, copied)
+
+
+@pytest.mark.parametrize("change", ["transposed", "shortened", "another dtype", "another tensor"])
+def test_parts_are_looked_at_anew_in_every_call(change):
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(4, 4)) for _ in range(3)]
+    lay_adjacent(weights)
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 4),) * 3)
+    features, targets = torch.randn(8, 4), [torch.arange(8) % 4] * 3
+
+    def found(weight):
+        return multitask_loss(features, weight, None, targets, torch.ones(3), layout, backend="numba").losses
+
+    assert torch.equal(found(weights), found(torch.cat(weights)))
+    middle = weights[1].data
+    weights[1].data = {
+        "transposed": middle.t(), "shortened": middle[:3], "another dtype": middle.bfloat16(),
+        "another tensor": torch.randn(4, 4),
+    }[change]  # fmt: skip
+    if change == "shortened":
+        with pytest.raises(ValueError, match="weight of task 1 has 3 rows, but its head has 4 outputs"):
+            found(weights)
+    else:
+        assert torch.equal(found(weights), found(torch.cat([weight.detach() for weight in weights])))

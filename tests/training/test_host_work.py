@@ -1,0 +1,68 @@
+"""How much of this package's Python a call of the heads and a step take: for small batches that is most of the time."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mt2st_fast import Classification, MultiTask, MultiTaskHeads, Trainer
+from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, multitask_loss
+
+SIZES = (10, 5, 5)
+
+
+def own_calls(run: Callable[[], object]) -> Counter[str]:
+    """Functions of this package that a call enters, by name."""
+    found: Counter[str] = Counter()
+
+    def count(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_globals.get("__name__", "").startswith("mt2st_fast"):
+            found[frame.f_code.co_name] += 1
+
+    for _ in range(2):  # what is looked up once
+        run()
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return found
+
+
+def targets() -> list[torch.Tensor]:
+    return [torch.randint(size, (64,)) for size in SIZES]
+
+
+def the_op() -> Callable[[], object]:
+    layout = HeadLayout(tuple(HeadSpec(Kind.SOFTMAX, size) for size in SIZES))
+    features, weight = torch.randn(64, 16, requires_grad=True), torch.randn(20, 16, requires_grad=True)
+    bias, of_tasks, weights = torch.randn(20, requires_grad=True), targets(), torch.ones(3)
+    return lambda: multitask_loss(features, weight, bias, of_tasks, weights, layout).total.backward()
+
+
+def the_heads() -> Callable[[], object]:
+    tasks = {f"t{k}": Classification(size) for k, size in enumerate(SIZES)}
+    heads, features = MultiTaskHeads(16, tasks, "t0"), torch.randn(64, 16, requires_grad=True)
+    of_tasks, weights = dict(zip(tasks, targets(), strict=True)), torch.ones(3)
+    return lambda: heads(features, of_tasks, weights).total.backward()
+
+
+def a_trainers_step() -> Callable[[], object]:
+    tasks = {f"t{k}": Classification(size) for k, size in enumerate(SIZES)}
+    encoder = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16))
+    batch = torch.randn(64, 8), dict(zip(tasks, targets(), strict=True))
+    trainer = Trainer(encoder, MultiTaskHeads(16, tasks, "t0"), schedule=MultiTask(), device="cpu")
+    return trainer.begin([batch], epochs=100).step
+
+
+@pytest.mark.parametrize(("case", "most"), [(the_op, 38), (the_heads, 78), (a_trainers_step, 155)])
+def test_a_call_enters_no_more_functions_than(case, most):
+    found = own_calls(case())
+    assert sum(found.values()) <= most, found.most_common()
