@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import typer
 
@@ -15,16 +14,13 @@ from bench.ledger import Record
 from bench.markdown import table
 from bench.pages import PAGES
 from bench.pages import written as with_tables
-from bench.picture import draw, draw_scaling
-from bench.scaling import AXES, PEERS, points
+from bench.picture import draw
 from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, TAGGER, step_cases
 from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, decided, gpu_verdicts, is_disturbed
 from bench.word_report import gpu_word_section, job_section, word_sections
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
 HEADS_PICTURE = {"cpu": ROOT / "bench" / "heads.png", "cuda": ROOT / "bench" / "heads_cuda.png"}
-SCALING_PICTURE = {"cpu": ROOT / "bench" / "scaling_cpu.png", "cuda": ROOT / "bench" / "scaling_cuda.png"}
-PICTURED = ("heads", "scaling")  # suites
 PEERS_OF = {
     "cpu": ("eager", "compiled", "linear_cross_entropy", "ours", "heads_module", "gemms"),
     "cuda": (
@@ -36,7 +32,7 @@ SKIPPED = "–"
 REPRODUCE = {
     "cpu": "`python -m bench.measure all`, `python -m bench.bags --polarity DIR`, "
     "`python -m bench.words --treebank FILE`",
-    "cuda": "`bench/gpu.sh`, `python -m bench.measure scaling --device cuda`",
+    "cuda": "`bench/gpu.sh`",
 }
 INTRODUCTION = """# Results
 
@@ -58,13 +54,13 @@ step ran this package's encoder under separate heads (now torch's own layers), a
 
 
 def main() -> None:
-    """Write bench/RESULTS.md, the plots, and the tables of the README and of docs/claims.md."""
+    """Write bench/RESULTS.md, its pictures, and the tables of the README and of docs/claims.md."""
     found = ledger.latest(ledger.read())
     if not found:
         typer.echo("no records in bench/records; run python -m bench.measure all", err=True)
         raise typer.Exit(2)
     kinds: tuple[DeviceKind, ...] = ("cpu", "cuda")
-    drawn = [path for kind in kinds for path in _draw(found, kind)]
+    drawn = [HEADS_PICTURE[kind] for kind in kinds if _draw_heads(found, kind)]
     RESULTS.write_text(render(found), encoding="utf-8")
     for page in PAGES:
         page.write_text(with_tables(page.read_text("utf-8"), found), encoding="utf-8")
@@ -82,10 +78,7 @@ def render(found: Sequence[Record]) -> str:
         # Without a device, there are no sections, but the tables remain and say so.
         for device in _devices(here) or [None]:
             of_device = [r for r in here if _device(r) == device]
-            pictured = {
-                suite for suite in PICTURED if device is not None and _pictured(here, suite) == device
-            }
-            parts.append(_device_section(of_device, device, kind, pictured))
+            parts.append(_device_section(of_device, device, kind, device == _pictured_device(here)))
     return "\n".join(parts)
 
 
@@ -102,16 +95,14 @@ def _devices(found: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(map(_device, newest_first)))
 
 
-def _pictured(found: Iterable[Record], suite: str) -> str | None:
-    """Return the device shown in a suite's picture, that of its newest record; None without a record."""
-    return next(iter(_devices(r for r in found if r["suite"] == suite)), None)
+def _pictured_device(found: Iterable[Record]) -> str | None:
+    """Return the device of the picture of heads, that of their newest record; None without a record."""
+    return next(iter(_devices(r for r in found if r["suite"] == "heads")), None)
 
 
-def _device_section(
-    found: Sequence[Record], device: str | None, kind: DeviceKind, pictured: Collection[str]
-) -> str:
+def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKind, is_pictured: bool) -> str:
     lines = [] if device is None else [f"### {device}\n", _provenance(found), ""]
-    if "heads" in pictured:
+    if device is not None and is_pictured:
         lines += [f"![time by case and peer]({HEADS_PICTURE[kind].name})", ""]
     verdicts = cpu_verdicts(found) if kind == "cpu" else gpu_verdicts(found)
     lines += ["**Required**", "", *_verdict_table(verdicts), ""]
@@ -128,10 +119,6 @@ def _device_section(
         lines += ["**Training step**", "", *_gpu_step_table(found), ""]
         lines += ["**Whole jobs**", "", *job_section(found), ""]
         lines += gpu_word_section(found)
-    lines += ["**Scaling: time in µs, peak memory in MB**", ""]
-    if "scaling" in pictured:
-        lines += [f"![time and memory against S, K and N]({SCALING_PICTURE[kind].name})", ""]
-    lines += [*_scaling_table(found, kind), ""]
     command = REPRODUCE[kind]
     lines += [f"Reproduce: {command}, then `python -m bench.report`.", ""]
     return "\n".join(lines)
@@ -269,23 +256,6 @@ def _gpu_step_table(found: Sequence[Record]) -> list[str]:
     return _table(["model", *steps, "rounds"], rows)
 
 
-def _scaling_table(found: Sequence[Record], kind: DeviceKind) -> list[str]:
-    peers = PEERS[kind]
-    heading = ["case", *peers, *(f"{peer}, MB" for peer in peers if peer != "gemms"), "rounds"]
-    rows = []
-    for point in points(kind):
-        records = by_peer(found, "scaling", point.case.name, "forward+backward")
-        rows.append(
-            [
-                f"{point.case.name}: {point.case.shape}",
-                *(_time(records, peer) for peer in peers),
-                *(_value(records, peer, "peak_extra_bytes", 1e6) for peer in peers if peer != "gemms"),
-                _rounds(records),
-            ]
-        )
-    return _table(heading, rows)
-
-
 def _time(records: dict[str, Record], peer: str) -> str:
     return _value(records, peer, "p50", 1.0)
 
@@ -331,46 +301,22 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-# --- plots -----------------------------------------------------------------------------------------------
+# --- the plot --------------------------------------------------------------------------------------------
 
 
-def _draw(found: Sequence[Record], kind: DeviceKind) -> list[Path]:
-    """Draw a suite's newest device of a kind; return the plots for which there are records."""
-    on_kind = [r for r in found if r["device"]["kind"] == kind]
-    drawn = []
-    for suite, path, draw_suite in (
-        ("heads", HEADS_PICTURE[kind], _draw_heads),
-        ("scaling", SCALING_PICTURE[kind], _draw_scaling),
-    ):
-        device = _pictured(on_kind, suite)
-        if device is not None:
-            draw_suite(
-                [r for r in on_kind if r["suite"] == suite and _device(r) == device], kind, device, path
-            )
-            drawn.append(path)
-    return drawn
-
-
-def _draw_heads(found: Sequence[Record], kind: DeviceKind, device: str, path: Path) -> None:
+def _draw_heads(found: Sequence[Record], kind: DeviceKind) -> bool:
+    """Draw the heads on the newest device of a kind; return whether there are records of any."""
+    device = _pictured_device(r for r in found if r["device"]["kind"] == kind)
+    if device is None:
+        return False
+    of_device = [r for r in found if r["device"]["kind"] == kind and _device(r) == device]
     medians_us = {
         f"{case.name}\n{case.shape}": {peer: record["p50"] for peer, record in records.items()}
         for case in head_cases(kind)
-        if (records := by_peer(found, "heads", case.name, "forward+backward"))
+        if (records := by_peer(of_device, "heads", case.name, "forward+backward"))
     }
-    draw(medians_us, f"All heads, forward and backward, on {device}", path)
-
-
-def _draw_scaling(found: Sequence[Record], kind: DeviceKind, device: str, path: Path) -> None:
-    """Draw {axis: {field: {peer: [(value, number)]}}} in the panels of one picture."""
-    sweeps: dict[str, dict[str, dict[str, list[tuple[int, float]]]]] = {
-        axis: {"p50": {}, "peak_extra_bytes": {}} for axis in AXES
-    }
-    for point in points(kind):
-        for peer, record in by_peer(found, "scaling", point.case.name, "forward+backward").items():
-            for field, of_peer in sweeps[point.axis].items():
-                if field in record:
-                    of_peer.setdefault(peer, []).append((point.value, record[field]))
-    draw_scaling(sweeps, f"Forward and backward on {device}", path)
+    draw(medians_us, f"All heads, forward and backward, on {device}", HEADS_PICTURE[kind])
+    return True
 
 
 if __name__ == "__main__":
