@@ -14,7 +14,6 @@ from bench.ledger import Record
 from bench.markdown import table
 from bench.pages import PAGES
 from bench.pages import written as with_tables
-from bench.picture import draw
 from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, TAGGER, step_cases
 from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, decided, gpu_verdicts, is_disturbed
 from bench.word_report import gpu_word_section, job_section, word_sections
@@ -107,16 +106,16 @@ def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKin
     verdicts = cpu_verdicts(found) if kind == "cpu" else gpu_verdicts(found)
     lines += ["**Required**", "", *_verdict_table(verdicts), ""]
     lines += ["**Ceilings of the device**", "", *_floors_table(found), ""]
-    lines += ["**Heads, forward and backward**", "", *_heads_table(found, "forward+backward", kind), ""]
+    lines += ["**Heads, forward and backward**", "", *heads_table(found, "forward+backward", kind), ""]
     if kind == "cpu":
-        lines += ["**Heads, forward**", "", *_heads_table(found, "forward", kind), ""]
+        lines += ["**Heads, forward**", "", *heads_table(found, "forward", kind), ""]
         lines += ["**Training step**", "", *_step_table(found), ""]
         lines += ["**Held-out rows, all tasks**", "", *_held_out_table(found), ""]
         lines += word_sections(found)
     else:
         lines += ["**Heads, device time with a cold cache, µs**", "", *_cold_table(found), ""]
         lines += ["**Heads, peak memory, MB**", "", *_peak_table(found), ""]
-        lines += ["**Training step**", "", *_gpu_step_table(found), ""]
+        lines += ["**Training step**", "", *gpu_step_table(found), ""]
         lines += ["**Whole jobs**", "", *job_section(found), ""]
         lines += gpu_word_section(found)
     command = REPRODUCE[kind]
@@ -163,7 +162,8 @@ def _floors_table(found: Sequence[Record]) -> list[str]:
     return _table(["", "measured"], rows or [["copy", MISSING], ["GEMM", MISSING]])
 
 
-def _heads_table(found: Sequence[Record], direction: Direction, kind: DeviceKind) -> list[str]:
+def heads_table(found: Sequence[Record], direction: Direction, kind: DeviceKind) -> list[str]:
+    """Return a row per case: the median of each peer, and how many rounds were timed."""
     # The floors of single cases are required on a CPU only, for forward and backward together.
     has_floor = kind == "cpu" and direction == "forward+backward"
     peers = PEERS_OF[kind]
@@ -244,7 +244,8 @@ def _held_out_table(found: Sequence[Record]) -> list[str]:
     return _table(["model", "ours", "eager / ours", "rounds"], [row])
 
 
-def _gpu_step_table(found: Sequence[Record]) -> list[str]:
+def gpu_step_table(found: Sequence[Record]) -> list[str]:
+    """Return a row per model: the median of each kind of step."""
     steps = (
         "eager multi", "compiled multi", "ours multi", "ours multi, graph", "eager single", "ours single",
         "ours single, graph", "after switch", "stl", "after switch, graph", "stl, graph",
@@ -306,6 +307,8 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _draw_heads(found: Sequence[Record], kind: DeviceKind) -> bool:
     """Draw the heads on the newest device of a kind; return whether there are records of any."""
+    from bench.picture import draw  # the tables alone need no matplotlib
+
     device = _pictured_device(r for r in found if r["device"]["kind"] == kind)
     if device is None:
         return False
