@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 import typer
 
 from bench import ledger
-from bench.cases import DeviceKind, Direction, HeadCase, head_cases
+from bench.cases import DeviceKind, Direction, head_cases
 from bench.cores import NO_COMMON_CACHE_NS
 from bench.environment import ROOT
 from bench.ledger import Record
 from bench.markdown import table
 from bench.pages import PAGES
 from bench.pages import written as with_tables
-from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, TAGGER, step_cases
-from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, decided, gpu_verdicts, is_disturbed
+from bench.step_cases import STEP_CASES, TAGGER, step_cases
+from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, gpu_verdicts, is_disturbed
 from bench.word_report import gpu_word_section, job_section, word_sections
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
@@ -164,10 +164,7 @@ def _floors_table(found: Sequence[Record]) -> list[str]:
 
 def heads_table(found: Sequence[Record], direction: Direction, kind: DeviceKind) -> list[str]:
     """Return a row per case: the median of each peer, and how many rounds were timed."""
-    # The floors of single cases are required on a CPU only, for forward and backward together.
-    has_floor = kind == "cpu" and direction == "forward+backward"
     peers = PEERS_OF[kind]
-    heading = ["case", *peers, "eager / ours", *(["required"] if has_floor else []), "rounds"]
     rows = []
     for case in head_cases(kind):
         records = by_peer(found, "heads", case.name, direction)
@@ -176,19 +173,10 @@ def heads_table(found: Sequence[Record], direction: Direction, kind: DeviceKind)
                 f"{case.name}: {case.shape}",
                 *(_time(records, peer) for peer in peers),
                 _ratio(records.get("ours")),
-                *([_required(case, records.get("ours"))] if has_floor else []),
                 _rounds(records),
             ]
         )
-    return _table(heading, rows)
-
-
-def _required(case: HeadCase, ours: Record | None) -> str:
-    if case.floor is None:
-        return "none"
-    if ours is None or ours["ratio"] is None:
-        return f"{case.floor:g}"
-    return f"{case.floor:g}, {decided(ours['ratio']['of_medians'] >= case.floor, [ours])}"
+    return _table(["case", *peers, "eager / ours", "rounds"], rows)
 
 
 def _cold_table(found: Sequence[Record]) -> list[str]:
@@ -212,13 +200,12 @@ def _step_table(found: Sequence[Record]) -> list[str]:
     peers = ("eager multi", "eager multi, row-sparse", "compiled multi")
     heading = [
         "model", "ours multi", *(f"{peer} / ours" for peer in peers), "ours / gemms", "ours multi / single",
-        "eager single / ours single", "after switch / stl", f"required ≤ {SWITCHED_LIMIT:g}", "rounds",
+        "eager single / ours single", "after switch / stl", "rounds",
     ]  # fmt: skip
     rows = []
     for case in STEP_CASES:
         records = by_peer(found, "step", case.name, "step")
         shape = next((f": {record['shape']}" for record in records.values()), "")
-        after = records.get("after switch")
         rows.append(
             [
                 case.name + shape,
@@ -227,10 +214,7 @@ def _step_table(found: Sequence[Record]) -> list[str]:
                 _ratio(records.get("gemms")),
                 _ratio(records.get("ours multi")),
                 _ratio(records.get("eager single")),
-                _ratio(after, digits=3),
-                MISSING
-                if after is None
-                else decided(after["ratio"]["of_medians"] <= SWITCHED_LIMIT, [after]),
+                _ratio(records.get("after switch"), digits=3),
                 _rounds(records),
             ]
         )
@@ -289,12 +273,7 @@ def _rounds_of(record: Record) -> str:
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return a table's lines; one line below lists what has not been measured at all."""
-    required = heading.index("required") if "required" in heading else None
-    measured = [
-        row
-        for row in rows
-        if any(cell != MISSING for column, cell in enumerate(row) if column not in (0, required))
-    ]
+    measured = [row for row in rows if any(cell != MISSING for cell in row[1:])]
     names = [row[0].split(":")[0] for row in rows if row not in measured]
     lines = table(heading, measured) if measured else []
     if names:

@@ -138,7 +138,8 @@ def test_latest_record_counts_and_none_is_lost(tmp_path):
     stored = ledger.read(tmp_path)
     assert len(stored) == 4
     text = render(ledger.latest(stored))
-    assert "| 3.50 [3.50 to 3.50] | 3, met |" in text
+    assert "| 3.50 [3.50 to 3.50] |" in text
+    assert "| eager / ours ≥ 3 | 3.50 (eager / ours) | met |" in text
     assert "2.00 [" not in text
 
 
