@@ -8,9 +8,9 @@ from typing import Any
 
 from mt2st_fast.markdown import one_line
 from mt2st_fast.runs.comparison import MEASURES, has_spans
+from mt2st_fast.runs.formatting import change, counted, in_percent, in_points, option, short, shown
 from mt2st_fast.runs.intervals import LEAST_SEEDS
 from mt2st_fast.runs.sections import Section, Table, sections_in_markdown
-from mt2st_fast.runs.shown import change, counted, in_percent, in_points, option, short, shown
 from mt2st_fast.runs.targets import PLATEAU, POINT
 from mt2st_fast.runs.what_was_read import section_on_data
 

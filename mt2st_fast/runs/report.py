@@ -11,17 +11,17 @@ from typing import Any
 
 from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.markdown import markdown_table, one_line
-from mt2st_fast.runs import beside, chosen_parts
+from mt2st_fast.runs import chosen_parts, second_run
+from mt2st_fast.runs.formatting import early_end_of, left_out_of_vectors, quality_of, spans_line
 from mt2st_fast.runs.pages import run_page
 from mt2st_fast.runs.plots import plot_curves, png
 from mt2st_fast.runs.run_facts import read_facts, read_history
 from mt2st_fast.runs.run_tables import NEIGHBOURS, PHASES, TASKS, neighbour_rows, phase_rows, task_rows
 from mt2st_fast.runs.sections import Picture, sections_in_markdown
-from mt2st_fast.runs.shown import early_end_of, left_out_of_vectors, quality_of, spans_line
 from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History, PhaseRecord
 
-OPTIONAL_PICTURES = (chosen_parts.PICTURE, beside.PICTURE)
+OPTIONAL_PICTURES = (chosen_parts.PICTURE, second_run.PICTURE)
 REPORT_FILES = ("report.json", "report.md", "report.html", "curves.png", *OPTIONAL_PICTURES)
 
 
@@ -33,7 +33,7 @@ def write_report(folder: Path) -> dict[str, Any]:
     """
     facts = read_facts(folder)
     history = read_history(folder, facts)
-    report = {**make_report(facts, history), "against": beside.read_against(folder)}
+    report = {**make_report(facts, history), "against": second_run.read_against(folder)}
     files = {
         "curves.png": png(plot_curves(history, report["main"]["metric"])),
         **{picture.file: png(picture.draw()) for picture in _optional_pictures(report)},
@@ -133,7 +133,7 @@ def pictures_of(report: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _optional_pictures(report: Mapping[str, Any]) -> list[Picture]:
     sections = [
-        *beside.sections_of(report["against"], report["main"]),
+        *second_run.sections_of(report["against"], report["main"]),
         *chosen_parts.sections_of(report["chosen_parts"]),
     ]
     return [picture for section in sections for picture in section.pictures]
@@ -153,7 +153,7 @@ def render(report: dict[str, Any]) -> str:
         f"{report['backend']['reason']}.",
         "",
         *([ended, ""] if (ended := early_end_of(report)) else []),
-        *sections_in_markdown(beside.sections_of(report["against"], main)),
+        *sections_in_markdown(second_run.sections_of(report["against"], main)),
         "![losses, task weights and quality over steps](curves.png)",
         "",
         *markdown_table(TASKS, task_rows(report)),

@@ -10,9 +10,9 @@ import pytest
 from mt2st_fast.files import json_text
 from mt2st_fast.runs.comparison_plots import plot_comparison
 from mt2st_fast.runs.comparison_tables import render, sections_of, table_of
+from mt2st_fast.runs.formatting import in_percent, in_points
 from mt2st_fast.runs.pages import comparison_page
 from mt2st_fast.runs.plots import svg
-from mt2st_fast.runs.shown import in_percent, in_points
 from tests.runs.made_up_runs import compared, run_of
 
 READ = {"name": "toy", "files": [], "rows": {"train": 9}, "tokens": {"train": 9}, "columns": [], "labels": [],

@@ -11,10 +11,10 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.runs.comparison import has_spans, summarise_seed
 from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.formatting import shown
 from mt2st_fast.runs.judging import SPAN_F1
 from mt2st_fast.runs.plots import plot_seconds
 from mt2st_fast.runs.sections import Picture, Section, Table
-from mt2st_fast.runs.shown import shown
 from mt2st_fast.runs.targets import Run, first_reaching
 
 if TYPE_CHECKING:
