@@ -219,7 +219,7 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
     for number in kept:
         table.add_column(IN_TERMINAL[columns[number]], justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(row[number].removesuffix(" reached it") for number in kept))
+        table.add_row(*(str(row[number]).removesuffix(" reached it") for number in kept))
     say_table(console, table)
     for line in comparison["conclusions"]:
         say(console, line)

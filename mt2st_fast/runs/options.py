@@ -105,9 +105,15 @@ def option(
     return field(default=default, metadata=shown)
 
 
-@cache
 def options_of(kind: Any) -> Mapping[str, Option]:
     """Return the options among the fields of a dataclass, by name."""
+    return _options_of(
+        kind
+    )  # apart: mypy takes a `type` for unhashable, and so refuses it to a cached function
+
+
+@cache
+def _options_of(kind: Any) -> dict[str, Option]:
     hints = get_type_hints(kind)
     return {f.name: _of_field(f, hints[f.name]) for f in fields(kind) if "help" in f.metadata}
 
