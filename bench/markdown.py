@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mt2st_fast.runs.markdown import markdown_table
+from mt2st_fast.markdown import markdown_table
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:

@@ -1,4 +1,4 @@
-"""python -m bench.measure [heads|step|memory|scaling|floors|all] [--device cpu|cuda]: measure and append records.
+"""python -m bench.measure [heads|step|memory|floors|all] [--device cpu|cuda]: measure and append records.
 
 Correctness first: a case whose check fails is reported as such, has no speed, and makes the exit code 1. A peer
 that is not installed, cannot run or computes something else is skipped by name in one line.
@@ -34,8 +34,6 @@ from bench.memory import UnmeasurableError, peak_extra_bytes, peak_on_gpu
 from bench.peer_checks import Check
 from bench.peers import FIRST, LATER, OURS, Peer, builders, obstacle
 from bench.printing import Measured, field, record_and_print
-from bench.scaling import PEERS as SCALING_PEERS
-from bench.scaling import points
 from bench.step_cases import (
     SWITCHED_PEERS,
     Step,
@@ -67,7 +65,6 @@ class Suite(StrEnum):
     heads = "heads"
     step = "step"
     memory = "memory"
-    scaling = "scaling"
     all = "all"
 
 
@@ -195,10 +192,6 @@ def _work(suite: Suite, part: str | None, m: Measurement) -> Iterator[Work]:
             yield step_case.name, partial(measure_step, step_case, m), 1.0
     if wanted(Suite.memory) and kind == "cpu":
         yield MEMORY_CASE.name, partial(measure_memory, MEMORY_CASE, m), 1.0
-    if wanted(Suite.scaling):
-        for point in points(kind):
-            if part is None or part in point.case.name:
-                yield point.case.name, partial(measure_scaling, point.case, m), 1.0
 
 
 def _named(cases, part):  # type: ignore[no-untyped-def]
@@ -341,30 +334,21 @@ def _present(ratios: Mapping[str, tuple[str, str]], steps: Mapping[str, Step]) -
 
 
 def measure_memory(case: HeadCase, m: Measurement) -> bool:
-    """Measure peak memory and time of the vocabulary case on a CPU."""
-    return _measure_time_and_memory("memory", case, m, ("eager", "linear_cross_entropy", "ours", "gemms"))
-
-
-def measure_scaling(case: HeadCase, m: Measurement) -> bool:
-    """Measure time and peak memory of one point of a sweep."""
-    return _measure_time_and_memory("scaling", case, m, SCALING_PEERS[m.device.type])
-
-
-def _measure_time_and_memory(suite: str, case: HeadCase, m: Measurement, names: tuple[str, ...]) -> bool:
+    """Measure peak memory and time of the vocabulary case on a CPU; False if our own code fails or is inaccurate."""
     title = f"{case.name}: {case.shape}, time and peak memory"
+    names = ("eager", "linear_cross_entropy", "ours", "gemms")
     peers, more, green = checked_peers(case, "forward+backward", m, names)
     timings = m.interleave({name: peer.candidate() for name, peer in peers.items()})
-    if m.device.type == "cpu":
-        for name in peers:
-            if name != "gemms":
-                more[name].update(_peak_on_cpu(case, name, m))
-    _report(suite, case.name, case.shape, "forward+backward", title, timings, over_eager(peers), m, more)
+    for name in peers:
+        if name != "gemms":
+            more[name].update(_peak_on_cpu(case, name))
+    _report("memory", case.name, case.shape, "forward+backward", title, timings, over_eager(peers), m, more)
     return green
 
 
-def _peak_on_cpu(case: HeadCase, name: str, m: Measurement) -> dict[str, int]:
+def _peak_on_cpu(case: HeadCase, name: str) -> dict[str, int]:
     try:
-        return {"peak_extra_bytes": peak_extra_bytes(case, name, m.device)}
+        return {"peak_extra_bytes": peak_extra_bytes(case, name)}
     except UnmeasurableError as error:
         console.print(f"[yellow]memory of {name} not measured: {error}[/yellow]")
         return {}

@@ -39,13 +39,11 @@ class UnmeasurableError(RuntimeError):
     """The system does not report how much memory a process used."""
 
 
-def peak_extra_bytes(case: HeadCase, peer: str, device: torch.device) -> int:
+def peak_extra_bytes(case: HeadCase, peer: str) -> int:
     """Return the peak bytes of `peer`'s forward+backward beyond inputs and gradients.
 
     Raises UnmeasurableError if the system does not report them.
     """
-    if device.type == "cuda":
-        return peak_on_gpu(BUILDERS[peer](case.inputs(device=device), "forward+backward"))
     run = subprocess.run(
         [sys.executable, "-m", "bench.memory", _as_json(case), peer],
         cwd=ROOT,

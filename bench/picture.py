@@ -1,4 +1,4 @@
-"""Plots: time of all heads by case and peer over the bare GEMMs, and time and memory against S, K and N."""
+"""The plot of all heads: time by case and peer, over the bare GEMMs."""
 
 from __future__ import annotations
 
@@ -66,43 +66,4 @@ def _draw_case(panel: Axes, case: str, by_peer: Mapping[str, float]) -> None:
     panel.set_ylabel("ms", fontsize=8)
     panel.tick_params(axis="y", labelsize=7)
     panel.margins(y=0.15)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-Series = Mapping[str, list[tuple[int, float]]]  # by peer: (value on the axis, number)
-
-
-def draw_scaling(sweeps: Mapping[str, Mapping[str, Series]], title: str, path: Path) -> None:
-    """Draw one column per axis, time (`p50`, µs) above memory (`peak_extra_bytes`); the bare GEMMs are the floor."""
-    figure, axes = plt.subplots(
-        2, len(sweeps), figsize=(3.8 * len(sweeps), 6), squeeze=False, layout="constrained"
-    )
-    for column, (axis, fields) in enumerate(sweeps.items()):
-        _draw_sweep(axes[0, column], axis, fields["p50"], 1e3, "ms")
-        _draw_sweep(axes[1, column], axis, fields["peak_extra_bytes"], 1e6, "MB beside inputs and gradients")
-    axes[0, 0].legend(fontsize=7, frameon=False)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def _draw_sweep(panel: Axes, axis: str, by_peer: Series, unit: float, label: str) -> None:
-    for peer, series in by_peer.items():
-        floor = peer == "gemms"
-        values, numbers = zip(*sorted(series), strict=True)
-        panel.plot(
-            values,
-            [number / unit for number in numbers],
-            label="bare GEMMs" if floor else peer,
-            color=FLOOR_COLOUR if floor else COLOURS[peer],
-            linestyle="--" if floor else "-",
-            marker="" if floor else "o",
-            markersize=3,
-            linewidth=1.8 if peer == "ours" else 1.2,
-        )
-    panel.set_xscale("log", base=2)
-    panel.set_yscale("log")
-    panel.set_xlabel(axis, fontsize=8)
-    panel.set_ylabel(label, fontsize=8)
-    panel.tick_params(labelsize=7)
     panel.spines[["top", "right"]].set_visible(False)

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import typer
 
 from bench import ledger
-from bench.cases import DeviceKind, Direction, HeadCase, head_cases
+from bench.cases import DeviceKind, Direction, head_cases
 from bench.cores import NO_COMMON_CACHE_NS
 from bench.environment import ROOT
 from bench.ledger import Record
 from bench.markdown import table
 from bench.pages import PAGES
 from bench.pages import written as with_tables
-from bench.picture import draw, draw_scaling
-from bench.scaling import AXES, PEERS, points
-from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, TAGGER, step_cases
-from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, decided, gpu_verdicts, is_disturbed
+from bench.step_cases import STEP_CASES, TAGGER, step_cases
+from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, gpu_verdicts, is_disturbed
 from bench.word_report import gpu_word_section, job_section, word_sections
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
 HEADS_PICTURE = {"cpu": ROOT / "bench" / "heads.png", "cuda": ROOT / "bench" / "heads_cuda.png"}
-SCALING_PICTURE = {"cpu": ROOT / "bench" / "scaling_cpu.png", "cuda": ROOT / "bench" / "scaling_cuda.png"}
-PICTURED = ("heads", "scaling")  # suites
 PEERS_OF = {
     "cpu": ("eager", "compiled", "linear_cross_entropy", "ours", "heads_module", "gemms"),
     "cuda": (
@@ -36,7 +31,7 @@ SKIPPED = "–"
 REPRODUCE = {
     "cpu": "`python -m bench.measure all`, `python -m bench.bags --polarity DIR`, "
     "`python -m bench.words --treebank FILE`",
-    "cuda": "`bench/gpu.sh`, `python -m bench.measure scaling --device cuda`",
+    "cuda": "`bench/gpu.sh`",
 }
 INTRODUCTION = """# Results
 
@@ -58,13 +53,13 @@ step ran this package's encoder under separate heads (now torch's own layers), a
 
 
 def main() -> None:
-    """Write bench/RESULTS.md, the plots, and the tables of the README and of docs/claims.md."""
+    """Write bench/RESULTS.md, its pictures, and the tables of the README and of docs/claims.md."""
     found = ledger.latest(ledger.read())
     if not found:
         typer.echo("no records in bench/records; run python -m bench.measure all", err=True)
         raise typer.Exit(2)
     kinds: tuple[DeviceKind, ...] = ("cpu", "cuda")
-    drawn = [path for kind in kinds for path in _draw(found, kind)]
+    drawn = [HEADS_PICTURE[kind] for kind in kinds if _draw_heads(found, kind)]
     RESULTS.write_text(render(found), encoding="utf-8")
     for page in PAGES:
         page.write_text(with_tables(page.read_text("utf-8"), found), encoding="utf-8")
@@ -82,10 +77,7 @@ def render(found: Sequence[Record]) -> str:
         # Without a device, there are no sections, but the tables remain and say so.
         for device in _devices(here) or [None]:
             of_device = [r for r in here if _device(r) == device]
-            pictured = {
-                suite for suite in PICTURED if device is not None and _pictured(here, suite) == device
-            }
-            parts.append(_device_section(of_device, device, kind, pictured))
+            parts.append(_device_section(of_device, device, kind, device == _pictured_device(here)))
     return "\n".join(parts)
 
 
@@ -102,36 +94,30 @@ def _devices(found: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(map(_device, newest_first)))
 
 
-def _pictured(found: Iterable[Record], suite: str) -> str | None:
-    """Return the device shown in a suite's picture, that of its newest record; None without a record."""
-    return next(iter(_devices(r for r in found if r["suite"] == suite)), None)
+def _pictured_device(found: Iterable[Record]) -> str | None:
+    """Return the device of the picture of heads, that of their newest record; None without a record."""
+    return next(iter(_devices(r for r in found if r["suite"] == "heads")), None)
 
 
-def _device_section(
-    found: Sequence[Record], device: str | None, kind: DeviceKind, pictured: Collection[str]
-) -> str:
+def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKind, is_pictured: bool) -> str:
     lines = [] if device is None else [f"### {device}\n", _provenance(found), ""]
-    if "heads" in pictured:
+    if device is not None and is_pictured:
         lines += [f"![time by case and peer]({HEADS_PICTURE[kind].name})", ""]
     verdicts = cpu_verdicts(found) if kind == "cpu" else gpu_verdicts(found)
     lines += ["**Required**", "", *_verdict_table(verdicts), ""]
     lines += ["**Ceilings of the device**", "", *_floors_table(found), ""]
-    lines += ["**Heads, forward and backward**", "", *_heads_table(found, "forward+backward", kind), ""]
+    lines += ["**Heads, forward and backward**", "", *heads_table(found, "forward+backward", kind), ""]
     if kind == "cpu":
-        lines += ["**Heads, forward**", "", *_heads_table(found, "forward", kind), ""]
+        lines += ["**Heads, forward**", "", *heads_table(found, "forward", kind), ""]
         lines += ["**Training step**", "", *_step_table(found), ""]
         lines += ["**Held-out rows, all tasks**", "", *_held_out_table(found), ""]
         lines += word_sections(found)
     else:
         lines += ["**Heads, device time with a cold cache, µs**", "", *_cold_table(found), ""]
         lines += ["**Heads, peak memory, MB**", "", *_peak_table(found), ""]
-        lines += ["**Training step**", "", *_gpu_step_table(found), ""]
+        lines += ["**Training step**", "", *gpu_step_table(found), ""]
         lines += ["**Whole jobs**", "", *job_section(found), ""]
         lines += gpu_word_section(found)
-    lines += ["**Scaling: time in µs, peak memory in MB**", ""]
-    if "scaling" in pictured:
-        lines += [f"![time and memory against S, K and N]({SCALING_PICTURE[kind].name})", ""]
-    lines += [*_scaling_table(found, kind), ""]
     command = REPRODUCE[kind]
     lines += [f"Reproduce: {command}, then `python -m bench.report`.", ""]
     return "\n".join(lines)
@@ -176,11 +162,9 @@ def _floors_table(found: Sequence[Record]) -> list[str]:
     return _table(["", "measured"], rows or [["copy", MISSING], ["GEMM", MISSING]])
 
 
-def _heads_table(found: Sequence[Record], direction: Direction, kind: DeviceKind) -> list[str]:
-    # The floors of single cases are required on a CPU only, for forward and backward together.
-    has_floor = kind == "cpu" and direction == "forward+backward"
+def heads_table(found: Sequence[Record], direction: Direction, kind: DeviceKind) -> list[str]:
+    """Return a row per case: the median of each peer, and how many rounds were timed."""
     peers = PEERS_OF[kind]
-    heading = ["case", *peers, "eager / ours", *(["required"] if has_floor else []), "rounds"]
     rows = []
     for case in head_cases(kind):
         records = by_peer(found, "heads", case.name, direction)
@@ -189,19 +173,10 @@ def _heads_table(found: Sequence[Record], direction: Direction, kind: DeviceKind
                 f"{case.name}: {case.shape}",
                 *(_time(records, peer) for peer in peers),
                 _ratio(records.get("ours")),
-                *([_required(case, records.get("ours"))] if has_floor else []),
                 _rounds(records),
             ]
         )
-    return _table(heading, rows)
-
-
-def _required(case: HeadCase, ours: Record | None) -> str:
-    if case.floor is None:
-        return "none"
-    if ours is None or ours["ratio"] is None:
-        return f"{case.floor:g}"
-    return f"{case.floor:g}, {decided(ours['ratio']['of_medians'] >= case.floor, [ours])}"
+    return _table(["case", *peers, "eager / ours", "rounds"], rows)
 
 
 def _cold_table(found: Sequence[Record]) -> list[str]:
@@ -225,13 +200,12 @@ def _step_table(found: Sequence[Record]) -> list[str]:
     peers = ("eager multi", "eager multi, row-sparse", "compiled multi")
     heading = [
         "model", "ours multi", *(f"{peer} / ours" for peer in peers), "ours / gemms", "ours multi / single",
-        "eager single / ours single", "after switch / stl", f"required ≤ {SWITCHED_LIMIT:g}", "rounds",
+        "eager single / ours single", "after switch / stl", "rounds",
     ]  # fmt: skip
     rows = []
     for case in STEP_CASES:
         records = by_peer(found, "step", case.name, "step")
         shape = next((f": {record['shape']}" for record in records.values()), "")
-        after = records.get("after switch")
         rows.append(
             [
                 case.name + shape,
@@ -240,10 +214,7 @@ def _step_table(found: Sequence[Record]) -> list[str]:
                 _ratio(records.get("gemms")),
                 _ratio(records.get("ours multi")),
                 _ratio(records.get("eager single")),
-                _ratio(after, digits=3),
-                MISSING
-                if after is None
-                else decided(after["ratio"]["of_medians"] <= SWITCHED_LIMIT, [after]),
+                _ratio(records.get("after switch"), digits=3),
                 _rounds(records),
             ]
         )
@@ -257,7 +228,8 @@ def _held_out_table(found: Sequence[Record]) -> list[str]:
     return _table(["model", "ours", "eager / ours", "rounds"], [row])
 
 
-def _gpu_step_table(found: Sequence[Record]) -> list[str]:
+def gpu_step_table(found: Sequence[Record]) -> list[str]:
+    """Return a row per model: the median of each kind of step."""
     steps = (
         "eager multi", "compiled multi", "ours multi", "ours multi, graph", "eager single", "ours single",
         "ours single, graph", "after switch", "stl", "after switch, graph", "stl, graph",
@@ -267,23 +239,6 @@ def _gpu_step_table(found: Sequence[Record]) -> list[str]:
         records = by_peer(found, "step", case.name, "step")
         rows.append([case.name, *(_time(records, step) for step in steps), _rounds(records)])
     return _table(["model", *steps, "rounds"], rows)
-
-
-def _scaling_table(found: Sequence[Record], kind: DeviceKind) -> list[str]:
-    peers = PEERS[kind]
-    heading = ["case", *peers, *(f"{peer}, MB" for peer in peers if peer != "gemms"), "rounds"]
-    rows = []
-    for point in points(kind):
-        records = by_peer(found, "scaling", point.case.name, "forward+backward")
-        rows.append(
-            [
-                f"{point.case.name}: {point.case.shape}",
-                *(_time(records, peer) for peer in peers),
-                *(_value(records, peer, "peak_extra_bytes", 1e6) for peer in peers if peer != "gemms"),
-                _rounds(records),
-            ]
-        )
-    return _table(heading, rows)
 
 
 def _time(records: dict[str, Record], peer: str) -> str:
@@ -318,12 +273,7 @@ def _rounds_of(record: Record) -> str:
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return a table's lines; one line below lists what has not been measured at all."""
-    required = heading.index("required") if "required" in heading else None
-    measured = [
-        row
-        for row in rows
-        if any(cell != MISSING for column, cell in enumerate(row) if column not in (0, required))
-    ]
+    measured = [row for row in rows if any(cell != MISSING for cell in row[1:])]
     names = [row[0].split(":")[0] for row in rows if row not in measured]
     lines = table(heading, measured) if measured else []
     if names:
@@ -331,46 +281,24 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-# --- plots -----------------------------------------------------------------------------------------------
+# --- the plot --------------------------------------------------------------------------------------------
 
 
-def _draw(found: Sequence[Record], kind: DeviceKind) -> list[Path]:
-    """Draw a suite's newest device of a kind; return the plots for which there are records."""
-    on_kind = [r for r in found if r["device"]["kind"] == kind]
-    drawn = []
-    for suite, path, draw_suite in (
-        ("heads", HEADS_PICTURE[kind], _draw_heads),
-        ("scaling", SCALING_PICTURE[kind], _draw_scaling),
-    ):
-        device = _pictured(on_kind, suite)
-        if device is not None:
-            draw_suite(
-                [r for r in on_kind if r["suite"] == suite and _device(r) == device], kind, device, path
-            )
-            drawn.append(path)
-    return drawn
+def _draw_heads(found: Sequence[Record], kind: DeviceKind) -> bool:
+    """Draw the heads on the newest device of a kind; return whether there are records of any."""
+    from bench.picture import draw  # the tables alone need no matplotlib
 
-
-def _draw_heads(found: Sequence[Record], kind: DeviceKind, device: str, path: Path) -> None:
+    device = _pictured_device(r for r in found if r["device"]["kind"] == kind)
+    if device is None:
+        return False
+    of_device = [r for r in found if r["device"]["kind"] == kind and _device(r) == device]
     medians_us = {
         f"{case.name}\n{case.shape}": {peer: record["p50"] for peer, record in records.items()}
         for case in head_cases(kind)
-        if (records := by_peer(found, "heads", case.name, "forward+backward"))
+        if (records := by_peer(of_device, "heads", case.name, "forward+backward"))
     }
-    draw(medians_us, f"All heads, forward and backward, on {device}", path)
-
-
-def _draw_scaling(found: Sequence[Record], kind: DeviceKind, device: str, path: Path) -> None:
-    """Draw {axis: {field: {peer: [(value, number)]}}} in the panels of one picture."""
-    sweeps: dict[str, dict[str, dict[str, list[tuple[int, float]]]]] = {
-        axis: {"p50": {}, "peak_extra_bytes": {}} for axis in AXES
-    }
-    for point in points(kind):
-        for peer, record in by_peer(found, "scaling", point.case.name, "forward+backward").items():
-            for field, of_peer in sweeps[point.axis].items():
-                if field in record:
-                    of_peer.setdefault(peer, []).append((point.value, record[field]))
-    draw_scaling(sweeps, f"Forward and backward on {device}", path)
+    draw(medians_us, f"All heads, forward and backward, on {device}", HEADS_PICTURE[kind])
+    return True
 
 
 if __name__ == "__main__":

@@ -13,21 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import ledger
-from bench.cases import head_cases
 from bench.ledger import Record
-from bench.step_cases import step_cases
-from bench.verdicts import MISSING, by_peer, gpu_verdicts
-from bench.word_report import job_verdict
+from bench.report import gpu_step_table, heads_table
+from bench.verdicts import MISSING, gpu_verdicts
+from bench.word_report import gpu_word_section, job_section
 
-PEERS = (
-    "eager", "eager_graph", "ours", "ours_graph", "heads_module", "gemms", "liger", "cut_cross_entropy",
-    "ours_no_bias", "compiled",
-)  # fmt: skip
-PEAKS = ("ours", "eager", "liger")
-STEPS = (
-    "eager multi", "compiled multi", "ours multi", "ours multi, graph", "ours single, graph", "after switch, graph",
-    "stl, graph",
-)  # fmt: skip
 MOST_FAILURES, MOST_COLUMNS = 25, 170
 REASON = "because "  # begins a line by which a test on the GPU tells at once why it has failed
 
@@ -37,13 +27,20 @@ def summary(folder: Path, found: Sequence[Record]) -> str:
     parts = [
         ("tests on the GPU", tests(folder / "tests.txt")),
         ("memory safety", safety(folder / "safety.txt")),
-        ("heads, forward and backward, µs", heads(found)),
-        ("training steps, µs", steps(found)),
-        ("required", required(found)),
-        ("whole jobs", jobs(found)),
-        ("bags of words", bags(found)),
+        *(measured(found) if found else [("measurements", ["no result"])]),
     ]
     return "\n".join(line for title, lines in parts for line in (f"--- {title}", *lines, ""))
+
+
+def measured(found: Sequence[Record]) -> list[tuple[str, list[str]]]:
+    """Return titles and lines: the tables of bench/RESULTS.md that say most, and what is missed."""
+    return [
+        ("heads, forward and backward, µs", heads_table(found, "forward+backward", "cuda")),
+        ("training steps, µs", gpu_step_table(found)),
+        ("required", required(found)),
+        ("whole jobs", job_section(found)),
+        ("bags of words", gpu_word_section(found)),
+    ]
 
 
 def tests(path: Path) -> list[str]:
@@ -69,27 +66,6 @@ def safety(path: Path) -> list[str]:
     return [line[:MOST_COLUMNS] for line in _lines(path) if wanted.search(line)][-8:] or ["no result"]
 
 
-def heads(found: Sequence[Record]) -> list[str]:
-    """Return one row per case: median µs of each peer, and the peak memory of some."""
-    rows = []
-    for case in head_cases("cuda"):
-        records = by_peer(found, "heads", case.name, "forward+backward")
-        if records:
-            times = [_number(records.get(peer)) for peer in PEERS]
-            rows.append([case.name, *times, *(_peak(records.get(peer)) for peer in PEAKS)])
-    return _table(["case", *PEERS, *(f"{peer} MB" for peer in PEAKS)], rows)
-
-
-def steps(found: Sequence[Record]) -> list[str]:
-    """Return one row per model: median µs of each step."""
-    rows = []
-    for case in step_cases("cuda"):
-        records = by_peer(found, "step", case.name, "step")
-        if records:
-            rows.append([case.name, *(_number(records.get(step)) for step in STEPS)])
-    return _table(["model", *STEPS], rows)
-
-
 def required(found: Sequence[Record]) -> list[str]:
     """Say how many requirements are met, and list those that are missed; what was not measured is left out."""
     verdicts = [verdict for verdict in gpu_verdicts(found) if verdict.met != MISSING]
@@ -100,61 +76,8 @@ def required(found: Sequence[Record]) -> list[str]:
     ]
 
 
-def jobs(found: Sequence[Record]) -> list[str]:
-    """Return one line per job: its rate, the time of the whole call, its quality, and what took the steps."""
-    lines = []
-    for r in found:
-        if r["suite"] != "jobs":
-            continue
-        line = f"{r['case']} ({r['shape']}), {r['peer']}: {r['value']:,.0f} {r['unit']}, call {r['call_seconds']:.2f} s"
-        if r.get("quality") is not None:
-            line += f", quality {r['quality']:.4f}"
-        lines.append(f"{line} ({verdict})" if (verdict := job_verdict(r)) else line)
-        lines += [
-            f"  {len(phase['active'])} tasks: {phase.get('engine')}, {phase.get('step_ms_median')} ms, "
-            f"graph: {phase.get('graph')}"[:MOST_COLUMNS]
-            for phase in r.get("phases", ())
-        ]
-    return lines or ["no result"]
-
-
-def bags(found: Sequence[Record]) -> list[str]:
-    """Return one line per pass or update: its rate, or its time over that of copying its bytes."""
-    lines = []
-    for r in found:
-        if r["suite"] != "bags" or r["device"]["kind"] != "cuda":
-            continue
-        rate = f", {r['tokens_per_second'] / 1e6:,.0f} million tokens/s" if "tokens_per_second" in r else ""
-        ratio = f", {r['ratio']['of']} {r['ratio']['of_medians']:.2f}" if r["ratio"] else ""
-        lines.append(f"{r['case']}, {r['peer']}: {r['p50']:,.0f} µs{rate}{ratio}")
-    return lines or ["no result"]
-
-
 def _lines(path: Path) -> list[str]:
     return path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
-
-
-def _number(record: Record | None) -> str:
-    return (
-        "-" if record is None else f"{record['p50']:,.0f}" if record["p50"] >= 100 else f"{record['p50']:.1f}"
-    )
-
-
-def _peak(record: Record | None) -> str:
-    return f"{record['peak_extra_bytes'] / 1e6:,.1f}" if record and "peak_extra_bytes" in record else "-"
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return columns of equal width; one line if there are no rows."""
-    if not rows:
-        return ["no result"]
-    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in (heading, *rows)
-    ]
 
 
 def main() -> int:

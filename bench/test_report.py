@@ -14,8 +14,7 @@ from bench.cases import GPU_HEAD_CASES, HEAD_CASES, MEMORY_CASE
 from bench.cores import placements_of, round_trip_ns
 from bench.environment import describe
 from bench.interleaved import MOST_CALLS, WARM_UP_ROUNDS, Candidate, Timings, _best_placed, interleave
-from bench.report import _draw_scaling, render
-from bench.scaling import points
+from bench.report import render
 from bench.verdicts import MISSING, cpu_verdicts, gpu_verdicts
 from bench.word_report import job_section
 
@@ -139,7 +138,8 @@ def test_latest_record_counts_and_none_is_lost(tmp_path):
     stored = ledger.read(tmp_path)
     assert len(stored) == 4
     text = render(ledger.latest(stored))
-    assert "| 3.50 [3.50 to 3.50] | 3, met |" in text
+    assert "| 3.50 [3.50 to 3.50] |" in text
+    assert "| eager / ours ≥ 3 | 3.50 (eager / ours) | met |" in text
     assert "2.00 [" not in text
 
 
@@ -254,16 +254,6 @@ def test_whole_jobs_stand_in_the_gpu_report():
     (row,) = [line for line in job_section([record]) if "train:" in line]
     assert "2,500,000 tokens/s | 12.00 s | 0.9412 | 2 tasks: cuda graph, captured | ≥ 2,000,000, met" in row
     assert job_section([]) == ["Not yet measured."]
-
-
-def test_scaling_is_drawn(tmp_path):
-    records = [
-        record_of("scaling", point.case.name, peer, 10.0 + point.value, peak_extra_bytes=1000 * point.value)
-        for point in points("cpu")
-        for peer in ("eager", "ours", "gemms")
-    ]
-    _draw_scaling(records, "cpu", "a CPU", tmp_path / "scaling.png")
-    assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 
 def test_a_settled_burst_times_the_second_half_of_its_calls(trips_ns, monkeypatch):

@@ -24,6 +24,7 @@ from bench.step_cases import (
     GPU_STEP_CASES,
     GPU_STEP_OVER,
     MOST_OVER_GEMMS,
+    STEP_CASES,
     SWITCHED_LIMIT,
     TAGGER,
     TREEBANK_TAGGER,
@@ -88,9 +89,14 @@ def cpu_verdicts(found: Sequence[Record]) -> list[Verdict]:
         _geometric_mean(f"best of {', '.join(CPU_PEERS)} / ours", CPU_OVER_BEST, cases, CPU_PEERS),
         _none_slower(cases),
         _near_gemms(cases),
+        *(
+            _ratio(f"{case.name}: {case.shape}", records, ("eager",), ("ours",), least, "eager / ours")
+            for case, records in cases.items()
+            if (least := case.required.over_eager) is not None
+        ),
         *_memory(by_peer(found, "memory", MEMORY_CASE.name, "forward+backward")),
         *_tagger_step(by_peer(found, "step", TAGGER, "step")),
-        *_after_switch(found, ("embedding model", TAGGER), ("after switch",)),
+        *_after_switch(found, (case.name for case in STEP_CASES), ("after switch",)),
     ]
 
 

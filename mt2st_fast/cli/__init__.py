@@ -15,11 +15,11 @@ from mt2st_fast.cli.evaluate import evaluate
 from mt2st_fast.cli.export import export
 from mt2st_fast.cli.info import info
 from mt2st_fast.cli.kernels import kernels
-from mt2st_fast.cli.measure import measure
 from mt2st_fast.cli.predict import predict
 from mt2st_fast.cli.prepare import prepare
 from mt2st_fast.cli.processes import SaidElsewhereError, be_quiet_unless_first, is_first, refusal
 from mt2st_fast.cli.report import report
+from mt2st_fast.cli.test import measure
 from mt2st_fast.cli.train import train
 from mt2st_fast.cli.tune import tune
 from mt2st_fast.errors import INTERRUPTED, InputError, LostProcessError

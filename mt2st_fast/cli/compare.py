@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mt2st_fast.cli.comparing import Comparing
+from mt2st_fast.cli.comparison_runner import ComparisonRunner
 from mt2st_fast.cli.options import (
     COMMANDS,
     Given,
@@ -33,17 +33,17 @@ from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_CONFIG, has_comparison
 from mt2st_fast.runs.comparison import compare_runs
 from mt2st_fast.runs.comparison_options import ComparisonOptions
-from mt2st_fast.runs.comparison_progress import CHECKPOINT, Progress
-from mt2st_fast.runs.comparison_progress import FILE as PROGRESS
 from mt2st_fast.runs.comparison_report import COMPARISON, REPORT_FILES, write_comparison_report
+from mt2st_fast.runs.comparison_state import CHECKPOINT, ComparisonState
+from mt2st_fast.runs.comparison_state import FILE as STATE_FILE
 from mt2st_fast.runs.comparison_tables import table_of
 from mt2st_fast.runs.conclusions import sentence
 from mt2st_fast.runs.config import MOST_SEED, Config
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.formatting import counted
 from mt2st_fast.runs.intervals import LEAST_SEEDS
 from mt2st_fast.runs.rehearsal import rehearsed
-from mt2st_fast.runs.shown import counted
 from mt2st_fast.runs.tuning import TUNED, tuning_record
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.spelling import in_shell
@@ -71,7 +71,7 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
     row order and which main labels --label-fraction keeps; all strategies share each seed's data. Ctrl-C or SIGTERM
     stops after the current step and keeps finished runs; --resume continues from there.
     """
-    asked = Progress(config, comparison, sorted(given.keys() & set(TUNED)))
+    asked = ComparisonState(config, comparison, sorted(given.keys() & set(TUNED)))
     if not output.resume:
         _check(asked)
         check_used(config, given)
@@ -79,20 +79,20 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
     with holding(folder), StoppingOnSignals() as stopping:
         check_not_of("train", folder)
         check_not_lost(folder, (COMPARISON, *REPORT_FILES, CHECKPOINT), has_comparison(folder))
-        progress = asked
+        state = asked
         if not output.resume:
             _check_not_stopped(folder)
         else:
-            progress = _stored(folder, asked, given)
+            state = _stored(folder, asked, given)
             if (kept := folder / RUN_CONFIG).exists():
                 output = output.going_on(read_config_file(kept, "compare", COMMANDS["compare"]), given)
-        progress.note_load()
-        by_kernels = "fused" in progress.comparison.engine
-        with rehearsed(progress.config) if by_kernels else nullcontext():
-            _compare(progress, folder, output, stopping)
+        state.note_load()
+        by_kernels = "fused" in state.comparison.engine
+        with rehearsed(state.config) if by_kernels else nullcontext():
+            _compare(state, folder, output, stopping)
 
 
-def _check(asked: Progress) -> None:
+def _check(asked: ComparisonState) -> None:
     """Raise InputError for options that contradict each other."""
     config, comparison = asked.config, asked.comparison
     if comparison.tune and not any(map(asked.trials_of, comparison.strategies)):
@@ -114,25 +114,25 @@ def _check(asked: Progress) -> None:
 def _check_not_stopped(folder: Path) -> None:
     """Raise InputError for a folder with a comparison that was stopped after some of its runs, which may be hours."""
     try:
-        stopped = Progress.read(folder)
+        stopped = ComparisonState.read(folder)
     except InputError:  # there is none, or none that could be resumed
         return
     if stopped.n_done:
         raise InputError(
             f"--out {folder} has a comparison that was stopped with {stopped.n_done} of {stopped.n_all} runs done, "
-            f"which would be lost: go on with --resume, choose another folder, or remove {in_shell(folder / PROGRESS)}"
+            "which would be lost: go on with --resume, choose another folder, or remove "
+            f"{in_shell(folder / STATE_FILE)}"
         )
 
 
-def _stored(folder: Path, asked: Progress, given: Given) -> Progress:
+def _stored(folder: Path, asked: ComparisonState, given: Given) -> ComparisonState:
     """Return the stored comparison, to be judged by the options given now. Raises InputError if the options ask for
     another comparison.
     """
-    stored = Progress.read(folder)
+    stored = ComparisonState.read(folder)
     for name in sorted(given.keys() & {"strategies", "engine", "tune", "seeds", "epochs"}):
         own, then = (
-            getattr(progress.config if name == "epochs" else progress.comparison, name)
-            for progress in (asked, stored)
+            getattr(state.config if name == "epochs" else state.comparison, name) for state in (asked, stored)
         )
         if own != then:
             raise another_value(name, given[name], own, then, f"the comparison in {folder}")
@@ -143,42 +143,44 @@ def _stored(folder: Path, asked: Progress, given: Given) -> Progress:
     return replace(stored, comparison=replace(stored.comparison, **judged_by))
 
 
-def _compare(progress: Progress, folder: Path, output: OutputOptions, stopping: StoppingOnSignals) -> None:
+def _compare(
+    state: ComparisonState, folder: Path, output: OutputOptions, stopping: StoppingOnSignals
+) -> None:
     """Run the remaining part of a comparison, and write its report."""
     console = plain_console()
-    first = read_data(progress.config)
+    first = read_data(state.config)
     say(console, summary(what_was_read(first)))
     say_notes(console, first.notes, "compare.md")
-    progress.check_data(first)
-    comparing = Comparing(progress, folder, first, console, stopping, output.checkpoint_seconds)
-    experiment = comparing.check()
-    if not progress.n_done and not progress.current:
+    state.check_data(first)
+    runner = ComparisonRunner(state, folder, first, console, stopping, output.checkpoint_seconds)
+    experiment = runner.check()
+    if not state.n_done and not state.current:
         for file in (COMPARISON, *REPORT_FILES):  # from an earlier comparison
             (folder / file).unlink(missing_ok=True)
-    progress.write(folder)  # first, as it shows that the configuration beside it is a comparison's
-    write_atomically(folder / RUN_CONFIG, _kept(progress, first, output))
-    comparing.tune()
-    comparing.run()
-    if len(progress.diverged) == progress.comparison.seeds:
-        Progress.clear(folder)
-        raise InputError(f"{next(iter(progress.diverged.values()))}; no seed is left to compare")
-    comparison = _comparison(progress, experiment)
+    state.write(folder)  # first, as it shows that the configuration beside it is a comparison's
+    write_atomically(folder / RUN_CONFIG, _kept(state, first, output))
+    runner.tune()
+    runner.run()
+    if len(state.diverged) == state.comparison.seeds:
+        ComparisonState.clear(folder)
+        raise InputError(f"{next(iter(state.diverged.values()))}; no seed is left to compare")
+    comparison = _comparison(state, experiment)
     write_atomically(folder / COMPARISON, json_text(comparison, indent=2).encode())
-    Progress.clear(folder)
+    ComparisonState.clear(folder)
     _summarise(console, write_comparison_report(folder), folder)
 
 
-def _kept(progress: Progress, first: Splits, output: OutputOptions) -> bytes:
+def _kept(state: ComparisonState, first: Splits, output: OutputOptions) -> bytes:
     """Return the configuration file of a comparison. It leaves out options that are tuned and were not given."""
-    tuned = set(TUNED) - set(progress.fixed) if progress.comparison.tune else set()
-    parts = (output, progress.comparison, progress.config.resolved(first))
+    tuned = set(TUNED) - set(state.fixed) if state.comparison.tune else set()
+    parts = (output, state.comparison, state.config.resolved(first))
     return kept_config("compare", *parts, without=tuple(tuned))
 
 
-def _comparison(progress: Progress, experiment: Experiment) -> dict[str, Any]:
+def _comparison(state: ComparisonState, experiment: Experiment) -> dict[str, Any]:
     """Return the content of compare.json; experiment: a run of the first arm."""
     splits, heads = experiment.splits, experiment.trainer.heads
-    options = progress.config.resolved(splits).to_json()
+    options = state.config.resolved(splits).to_json()
     facts = {
         "main": heads.main,
         "metric": experiment.metric,
@@ -188,21 +190,21 @@ def _comparison(progress: Progress, experiment: Experiment) -> dict[str, Any]:
         "config": {
             name: value for name, value in options.items() if name not in ("strategy", "engine", "against")
         },
-        "n_seeds": progress.comparison.seeds - len(progress.diverged),
-        "diverged": {str(seed): line for seed, line in progress.diverged.items()},
-        "engines": list(progress.comparison.engine),
-        "load": progress.load,
+        "n_seeds": state.comparison.seeds - len(state.diverged),
+        "diverged": {str(seed): line for seed, line in state.diverged.items()},
+        "engines": list(state.comparison.engine),
+        "load": state.load,
         "energy": energy_counter(experiment.trainer.device)[1],
         "environment": environment(experiment.trainer.device),
         "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},
         "tuning": (
-            tuning_record(progress.config, progress.fixed, progress.tuning_seed, progress.trials)
-            if progress.trials
+            tuning_record(state.config, state.fixed, state.tuning_seed, state.trials)
+            if state.trials
             else None
         ),
     }
-    asked = progress.comparison
-    return compare_runs(progress.whole_runs, progress.arms, facts, asked.target, asked.plateau_margin)
+    asked = state.comparison
+    return compare_runs(state.whole_runs, state.arms, facts, asked.target, asked.plateau_margin)
 
 
 def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> None:
@@ -217,7 +219,7 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
     for number in kept:
         table.add_column(IN_TERMINAL[columns[number]], justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(row[number].removesuffix(" reached it") for number in kept))
+        table.add_row(*(str(row[number]).removesuffix(" reached it") for number in kept))
     say_table(console, table)
     for line in comparison["conclusions"]:
         say(console, line)

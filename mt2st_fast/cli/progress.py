@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.compiling import on_compile
-from mt2st_fast.runs.shown import shown
+from mt2st_fast.runs.formatting import shown
 from mt2st_fast.training.callbacks import Callback, Training
 from mt2st_fast.training.history import Evaluation, PhaseRecord, StepRecord
 

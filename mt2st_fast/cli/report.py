@@ -11,9 +11,9 @@ from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_CONFIG
-from mt2st_fast.runs.comparison_progress import FILE as PROGRESS
 from mt2st_fast.runs.comparison_report import COMPARISON, write_comparison_report
 from mt2st_fast.runs.comparison_report import REPORT_FILES as OF_A_COMPARISON
+from mt2st_fast.runs.comparison_state import FILE as STATE_FILE
 from mt2st_fast.runs.report import REPORT_FILES as OF_A_RUN
 from mt2st_fast.runs.report import pictures_of, write_report
 from mt2st_fast.runs.run_facts import FACTS
@@ -68,7 +68,7 @@ def _is_comparison(folder: Path) -> bool:
         )
     if has_run or has_comparison:
         return has_comparison
-    if (folder / PROGRESS).exists():
+    if (folder / STATE_FILE).exists():
         raise InputError(
             f"{folder}: the comparison is not finished; finish it with: mt2st-fast compare --resume --out "
             f"{in_shell(folder)}"

@@ -39,27 +39,27 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import at_home, check_not_read, write_atomically
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_CONFIG, RUN_MODEL
-from mt2st_fast.runs import beside
+from mt2st_fast.runs import second_run
 from mt2st_fast.runs.config import NONE, Config
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.runs.rehearsal import rehearsed
-from mt2st_fast.runs.report import REPORT_FILES, pictures_of, write_report
-from mt2st_fast.runs.run_facts import LEFT, leave_run
-from mt2st_fast.runs.run_tables import NEIGHBOURS, neighbour_rows, phase_rows, task_rows
-from mt2st_fast.runs.shown import (
+from mt2st_fast.runs.formatting import (
     early_end_of,
     left_out_of_model,
     left_out_of_vectors,
     quality_of,
     spans_line,
 )
+from mt2st_fast.runs.rehearsal import rehearsed
+from mt2st_fast.runs.report import REPORT_FILES, pictures_of, write_report
+from mt2st_fast.runs.run_facts import LEFT, leave_run
+from mt2st_fast.runs.run_tables import NEIGHBOURS, neighbour_rows, phase_rows, task_rows
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.spelling import in_shell
 from mt2st_fast.training.divergence import NonFiniteLossError
 
 # The files of a run in its folder; the configuration comes last, as it marks the folder as a run's.
-OF_A_RUN = (CHECKPOINT, *LEFT, *REPORT_FILES, beside.AGAINST, RUN_MODEL, RUN_CONFIG)
+OF_A_RUN = (CHECKPOINT, *LEFT, *REPORT_FILES, second_run.AGAINST, RUN_MODEL, RUN_CONFIG)
 
 
 @takes_options(without=("engine",))
@@ -124,7 +124,7 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
         if other is not None:
             against = _train_beside(console, experiment, other, stopping, folder, writes=writes)
             if writes:
-                beside.leave_against(against, folder)
+                second_run.leave_against(against, folder)
                 report = write_report(folder)
     if writes:
         _summarise(console, report, folder)
@@ -150,7 +150,7 @@ def _train_beside(
     """Train with another strategy and return what reports show of both runs; the first run is already written."""
     label = f"{config.strategy}, to compare"
     try:
-        own_summary = beside.summary_of(own)
+        own_summary = second_run.summary_of(own)
     except InputError as error:
         raise InputError(
             f"{error}; the run itself is complete, in {folder}, but nothing can be compared"
@@ -167,8 +167,8 @@ def _train_beside(
             f"complete, in {folder}. Finish with: mt2st-fast train --resume --out {in_shell(folder)}",
         )
         raise typer.Exit(stopping.exit_code)
-    runs = {own.config.strategy: own_summary, config.strategy: beside.summary_of(experiment)}
-    return beside.both_runs(own.config.strategy, runs)
+    runs = {own.config.strategy: own_summary, config.strategy: second_run.summary_of(experiment)}
+    return second_run.both_runs(own.config.strategy, runs)
 
 
 def _clear(folder: Path, *, of_the_run: bool) -> None:
@@ -176,7 +176,7 @@ def _clear(folder: Path, *, of_the_run: bool) -> None:
 
     For a resumed run, only remove its comparison with another strategy, which is made again at the end.
     """
-    for name in OF_A_RUN if of_the_run else (beside.AGAINST, beside.PICTURE):
+    for name in OF_A_RUN if of_the_run else (second_run.AGAINST, second_run.PICTURE):
         if name == RUN_MODEL:
             shutil.rmtree(folder / name, ignore_errors=True)
         else:
@@ -248,7 +248,7 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     if report["stopped"]:
         say(console, early_end_of(report))
     if report["against"] is not None:
-        say(console, beside.sentence(report["against"], main["metric"]))
+        say(console, second_run.sentence(report["against"], main["metric"]))
     files = "report.html", "report.md", "report.json", *pictures_of(report), *LEFT, RUN_CONFIG
     written = f"{', '.join(files)}, model/, checkpoint/"
     say(console, f"Written to {folder}: {written}")

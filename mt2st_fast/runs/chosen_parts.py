@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from mt2st_fast.runs.markdown import markdown_table
+from mt2st_fast.runs.plots import plot_importance
+from mt2st_fast.runs.sections import Picture, Section, Table
 from mt2st_fast.training.history import History
 
-TITLE = "Parts selected for the main task"
 PICTURE = "importance.png"
-ALT = "importance of every part for every task"
 MEASURES = {
     "fisher": "the Fisher information (how fast the task's loss falls if a gradient step moves this part alone)",
     "taylor": "the squared change of the task's loss if the part is set to zero, to first order",
@@ -45,17 +44,20 @@ def chosen_parts(history: History) -> dict[str, Any] | None:
     }
 
 
-def lines_of(chosen: Mapping[str, Any]) -> list[str]:
-    """Return the sentences that explain the map."""
-    return [
+def sections_of(chosen: Mapping[str, Any] | None) -> list[Section]:
+    """Return the section on the map, of what `chosen_parts` returned; none if no parts were selected."""
+    if chosen is None:
+        return []
+    line = (
         f"Selected at step {chosen['step']:,} on held-out batches, in {chosen['seconds']:.2f} s. A part's importance "
         f"is its share of {MEASURES[chosen['measure']]}. {chosen['frozen_cost_share']:.0%} of the numbers that a step "
-        "of the main task updated until then are frozen, and no longer cost a gradient.",
-    ]
+        "of the main task updated until then are frozen, and no longer cost a gradient."
+    )
+    picture = Picture(lambda: plot_importance(chosen), "importance of every part for every task", PICTURE)
+    return [Section("Parts selected for the main task", [line], [_map(chosen)], [picture])]
 
 
-def table_of(chosen: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
-    """Return columns and rows of the map."""
+def _map(chosen: Mapping[str, Any]) -> Table:
     columns = (
         "part",
         "rows:",
@@ -73,20 +75,4 @@ def table_of(chosen: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequenc
         )
         for part in chosen["parts"]
     ]
-    return columns, rows
-
-
-def section(chosen: Mapping[str, Any] | None) -> list[str]:
-    """Return the map as Markdown; nothing if no parts were selected."""
-    if chosen is None:
-        return []
-    return [
-        f"## {TITLE}",
-        "",
-        *lines_of(chosen),
-        "",
-        f"![{ALT}]({PICTURE})",
-        "",
-        *markdown_table(*table_of(chosen)),
-        "",
-    ]
+    return Table(columns, rows)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mt2st_fast.runs.formatting import counted, short
 from mt2st_fast.runs.plots import new_figure, plain
-from mt2st_fast.runs.shown import counted, short
 from mt2st_fast.runs.targets import PLATEAU
 
 if TYPE_CHECKING:

@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mt2st_fast.markdown import one_line
 from mt2st_fast.runs.comparison import MEASURES, has_spans
+from mt2st_fast.runs.formatting import change, counted, in_percent, in_points, option, short, shown
 from mt2st_fast.runs.intervals import LEAST_SEEDS
-from mt2st_fast.runs.markdown import markdown_table, one_line
-from mt2st_fast.runs.shown import change, counted, in_percent, in_points, option, short, shown
+from mt2st_fast.runs.sections import Section, Table, sections_in_markdown
 from mt2st_fast.runs.targets import PLATEAU, POINT
 from mt2st_fast.runs.what_was_read import section_on_data
 
 TAKEN = ("steps:", "seconds:", "steps to target:", "seconds to target:", "time to target vs stl:", "vs mtl:")
 
 
-@dataclass(frozen=True)
-class Part:
-    """A titled part of a report: lines, then a table. Columns whose name ends in ":" are right-aligned."""
-
-    title: str
-    lines: Sequence[str] = ()
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[object]] = ()
-
-
-def parts_of(comparison: Mapping[str, Any]) -> list[Part]:
-    """Return all parts of the report, in their order."""
+def sections_of(comparison: Mapping[str, Any]) -> list[Section]:
+    """Return all sections on the results, in their order."""
+    on_quality = [ON_SPANS * bool(_by_spans(comparison)), _stopped(comparison), _taken_by(comparison)]
     return [
         _verdicts(comparison),
-        Part(
-            "Quality",
-            [ON_SPANS * bool(_by_spans(comparison)), _stopped(comparison), _taken_by(comparison)],
-            *_quality(comparison),
-        ),
-        Part("The whole run", [ON_WHOLE_RUNS], *_whole_runs(comparison)),
+        Section("Quality", [line for line in on_quality if line], [_quality(comparison)]),
+        Section("The whole run", [ON_WHOLE_RUNS], [_whole_runs(comparison)]),
         *(
-            Part(f"To the target: {target['label']}", [_of_seeds(target)], *_to(comparison, key))
+            Section(f"To the target: {target['label']}", [_of_seeds(target)], [_to(comparison, key)])
             for key, target in comparison["targets"].items()
         ),
-        Part("To the plateau", [_on_plateau(comparison)], *_to(comparison, PLATEAU)),
+        Section("To the plateau", [_on_plateau(comparison)], [_to(comparison, PLATEAU)]),
         *_engines(comparison),
         *_joint(comparison),
         *_retired(comparison),
@@ -70,14 +57,13 @@ def render(comparison: Mapping[str, Any]) -> str:
         "![seconds and steps to every target](compare.png)",
         "",
     ]
-    for part in parts_of(comparison):
-        lines += [f"## {part.title}", "", *(f"- {one_line(line)}" for line in part.lines if line), ""]
-        lines += [*markdown_table(part.columns, part.rows), ""] if part.rows else []
-    return "\n".join([*lines, *section_on_data(comparison["read"])])
+    return "\n".join(
+        lines + sections_in_markdown([*sections_of(comparison), section_on_data(comparison["read"])])
+    )
 
 
-def table_of(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
-    """Return (columns, rows) of the summary, one row per arm."""
+def table_of(comparison: Mapping[str, Any]) -> Table:
+    """Return the summary, with one row per arm."""
     by_spans = _by_spans(comparison)
     columns = ["strategy", "best development:", "test:", *("test, span F1:" for _ in by_spans), *TAKEN]
     rows = []
@@ -97,7 +83,7 @@ def table_of(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[st
                 *(_reduced(reduction[f"vs_{base}"]) for base in ("stl", "mtl")),
             ]
         )
-    return columns, rows
+    return Table(columns, rows)
 
 
 def _by_spans(comparison: Mapping[str, Any]) -> list[str]:
@@ -148,7 +134,7 @@ def _arms(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         yield name, strategy, comparison["differences"][name]
 
 
-def _verdicts(comparison: Mapping[str, Any]) -> Part:
+def _verdicts(comparison: Mapping[str, Any]) -> Section:
     columns = [
         "strategy",
         "against",
@@ -160,10 +146,12 @@ def _verdicts(comparison: Mapping[str, Any]) -> Part:
     names = ("own", "base", "time", "plateau", "whole", "quality")
     rows = [[v[name] for name in names] for v in comparison["verdicts"]]
     enough = comparison["n_seeds"] >= LEAST_SEEDS
-    return Part("What can be concluded", comparison["conclusions"], columns, rows if enough else [])
+    return Section(
+        "What can be concluded", comparison["conclusions"], [Table(columns, rows)] if enough else []
+    )
 
 
-def _quality(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
+def _quality(comparison: Mapping[str, Any]) -> Table:
     bases, by_spans = _bases(comparison), _by_spans(comparison)
     columns = ["strategy", "best on development:", "test, at the end:", *("test, span F1:" for _ in by_spans)]
     columns += [f"{where} vs {base}, points:" for where in ("development", "test") for base in bases]
@@ -175,7 +163,7 @@ def _quality(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[st
         ]
         for name, strategy, found in _arms(comparison)
     ]  # fmt: skip
-    return columns, rows
+    return Table(columns, rows)
 
 
 def _measured(comparison: Mapping[str, Any]) -> list[str]:
@@ -184,7 +172,7 @@ def _measured(comparison: Mapping[str, Any]) -> list[str]:
     return [m for m in MEASURES if m != "joules" or any(s["joules_median"] for s in strategies)]
 
 
-def _whole_runs(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
+def _whole_runs(comparison: Mapping[str, Any]) -> Table:
     """Table of what every arm needs from its first step to its last."""
     bases, measured = _bases(comparison), _measured(comparison)
     columns = ["strategy", *(f"{m}:" for m in measured)]
@@ -197,7 +185,7 @@ def _whole_runs(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list
         ]
         for name, strategy, found in _arms(comparison)
     ]
-    return columns, rows
+    return Table(columns, rows)
 
 
 ON_SPANS = (
@@ -211,7 +199,7 @@ ON_WHOLE_RUNS = (
 )
 
 
-def _to(comparison: Mapping[str, Any], key: str) -> tuple[Sequence[str], list[list[str]]]:
+def _to(comparison: Mapping[str, Any], key: str) -> Table:
     """Table of what every arm needs to reach one target, or its plateau."""
     bases = _bases(comparison)
     measured = _measured(comparison)
@@ -229,7 +217,7 @@ def _to(comparison: Mapping[str, Any], key: str) -> tuple[Sequence[str], list[li
         for name, strategy, found in _arms(comparison)
         for to in (strategy["to"][key],)
     ]
-    return columns, rows
+    return Table(columns, rows)
 
 
 def _of_seeds(target: Mapping[str, Any]) -> str:
@@ -272,8 +260,8 @@ def _taken_by(comparison: Mapping[str, Any]) -> str:
     return f"Steps were taken by {'; by '.join(told)}."
 
 
-def _engines(comparison: Mapping[str, Any]) -> Iterator[Part]:
-    """The part on what the engine saves with the same strategy."""
+def _engines(comparison: Mapping[str, Any]) -> Iterator[Section]:
+    """The section on what the engine saves with the same strategy."""
     found = comparison["engine_differences"]
     if not found:
         return
@@ -298,7 +286,7 @@ def _engines(comparison: Mapping[str, Any]) -> Iterator[Part]:
         )
     columns = ["strategy", f"ms per step, {first}:", "other engine:", "development, points:"]
     columns += [f"time to {comparison['targets'][key]['label']}:" for key in keys]
-    yield Part(
+    yield Section(
         "What the engine saves",
         [
             "With the same strategy, initial values, row order and learning rates. The engine torch has a separate "
@@ -306,13 +294,12 @@ def _engines(comparison: Mapping[str, Any]) -> Iterator[Part]:
             "the batch: it is a different optimizer, so qualities differ. Differences from stl and mtl in the other "
             "tables are within one engine."
         ],
-        columns,
-        rows,
+        [Table(columns, rows)] if rows else [],
     )
 
 
-def _joint(comparison: Mapping[str, Any]) -> Iterator[Part]:
-    """The part on what algorithm and engine save together."""
+def _joint(comparison: Mapping[str, Any]) -> Iterator[Section]:
+    """The section on what algorithm and engine save together."""
     targets = comparison["targets"]
     rows = [
         [own, base, in_points(d["best"]), *(in_percent(d["to"][key]["seconds"]) for key in targets)]
@@ -322,11 +309,11 @@ def _joint(comparison: Mapping[str, Any]) -> Iterator[Part]:
     if rows:
         columns = ["strategy", "against", "development, points:"]
         columns += [f"time to {target['label']}:" for target in targets.values()]
-        yield Part("What algorithm and engine save together", [], columns, rows)
+        yield Section("What algorithm and engine save together", tables=[Table(columns, rows)])
 
 
-def _retired(comparison: Mapping[str, Any]) -> Iterator[Part]:
-    """The part on the tasks that an adaptive schedule retired, over the seeds."""
+def _retired(comparison: Mapping[str, Any]) -> Iterator[Section]:
+    """The section on the tasks that an adaptive schedule retired, over the seeds."""
     rows = []
     for name, strategy in comparison["strategies"].items():
         runs = strategy["seeds"]
@@ -344,16 +331,14 @@ def _retired(comparison: Mapping[str, Any]) -> Iterator[Part]:
                 ]
             )
     if rows:
-        yield Part(
+        yield Section(
             "When adaptive strategies retired tasks",
-            [],
-            ["strategy", "task", "in runs:", "at step:", "reason"],
-            rows,
+            tables=[Table(["strategy", "task", "in runs:", "at step:", "reason"], rows)],
         )
 
 
-def _tuning(comparison: Mapping[str, Any]) -> Iterator[Part]:
-    """The part on all trials, with the selected one marked."""
+def _tuning(comparison: Mapping[str, Any]) -> Iterator[Section]:
+    """The section on all trials, with the selected one marked."""
     tuning = comparison["tuning"]
     if tuning is None:
         return
@@ -370,13 +355,13 @@ def _tuning(comparison: Mapping[str, Any]) -> Iterator[Part]:
         for number, trial in enumerate(found["trials"])
     ]
     ranges = ", ".join(f"{name} [{low:g}, {high:g}]" for name, (low, high) in tuning["ranges"].items())
-    yield Part(
+    columns = ["strategy", "trial:", *(f"{name}:" for name in names), "best on development:", "at step:"]
+    yield Section(
         "Tuning",
         [
             f"{tuning['trials']} trials per strategy on seed {tuning['seed']}, which no result uses; the best on "
             f"development rows is chosen. The first trial has the values as given; the others are drawn from {ranges}, "
             "as far as the strategy has these options."
         ],
-        ["strategy", "trial:", *(f"{name}:" for name in names), "best on development:", "at step:"],
-        rows,
+        [Table(columns, rows)],
     )

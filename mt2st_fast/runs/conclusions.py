@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mt2st_fast.runs.arms import BASELINES
+from mt2st_fast.runs.formatting import counted, in_percent, in_points
 from mt2st_fast.runs.intervals import FEW_SEEDS, LEAST_SEEDS, LEVEL
-from mt2st_fast.runs.shown import counted, in_percent, in_points
 from mt2st_fast.runs.targets import PLATEAU
 
 # The target at which each baseline is compared, unless the user has given one.

@@ -17,7 +17,7 @@ import numpy as np
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_count, check_positive, check_within, is_whole
-from mt2st_fast.spelling import meant
+from mt2st_fast.spelling import meant, twice
 from mt2st_fast.training.schedules import StrategyOption, strategy_options
 
 # A further condition: a function of the option's name, for the message, and its value that raises InputError.
@@ -107,7 +107,9 @@ def option(
 
 def options_of(kind: Any) -> Mapping[str, Option]:
     """Return the options among the fields of a dataclass, by name."""
-    return _options_of(kind)
+    return _options_of(
+        kind
+    )  # apart: mypy takes a `type` for unhashable, and so refuses it to a cached function
 
 
 @cache
@@ -187,8 +189,7 @@ def some_of(known: Sequence[str]) -> Test:
             raise InputError(f"{shown} is empty; available: {', '.join(known)}")
         for name in value:
             one_of(known)(shown, name)
-        twice = [name for name in value if list(value).count(name) > 1]
-        if twice:
-            raise InputError(f"{shown} names {twice[0]} twice; name each once")
+        if repeated := twice(value):
+            raise InputError(f"{shown} names {repeated} twice; name each once")
 
     return test

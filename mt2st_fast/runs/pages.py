@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mt2st_fast.runs import beside, chosen_parts
+from mt2st_fast.runs import chosen_parts, second_run
 from mt2st_fast.runs.comparison_plots import plot_comparison
-from mt2st_fast.runs.comparison_tables import lead, parts_of, table_of
-from mt2st_fast.runs.page import Picture, Section, Table, page
-from mt2st_fast.runs.plots import plot_curves, plot_importance, plot_seconds
+from mt2st_fast.runs.comparison_tables import lead, sections_of, table_of
+from mt2st_fast.runs.formatting import (
+    early_end_of,
+    left_out_of_vectors,
+    option,
+    quality_of,
+    shown,
+    spans_line,
+)
+from mt2st_fast.runs.plots import plot_curves, plot_seconds
 from mt2st_fast.runs.run_tables import NEIGHBOURS, PHASES, TASKS, neighbour_rows, phase_rows, task_rows
-from mt2st_fast.runs.shown import early_end_of, left_out_of_vectors, option, quality_of, shown, spans_line
-from mt2st_fast.runs.what_was_read import TITLE, lines_of, tables_of
+from mt2st_fast.runs.sections import Picture, Section, Table, page
+from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def run_page(report: Mapping[str, Any], history: History) -> bytes:
     """Return the report.html of a run."""
     main, data, score = report["main"], report["data"], report["score"]
     curves = {report["strategy"]: [[(e.train_seconds, e.metrics[history.main]) for e in history.evaluations]]}
-    seconds = plot_seconds(curves, f"{main['task']}: development {main['metric']}")
+    curves_label = f"{main['task']}: development {main['metric']}"
     sections = [
-        *_against(report),
+        *second_run.sections_of(report["against"], main),
         Section(
             "Curves",
             pictures=[
-                Picture(plot_curves(history, main["metric"]), "losses, task weights and quality over steps"),
-                Picture(seconds, "quality of the main task over seconds of training"),
+                Picture(
+                    lambda: plot_curves(history, main["metric"]),
+                    "losses, task weights and quality over steps",
+                ),
+                Picture(
+                    lambda: plot_seconds(curves, curves_label),
+                    "quality of the main task over seconds of training",
+                ),
             ],
         ),
         Section("Tasks", tables=[Table(TASKS, task_rows(report))]),
@@ -39,7 +49,7 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
             tables=[Table(PHASES, phase_rows(report))],
             lines=report["decisions"],
         ),
-        *_chosen_parts(report["chosen_parts"]),
+        *chosen_parts.sections_of(report["chosen_parts"]),
         Section(
             f"{main['task']} on the test rows, by class",
             lines=[
@@ -48,7 +58,7 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
             ],
             tables=[_classes(score["classes"])] if score["classes"] else [],
         ),
-        _data(data),
+        section_on_data(data),
         Section(
             "Nearest neighbours",
             lines=[line for line in [left_out_of_vectors(report["vectors"])] if line],
@@ -65,14 +75,6 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
     return page(title, lead, sections, _environment(report["environment"]))
 
 
-def plot_against(report: Mapping[str, Any]) -> Figure:
-    """Plot the curves of a run and of its second strategy over seconds."""
-    against, main = report["against"], report["main"]
-    label = f"{main['task']}: development {main['metric']}"
-    target = against["target"], f"best of {against['other']}, {shown(against['target'])}"
-    return plot_seconds(beside.curves_of(against), label, target)
-
-
 def comparison_page(comparison: Mapping[str, Any]) -> bytes:
     """Return the report.html of a comparison."""
     curves = {
@@ -80,30 +82,25 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
         for name, strategy in comparison["strategies"].items()
     }
     quality = f"{comparison['main']}: development {comparison['metric']}"
-    first, *rest = [
-        Section(
-            part.title,
-            [line for line in part.lines if line],
-            [Table(part.columns, part.rows)] * bool(part.rows),
-        )
-        for part in parts_of(comparison)
-    ]
+    first, *rest = sections_of(comparison)
     sections = [
         first,
         Section(
             "The target at a glance",
-            tables=[Table(*table_of(comparison))],
-            pictures=[Picture(plot_comparison(comparison), "seconds and steps to every target by strategy")],
+            tables=[table_of(comparison)],
+            pictures=[
+                Picture(lambda: plot_comparison(comparison), "seconds and steps to every target by strategy")
+            ],
         ),
         Section(
             "Every run",
             lines=[
                 "With marks: the median over seeds, at evaluations that all runs have; faint: single runs."
             ],
-            pictures=[Picture(plot_seconds(curves, quality), "quality over seconds of training")],
+            pictures=[Picture(lambda: plot_seconds(curves, quality), "quality over seconds of training")],
         ),
         *rest,
-        _data(comparison["read"]),
+        section_on_data(comparison["read"]),
         Section("Options", tables=[_options(comparison["config"])]),
     ]
     title = f"{comparison['main']} on {comparison['data']}: strategies compared"
@@ -115,38 +112,12 @@ def _number(quality: float | None) -> float:
     return float("nan") if quality is None else quality
 
 
-def _against(report: Mapping[str, Any]) -> list[Section]:
-    against = report["against"]
-    if against is None:
-        return []
-    return [
-        Section(
-            f"Against {against['other']}",
-            [beside.sentence(against, report["main"]["metric"])],
-            [Table(*beside.table_of(against))],
-            [Picture(plot_against(report), beside.ALT)],
-        )
-    ]
-
-
-def _chosen_parts(chosen: Mapping[str, Any] | None) -> list[Section]:
-    if chosen is None:
-        return []
-    table = Table(*chosen_parts.table_of(chosen))
-    picture = Picture(plot_importance(chosen), chosen_parts.ALT)
-    return [Section(chosen_parts.TITLE, chosen_parts.lines_of(chosen), [table], [picture])]
-
-
 def _classes(classes: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         (c["name"], f"{c['support']:,}", *(shown(c[value]) for value in ("precision", "recall", "f1")))
         for c in sorted(classes, key=lambda c: -c["support"])
     ]
     return Table(("class", "rows:", "precision:", "recall:", "F1:"), rows)
-
-
-def _data(data: Mapping[str, Any]) -> Section:
-    return Section(TITLE, lines_of(data), [Table(columns, rows) for columns, rows in tables_of(data)])
 
 
 def _options(config: Mapping[str, Any]) -> Table:

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from mt2st_fast.files import json_text, write_atomically
-from mt2st_fast.runs import beside
-from mt2st_fast.runs.chosen_parts import PICTURE, chosen_parts, section
-from mt2st_fast.runs.markdown import markdown_table, one_line
-from mt2st_fast.runs.pages import plot_against, run_page
-from mt2st_fast.runs.plots import plot_curves, plot_importance, png
+from mt2st_fast.markdown import markdown_table, one_line
+from mt2st_fast.runs import chosen_parts, second_run
+from mt2st_fast.runs.formatting import early_end_of, left_out_of_vectors, quality_of, spans_line
+from mt2st_fast.runs.pages import run_page
+from mt2st_fast.runs.plots import plot_curves, png
 from mt2st_fast.runs.run_facts import read_facts, read_history
 from mt2st_fast.runs.run_tables import NEIGHBOURS, PHASES, TASKS, neighbour_rows, phase_rows, task_rows
-from mt2st_fast.runs.shown import early_end_of, left_out_of_vectors, quality_of, spans_line
+from mt2st_fast.runs.sections import Picture, sections_in_markdown
 from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History, PhaseRecord
 
-REPORT_FILES = ("report.json", "report.md", "report.html", "curves.png", PICTURE, beside.PICTURE)
+OPTIONAL_PICTURES = (chosen_parts.PICTURE, second_run.PICTURE)
+REPORT_FILES = ("report.json", "report.md", "report.html", "curves.png", *OPTIONAL_PICTURES)
 
 
 def write_report(folder: Path) -> dict[str, Any]:
@@ -32,23 +33,18 @@ def write_report(folder: Path) -> dict[str, Any]:
     """
     facts = read_facts(folder)
     history = read_history(folder, facts)
-    report = {**make_report(facts, history), "against": beside.read_against(folder)}
-    pictures = {}
-    if report["chosen_parts"] is not None:
-        pictures[PICTURE] = png(plot_importance(report["chosen_parts"]))
-    if report["against"] is not None:
-        pictures[beside.PICTURE] = png(plot_against(report))
+    report = {**make_report(facts, history), "against": second_run.read_against(folder)}
     files = {
         "curves.png": png(plot_curves(history, report["main"]["metric"])),
-        **pictures,
+        **{picture.file: png(picture.draw()) for picture in _optional_pictures(report)},
         "report.json": json_text(report, indent=2).encode(),
         "report.html": run_page(report, history),
         "report.md": render(report).encode("utf-8", "replace"),
     }
     for name, content in files.items():
         write_atomically(folder / name, content)
-    for name in (PICTURE, beside.PICTURE):
-        if name not in pictures:  # from an earlier report
+    for name in OPTIONAL_PICTURES:
+        if name not in files:  # from an earlier report
             (folder / name).unlink(missing_ok=True)
     return report
 
@@ -84,7 +80,7 @@ def make_report(facts: Mapping[str, Any], history: History) -> dict[str, Any]:
         "tokens_per_second": facts["tokens"] / seconds if seconds else 0.0,
         "phases": [_phase(phase, history) for phase in history.phases],
         "decisions": facts["decisions"],
-        "chosen_parts": chosen_parts(history),
+        "chosen_parts": chosen_parts.chosen_parts(history),
         "vectors": facts["vectors"],
         "neighbours": facts["neighbours"],
     }
@@ -132,24 +128,15 @@ def _retired_at(history: History, task: str) -> int | None:
 
 def pictures_of(report: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the file names of a report's pictures."""
-    optional = (beside.PICTURE, report["against"]), (PICTURE, report["chosen_parts"])
-    return ("curves.png", *(name for name, shown_by in optional if shown_by is not None))
+    return ("curves.png", *(picture.file for picture in _optional_pictures(report)))
 
 
-def _against_lines(report: Mapping[str, Any]) -> list[str]:
-    against = report["against"]
-    if against is None:
-        return []
-    return [
-        f"## Against {against['other']}",
-        "",
-        beside.sentence(against, report["main"]["metric"]),
-        "",
-        f"![{beside.ALT}]({beside.PICTURE})",
-        "",
-        *markdown_table(*beside.table_of(against)),
-        "",
+def _optional_pictures(report: Mapping[str, Any]) -> list[Picture]:
+    sections = [
+        *second_run.sections_of(report["against"], report["main"]),
+        *chosen_parts.sections_of(report["chosen_parts"]),
     ]
+    return [picture for section in sections for picture in section.pictures]
 
 
 def render(report: dict[str, Any]) -> str:
@@ -166,7 +153,7 @@ def render(report: dict[str, Any]) -> str:
         f"{report['backend']['reason']}.",
         "",
         *([ended, ""] if (ended := early_end_of(report)) else []),
-        *_against_lines(report),
+        *sections_in_markdown(second_run.sections_of(report["against"], main)),
         "![losses, task weights and quality over steps](curves.png)",
         "",
         *markdown_table(TASKS, task_rows(report)),
@@ -175,14 +162,14 @@ def render(report: dict[str, Any]) -> str:
         "",
         *(f"- {one_line(decision)}" for decision in report["decisions"]),
         *([""] if report["decisions"] else []),
-        *section(report["chosen_parts"]),
+        *sections_in_markdown(chosen_parts.sections_of(report["chosen_parts"])),
         *markdown_table(NEIGHBOURS, neighbour_rows(report)),
         "",
         *([f"{left_out}.", ""] if (left_out := left_out_of_vectors(report["vectors"])) else []),
         f"Training: {data['rows']['train']:,} rows, {data['main_labels']:,} of them with a label of the main task; "
         f"{data['vocabulary']:,} word types.",
         "",
-        *section_on_data(data),
+        *sections_in_markdown([section_on_data(data)]),
         "Environment: " + ", ".join(f"{key} {value}" for key, value in report["environment"].items()) + ".",
         "",
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mt2st_fast.runs.shown import engine_of, shown, step_ms_of, trained_in
+from mt2st_fast.runs.formatting import engine_of, shown, step_ms_of, trained_in
 
 Rows = list[tuple[str, ...]]
 

@@ -9,15 +9,11 @@ from typing import Any
 
 from mt2st_fast.data import Splits
 from mt2st_fast.data.record import labels_read
-from mt2st_fast.runs.markdown import markdown_table, one_line
+from mt2st_fast.runs.sections import Section, Table
 from mt2st_fast.spelling import listed
 
-TITLE = "What was read"
 MOST_FILES_NAMED = 3
 _OF_PARTS = ("dev", "test", "dev and test")  # keys of `understood` about parts without a file
-
-# Columns (right-aligned where a name ends in ":"), and rows.
-Tabled = tuple[Sequence[str], Sequence[Sequence[object]]]
 
 
 def what_was_read(splits: Splits) -> dict[str, Any]:
@@ -36,8 +32,14 @@ def what_was_read(splits: Splits) -> dict[str, Any]:
     }
 
 
-def tables_of(data: Mapping[str, Any]) -> list[Tabled]:
-    """Return the tables of the section that have rows: files, parts, columns, labels."""
+def section_on_data(data: Mapping[str, Any]) -> Section:
+    """Return the section: what was understood, the notes, and tables of files, parts, columns and labels."""
+    understood = "; ".join(f"{what}: {how}" for what, how in data["understood"].items())
+    lines = [*([f"{understood}."] if understood else []), *data["notes"]]
+    return Section("What was read", lines, [table for table in _tables(data) if table.rows])
+
+
+def _tables(data: Mapping[str, Any]) -> list[Table]:
     files = [
         (f["path"], f["part"], f"{f['units']:,}", f"{f['rows']:,}", _left_out(f["left_out"]))
         for f in data["files"]
@@ -49,11 +51,11 @@ def tables_of(data: Mapping[str, Any]) -> list[Tabled]:
     ]
     labels = [_labels(each) for each in data["labels"]]
     unit = "documents:" if data["columns"] else "sentences:"
-    found: list[Tabled] = [
-        (("file", "used as", unit, "rows:", "left out"), files),
-        (("part", "rows:", "tokens:"), parts),
-        (("column", "used as", "distinct values:", "empty cells:", "nan or NA:"), columns),
-        (
+    return [
+        Table(("file", "used as", unit, "rows:", "left out"), files),
+        Table(("part", "rows:", "tokens:"), parts),
+        Table(("column", "used as", "distinct values:", "empty cells:", "nan or NA:"), columns),
+        Table(
             (
                 "task",
                 "classes",
@@ -66,7 +68,6 @@ def tables_of(data: Mapping[str, Any]) -> list[Tabled]:
             labels,
         ),
     ]
-    return [table for table in found if table[1]]
 
 
 def _left_out(counts: Mapping[str, int]) -> str:
@@ -79,22 +80,6 @@ def _labels(labels: Mapping[str, Any]) -> Sequence[object]:
     classes = "numbers" if labels["kind"] == "values" else f"{size:,}: {', '.join(names)}{more}"
     counts = (*labels["labelled"].values(), *labels["unseen"].values())
     return (labels["task"], classes, *(f"{n:,}" for n in counts))
-
-
-def lines_of(data: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the section: what was understood, then the notes."""
-    understood = [f"{what}: {how}" for what, how in data["understood"].items()]
-    return [*(["; ".join(understood) + "."] if understood else []), *data["notes"]]
-
-
-def section_on_data(data: Mapping[str, Any]) -> list[str]:
-    """Return the section in Markdown."""
-    lines = [f"## {TITLE}", ""]
-    for columns, rows in tables_of(data):
-        lines += [*markdown_table(columns, rows), ""]
-    for line in lines_of(data):
-        lines.append(f"- {one_line(line)}")
-    return [*lines, ""]
 
 
 def summary(data: Mapping[str, Any], parts: bool = True) -> str:

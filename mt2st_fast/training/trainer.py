@@ -388,7 +388,8 @@ class Trainer:
             ended = run.steps_done == run.total_steps
             epoch_ends = run.steps_done % run.steps_per_epoch == 0 or ended
             due = run.steps_done % evaluate_every == 0 or ended
-            if due or epoch_ends or run.steps_done % self.log_every == 0:
+            records = due or epoch_ends or run.steps_done % self.log_every == 0
+            if records:
                 run.record()
             if due and val is not None and own_val is not None:
                 evaluation = run.note_evaluation(self._evaluate(own_val, together=run.processes), val)
@@ -396,7 +397,7 @@ class Trainer:
             saving.after_step(run, epoch_ends)
             if epoch_ends:
                 self._each(lambda callback: callback.on_epoch_end(self))
-            if due or epoch_ends or run.steps_done % self.log_every == 0:
+            if records:
                 run.admit_unfrozen()
         if self.stop_requested:
             saving.now(run)

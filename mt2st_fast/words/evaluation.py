@@ -23,6 +23,7 @@ from matplotlib.transforms import Bbox
 from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically, writing_atomically
+from mt2st_fast.markdown import markdown_table
 from mt2st_fast.numbers import spells_number
 from mt2st_fast.words.vectors import WordVectors, frequent_words, telling_neighbours
 
@@ -191,6 +192,7 @@ def shown(value: float | None) -> str:
 
 def render(result: dict[str, Any], name: str) -> str:
     """The evaluation as Markdown."""
+    neighbours = [(word, ", ".join(near)) for word, near in result["neighbours"].items()]
     lines = [
         f"# {name}",
         "",
@@ -198,29 +200,18 @@ def render(result: dict[str, Any], name: str) -> str:
         "frequent are used for pairs and analogies. OOV: the share of pairs or questions left out because a word is "
         "not among these.",
         "",
-        "| similarity | Spearman | Pearson | pairs used | OOV |",
-        "|---|---:|---:|---:|---:|",
-        *(f"| {' | '.join(row)} |" for row in pair_rows(result)),
+        *markdown_table(("similarity", "Spearman:", "Pearson:", "pairs used:", "OOV:"), pair_rows(result)),
         "",
-        "| analogies | accuracy | right | questions used | OOV |",
-        "|---|---:|---:|---:|---:|",
-        *(f"| {' | '.join(row)} |" for row in analogy_rows(result)),
-        "",
-        "| word | nearest neighbours |",
-        "|---|---|",
-        *(
-            f"| {_in_cell(word)} | {', '.join(map(_in_cell, near))} |"
-            for word, near in result["neighbours"].items()
+        *markdown_table(
+            ("analogies", "accuracy:", "right:", "questions used:", "OOV:"), analogy_rows(result)
         ),
+        "",
+        *markdown_table(("word", "nearest neighbours"), neighbours),
         "",
         "![frequent words by the first two principal components](words.png)",
         "",
     ]
     return "\n".join(lines)
-
-
-def _in_cell(word: str) -> str:
-    return word.replace("|", "\\|").replace("\n", " ")
 
 
 def draw_words(vectors: WordVectors, path: Path) -> dict[str, Bbox]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mt2st_fast.runs.comparison_options import ComparisonOptions
-from mt2st_fast.runs.comparison_progress import FILE as PROGRESS
-from mt2st_fast.runs.comparison_progress import Progress
+from mt2st_fast.runs.comparison_state import FILE as STATE_FILE
+from mt2st_fast.runs.comparison_state import ComparisonState
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from tests.cli.running import QUICK, fails, run
@@ -66,15 +66,15 @@ def test_the_runs_of_a_stopped_comparison_are_not_lost_by_a_forgotten_resume(
 ) -> None:
     out = tmp_path / "an out"
     out.mkdir()
-    stopped = Progress(Config(data=treebank), ComparisonOptions(strategies=("stl", "mtl"), seeds=2))
+    stopped = ComparisonState(Config(data=treebank), ComparisonOptions(strategies=("stl", "mtl"), seeds=2))
     stopped.runs["stl"] = [{"seed": 1}]
     stopped.write(out)
-    before = (out / PROGRESS).read_bytes()
+    before = (out / STATE_FILE).read_bytes()
     asked = ["compare", "--data", treebank, *QUICK, "--strategies", "stl", "--seeds", "1", "--out", str(out)]
     error = fails(capsys, *asked)
     assert "stopped with 1 of 4 runs done, which would be lost: go on with --resume" in error
-    assert f"remove '{out / PROGRESS}'" in error  # as a shell takes a path with a blank
-    assert (out / PROGRESS).read_bytes() == before
+    assert f"remove '{out / STATE_FILE}'" in error  # as a shell takes a path with a blank
+    assert (out / STATE_FILE).read_bytes() == before
     stopped.runs.clear()
     stopped.write(out)
     run(*asked)
@@ -188,7 +188,7 @@ def test_energy_stands_beside_seconds_where_it_is_measured(
 ) -> None:
     joules = iter(range(10**6))
     found = (lambda: next(joules)), "energy is counted"
-    for module in ("mt2st_fast.cli.compare", "mt2st_fast.cli.comparing"):
+    for module in ("mt2st_fast.cli.compare", "mt2st_fast.cli.comparison_runner"):
         monkeypatch.setattr(importlib.import_module(module), "energy_counter", lambda device: found)
     run(
         "compare",

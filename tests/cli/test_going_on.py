@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from mt2st_fast.cli import main
-from mt2st_fast.cli.comparing import Comparing
+from mt2st_fast.cli.comparison_runner import ComparisonRunner
 from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.folder_lock import holding
-from mt2st_fast.runs.comparison_progress import Progress
+from mt2st_fast.runs.comparison_state import ComparisonState
 from mt2st_fast.runs.tuning import Range
 from mt2st_fast.training.divergence import NonFiniteLossError
 from mt2st_fast.training.run import Run
@@ -197,7 +197,7 @@ def test_a_comparison_that_diverges_names_the_run(
 def test_a_run_that_diverges_costs_the_others_no_report(
     treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_one, done = Comparing._run, []
+    run_one, done = ComparisonRunner._run, []
 
     def diverging(self, config, splits, label, resumes):
         done.append(label)
@@ -205,7 +205,7 @@ def test_a_run_that_diverges_costs_the_others_no_report(
             raise NonFiniteLossError(f"{label}: the loss of upos is nan at step 3")
         return run_one(self, config, splits, label, resumes)
 
-    monkeypatch.setattr(Comparing, "_run", diverging)
+    monkeypatch.setattr(ComparisonRunner, "_run", diverging)
     out = tmp_path / "out"
     arguments = ["--strategies", "stl,mtl", "--seeds", "3", "--out", str(out)]
     run("compare", "--data", treebank, *SMALL, *arguments)
@@ -270,7 +270,7 @@ def test_a_run_that_ended_early_is_not_trained_again_where_its_result_was_lost(
     straight, out = tmp_path / "straight", tmp_path / "out"
     run("compare", "--data", treebank, *early, "--out", str(straight))
     with monkeypatch.context() as patched:
-        patched.setattr(Progress, "end", lambda own, folder, result: sys.exit(1))
+        patched.setattr(ComparisonState, "end", lambda own, folder, result: sys.exit(1))
         ends_with(1, "compare", "--data", treebank, *early, "--out", str(out))
     taken, step = [], Run.step
     monkeypatch.setattr(Run, "step", lambda own: taken.append(own.total_steps) or step(own))

@@ -10,7 +10,7 @@ import pytest
 from mt2st_fast.cli.options import COMMANDS, Given, going_on
 from mt2st_fast.errors import InputError
 from mt2st_fast.runs.comparison_options import ComparisonOptions
-from mt2st_fast.runs.comparison_progress import Progress
+from mt2st_fast.runs.comparison_state import ComparisonState
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.config_file import config_file, read_config_file
 from tests.cli.running import QUICK, fails, run, write
@@ -89,7 +89,7 @@ def test_what_goes_on_writes_checkpoints_as_often_as_before(
     once = ["--data", treebank, *QUICK, "--epochs", "1", "--checkpoint-every", "0.5"]
     run("train", *once, "--out", str(tmp_path / "t"))
     (tmp_path / "c").mkdir()
-    Progress(Config(data=treebank), ComparisonOptions(), []).write(tmp_path / "c")
+    ComparisonState(Config(data=treebank), ComparisonOptions(), []).write(tmp_path / "c")
     (tmp_path / "c/config.json").write_text('{"checkpoint-every": 0.5}')
     asked = request.getfixturevalue("asked")  # from here on nothing is trained
     _, output = asked("train", "--resume", "--out", str(tmp_path / "t"))

@@ -11,8 +11,8 @@ import pytest
 
 from mt2st_fast.cli import main
 from mt2st_fast.cli.signals import StoppingOnSignals
-from mt2st_fast.runs.beside import both_runs, sentence
 from mt2st_fast.runs.config import NONE, Config
+from mt2st_fast.runs.second_run import both_runs, sentence
 from mt2st_fast.training.schedules import SingleTask
 from tests.cli.running import QUICK, fails, run
 

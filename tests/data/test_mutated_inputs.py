@@ -36,7 +36,6 @@ from mt2st_fast.words.vectors import WordVectors
 from tests.data.mutations import mutated, plain_lines
 
 QUICK, LONG = 30, 420  # inputs for each door
-BLANK = re.compile("[ \t]+")
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mt2st_fast.runs.chosen_parts import chosen_parts, section, table_of
+from mt2st_fast.runs.chosen_parts import chosen_parts, sections_of
 from mt2st_fast.runs.plots import plain, plot_importance, svg
+from mt2st_fast.runs.sections import sections_in_markdown
 from mt2st_fast.training.history import History, PartRecord, SelectionRecord
 from tests.cli.running import QUICK, run
 
@@ -31,11 +32,12 @@ def test_shares_are_of_a_tasks_importance_and_of_what_a_step_moved() -> None:
     assert [part["importance_shares"]["aux"] for part in chosen["parts"]] == [
         0.0
     ] * 3  # nothing matters to it
-    columns, rows = table_of(chosen)
+    (section,) = sections_of(chosen)
+    ((columns, rows),) = section.tables
     assert columns == ("part", "rows:", "numbers a step updated:", "main:", "aux:", "becomes")
     assert rows[0] == ("table, rows in 1 of 2 batches", "30", "60", "25.0%", "0.0%", "frozen")
-    assert "75% of the numbers" in "\n".join(section(chosen))
-    assert section(chosen_parts(History("main"))) == []
+    assert "75% of the numbers" in section.lines[0]
+    assert sections_of(chosen_parts(History("main"))) == []
 
 
 @pytest.mark.parametrize("name", [r"$\frac$", "_hidden", "a|b\nc"])
@@ -47,7 +49,8 @@ def test_tasks_of_any_name_are_drawn_and_written(name: str) -> None:
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_xticklabels()] == [plain("main"), plain(name)]
     assert [text.get_text() for text in axes.texts] == ["25.0%", "0.0%", "75.0%", "0.0%", "0.0%", "0.0%"]
-    assert len({line.count("|") - line.count(r"\|") for line in section(chosen) if line.startswith("|")}) == 1
+    lines = sections_in_markdown(sections_of(chosen))
+    assert len({line.count("|") - line.count(r"\|") for line in lines if line.startswith("|")}) == 1
 
 
 def test_the_command_line_trains_on_parts_and_draws_the_map(

@@ -9,10 +9,10 @@ import pytest
 
 from mt2st_fast.files import json_text
 from mt2st_fast.runs.comparison_plots import plot_comparison
-from mt2st_fast.runs.comparison_tables import parts_of, render, table_of
+from mt2st_fast.runs.comparison_tables import render, sections_of, table_of
+from mt2st_fast.runs.formatting import in_percent, in_points
 from mt2st_fast.runs.pages import comparison_page
 from mt2st_fast.runs.plots import svg
-from mt2st_fast.runs.shown import in_percent, in_points
 from tests.runs.made_up_runs import compared, run_of
 
 READ = {"name": "toy", "files": [], "rows": {"train": 9}, "tokens": {"train": 9}, "columns": [], "labels": [],
@@ -78,7 +78,7 @@ COMPARISONS = {
 def test_every_report_is_whole(name):
     comparison = COMPARISONS[name]
     text, page = render(comparison), comparison_page(comparison).decode()
-    for title in (part.title for part in parts_of(comparison)):
+    for title in (section.title for section in sections_of(comparison)):
         assert f"## {title}" in text
         assert title.replace("'", "&#39;") in page
     for shown in (text, re.sub(r"base64,[^\"]*", "", page)):
@@ -98,8 +98,8 @@ def test_a_report_is_the_same_from_the_file(name):
 
 
 def part(comparison, title):
-    (found,) = [part for part in parts_of(comparison) if part.title == title]
-    return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+    (found,) = [section for section in sections_of(comparison) if section.title == title]
+    return [dict(zip(columns, row, strict=True)) for columns, rows in found.tables for row in rows]
 
 
 def test_what_nobody_reaches_is_a_dash_with_its_count():
@@ -143,7 +143,7 @@ def test_tuning_shows_every_trial():
     first, second = part(COMPARISONS["three seeds"], "Tuning")
     assert list(first.values()) == ["stl", "1 chosen", "0.01", "–", "0.8000", "3"]
     assert list(second.values()) == ["stl", "2", "0.05", "–", "the loss is nan at step 3", "–"]
-    assert "Tuning" not in [part.title for part in parts_of(COMPARISONS["one arm"])]
+    assert "Tuning" not in [section.title for section in sections_of(COMPARISONS["one arm"])]
 
 
 def test_what_a_strategy_retired_is_shown_with_steps_and_reasons():
@@ -161,9 +161,9 @@ def test_what_a_strategy_retired_is_shown_with_steps_and_reasons():
     ]
     runs = [run_of(seed, 0.2, 0.4, retired=retired) for seed, retired in enumerate(found)]
     comparison = compared({"adaptive": runs}, **FACTS)
-    (part,) = [part for part in parts_of(comparison) if "retired tasks" in part.title]
+    (table,) = next(s.tables for s in sections_of(comparison) if "retired tasks" in s.title)
     because = f"{aligned} (2); the main task has not risen by 0.001 in 6 evaluations (1)"
-    assert part.rows == [["adaptive", "pos", "3 of 4", "60–1,200", because]]
+    assert table.rows == [["adaptive", "pos", "3 of 4", "60–1,200", because]]
     assert "60–1,200" in render(comparison)
 
 
@@ -231,10 +231,11 @@ def test_span_f1_is_a_column_where_a_run_has_it():
     columns, rows = table_of(comparison)
     assert columns[:4] == ["strategy", "best development:", "test:", "test, span F1:"]
     assert [row[3] for row in rows] == ["–", "0.7500"]  # half of the runs have none
-    [quality] = [part for part in parts_of(comparison) if part.title == "Quality"]
+    [quality] = [section for section in sections_of(comparison) if section.title == "Quality"]
     assert "conlleval" in quality.lines[0]
-    assert [row[3] for row in quality.rows] == ["–", "0.7500 (0.7500–0.7500)"]
+    assert [row[3] for row in quality.tables[0].rows] == ["–", "0.7500 (0.7500–0.7500)"]
     runs = {name: [run_of(1, 0.5, test=0.9), run_of(2, 0.5, test=0.9)] for name in runs}
     comparison = compared(runs, **FACTS)
     assert "span F1" not in " ".join(table_of(comparison)[0])
-    assert all("span F1" not in " ".join(part.columns) for part in parts_of(comparison))
+    tables = [table for section in sections_of(comparison) for table in section.tables]
+    assert all("span F1" not in " ".join(table.columns) for table in tables)

@@ -315,7 +315,6 @@ class Sequence(nn.Sequential):
     pass
 
 
-LAST = nn.Linear(7, 33)
 ENCODERS = {
     "not for Sequence": lambda: Sequence(nn.Linear(7, 33)),
     "not for Bilinear": lambda: nn.Bilinear(7, 7, 33),

@@ -52,9 +52,12 @@ def test_analogies_train_too(tmp_path):
     path.write_text(
         ": first\n" + "\n".join(f"sea{i} sky{i} sea{i + 1} sky{i + 1}" for i in range(11)), encoding="utf-8"
     )
-    model = Word2Vec(sentences(), tasks={"analogy": path}, schedule=MultiTask(), **SMALL)
-    losses = model.task_losses["analogy"]
-    assert losses[-1] < losses[0]
+    taught, untaught = (
+        Word2Vec(sentences(), tasks={"analogy": path}, schedule=MultiTask(weights=weight), **SMALL)
+        for weight in (1.0, 1e-6)
+    )
+    # The text alone lowers this loss, too.
+    assert taught.task_losses["analogy"][-1] < 0.5 * untaught.task_losses["analogy"][-1]
 
 
 @pytest.mark.parametrize(("schedule", "turns"), [(None, 60), (Switch(at=0.25), 25), (SingleTask(), 0)])

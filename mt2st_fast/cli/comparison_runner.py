@@ -15,10 +15,10 @@ from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.cli.terminal import say
 from mt2st_fast.data import Splits
 from mt2st_fast.runs.arms import Arm
-from mt2st_fast.runs.beside import summary_of
-from mt2st_fast.runs.comparison_progress import CHECKPOINT, DIVERGED, Progress
+from mt2st_fast.runs.comparison_state import CHECKPOINT, DIVERGED, ComparisonState
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.second_run import summary_of
 from mt2st_fast.runs.tuning import trial_result, with_values
 from mt2st_fast.spelling import in_shell
 from mt2st_fast.training.divergence import NonFiniteLossError
@@ -26,10 +26,10 @@ from mt2st_fast.training.energy import MeasuringEnergy, energy_counter
 
 
 @dataclass
-class Comparing:
-    """Executes a comparison in a folder from the state in `progress`; first: the first seed's data."""
+class ComparisonRunner:
+    """Executes a comparison in a folder from its state; first: the first seed's data."""
 
-    progress: Progress
+    state: ComparisonState
     folder: Path
     first: Splits
     console: Console
@@ -38,60 +38,60 @@ class Comparing:
 
     def check(self) -> Experiment:
         """Find runs that cannot work before anything runs; return an experiment of the first arm."""
-        for arm in reversed(self.progress.arms):
+        for arm in reversed(self.state.arms):
             experiment = Experiment.prepare(self._config(arm), self.first)
-            for values in self.progress.trials_of(arm.strategy):
+            for values in self.state.trials_of(arm.strategy):
                 with_values(experiment.config, values).schedule()
         return experiment
 
     def tune(self) -> None:
         """Run the remaining trials: the same trial of all strategies, then the next."""
-        progress, asked = self.progress, self.progress.comparison
-        trials = {strategy: progress.trials_of(strategy) for strategy in asked.strategies}
+        state, asked = self.state, self.state.comparison
+        trials = {strategy: state.trials_of(strategy) for strategy in asked.strategies}
         left = [
             (number, strategy)
             for number in range(asked.tune)
             for strategy, of_strategy in trials.items()
-            if progress.n_trials(strategy) <= number < len(of_strategy)
+            if state.n_trials(strategy) <= number < len(of_strategy)
         ]
         if not left:
             return
-        seed = progress.tuning_seed
-        splits = read_data(replace(progress.config, seed=seed))
+        seed = state.tuning_seed
+        splits = read_data(replace(state.config, seed=seed))
         for number, strategy in left:
             values = trials[strategy][number]
             config = with_values(self._config(Arm(strategy, strategy, asked.engine[0])), values)
             label = f"{strategy}, trial {number + 1} of {asked.tune}"
-            resumes = progress.begin(self.folder, "trial", strategy, number)
+            resumes = state.begin(self.folder, "trial", strategy, number)
             try:
                 summary = self._run(replace(config, seed=seed), splits, label, resumes)
                 result = trial_result(values, summary, None)
             except NonFiniteLossError as error:  # such a learning rate must not be chosen
                 result = trial_result(values, None, str(error).removeprefix(f"{label}: "))
-            progress.end(self.folder, result)
+            state.end(self.folder, result)
         for strategy in asked.strategies:
-            values = progress.tuned(strategy)
+            values = state.tuned(strategy)
             shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
             say(self.console, f"tuned {strategy}: {shown or 'nothing to tune, all of its options are set'}")
 
     def run(self) -> None:
         """Execute the remaining runs, by seed and then by arm, so that a machine that slows down affects all arms."""
-        progress = self.progress
+        state = self.state
         self._warm_up()
-        for seed in progress.reported_seeds:
-            left = [arm for arm in progress.arms if not progress.is_done(arm.name, seed)]
-            own = seed == progress.config.seed or not left
-            splits = self.first if own else read_data(replace(progress.config, seed=seed))
+        for seed in state.reported_seeds:
+            left = [arm for arm in state.arms if not state.is_done(arm.name, seed)]
+            own = seed == state.config.seed or not left
+            splits = self.first if own else read_data(replace(state.config, seed=seed))
             for arm in left:
-                config = with_values(self._config(arm), progress.tuned(arm.strategy))
-                resumes = progress.begin(self.folder, "run", arm.name, seed)
+                config = with_values(self._config(arm), state.tuned(arm.strategy))
+                resumes = state.begin(self.folder, "run", arm.name, seed)
                 label = f"{arm.name}, seed {seed}"
                 try:
                     summary = self._run(replace(config, seed=seed), splits, label, resumes)
                 except NonFiniteLossError as error:  # one run must not cost all others their report
                     summary = {DIVERGED: str(error)}
                     say(self.console, f"{error}; the other runs go on")
-                progress.end(self.folder, {"seed": seed, **summary})
+                state.end(self.folder, {"seed": seed, **summary})
 
     def _warm_up(self) -> None:
         """Take a few uncounted steps of every arm, so that no arm's time includes costs that occur once per process.
@@ -99,12 +99,12 @@ class Comparing:
         Kernels are loaded, threads start, memory is touched; otherwise the first arm of the first seed would pay for
         all that.
         """
-        for arm in self.progress.arms:
-            config = with_values(self._config(arm), self.progress.tuned(arm.strategy))
+        for arm in self.state.arms:
+            config = with_values(self._config(arm), self.state.tuned(arm.strategy))
             Experiment.prepare(config, self.first).warm_up()
 
     def _config(self, arm: Arm) -> Config:
-        return self.progress.config.for_strategy(arm.strategy).on_engine(arm.engine)
+        return self.state.config.for_strategy(arm.strategy).on_engine(arm.engine)
 
     def _run(self, config: Config, splits: Splits, label: str, resumes: bool) -> dict[str, Any]:
         """Return the summary of one run.
@@ -126,7 +126,7 @@ class Comparing:
             say(
                 self.console,
                 f"Stopped at step {experiment.trainer.step} of {experiment.total_steps} of {label}; "
-                f"{self.progress.n_done} of {self.progress.n_all} runs are done. "
+                f"{self.state.n_done} of {self.state.n_all} runs are done. "
                 f"Continue with: mt2st-fast compare --resume --out {in_shell(self.folder)}",
             )
             raise typer.Exit(self.stopping.exit_code)

@@ -24,7 +24,7 @@ CHECKPOINT = "checkpoint/last.safetensors"
 
 
 @dataclass
-class Progress:
+class ComparisonState:
     """The finished runs of a comparison by arm, in seed order, its finished trials, and the current run.
 
     fixed: options that the user has given, which trials do not change. trials: by strategy, in their order. current:
@@ -143,7 +143,7 @@ class Progress:
         write_atomically(folder / FILE, json.dumps(asdict(self), indent=2).encode())
 
     @classmethod
-    def read(cls, folder: Path) -> Progress:
+    def read(cls, folder: Path) -> ComparisonState:
         """Read what `write` wrote. Raises InputError where it is missing or damaged."""
         path = folder / FILE
         try:

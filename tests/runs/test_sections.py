@@ -6,8 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from mt2st_fast.runs.page import Picture, Section, Table, page
 from mt2st_fast.runs.plots import plot_seconds
+from mt2st_fast.runs.sections import Picture, Section, Table, page
 from tests.cli.running import QUICK, run
 
 NASTY = "<script>alert(1)</script> & \"x\" '|' \ud800"
@@ -15,7 +15,7 @@ NASTY = "<script>alert(1)</script> & \"x\" '|' \ud800"
 
 def test_texts_are_texts() -> None:
     figure = plot_seconds({NASTY.replace("\ud800", ""): [[(0.0, 0.5), (1.0, 0.7)]]}, "quality <b>")
-    section = Section(NASTY, [NASTY], [Table((NASTY, "n:"), [(NASTY, 3)])], [Picture(figure, NASTY)])
+    section = Section(NASTY, [NASTY], [Table((NASTY, "n:"), [(NASTY, 3)])], [Picture(lambda: figure, NASTY)])
     text = page(NASTY, NASTY, [section], NASTY).decode()
     assert "<script" not in text
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 9

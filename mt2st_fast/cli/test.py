@@ -62,7 +62,7 @@ def measure(
 
 def _measure_lines(model: Path, file: str, families: tuple[str, ...]) -> None:
     """Measure a line classifier on the labels in the lines."""
-    from mt2st_fast.runs.shown import shown
+    from mt2st_fast.runs.formatting import shown
     from mt2st_fast.words.supervised_model import SupervisedModel
 
     found = SupervisedModel.load(model, device="cpu")
@@ -129,7 +129,7 @@ def _measure_corpus(
 
 def _say_scores(console: Console, measured: Sequence[TaskScore]) -> None:
     """Print the metric of each task, then what it has on spans and on each class."""
-    from mt2st_fast.runs.shown import shown, spans_line
+    from mt2st_fast.runs.formatting import shown, spans_line
 
     table = Table("task", "metric", "value", "rows", "rows of classes not seen in training")
     for score in measured:

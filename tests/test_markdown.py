@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mt2st_fast.runs.markdown import markdown_table
+from mt2st_fast.markdown import markdown_table
 
 
 def test_numbers_stand_to_the_right():

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.runs.comparison import has_spans, summarise_seed
 from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.formatting import shown
 from mt2st_fast.runs.judging import SPAN_F1
-from mt2st_fast.runs.shown import shown
+from mt2st_fast.runs.plots import plot_seconds
+from mt2st_fast.runs.sections import Picture, Section, Table
 from mt2st_fast.runs.targets import Run, first_reaching
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 AGAINST, PICTURE = "against.json", "against.png"
-ALT = "quality of the main task over seconds of training, by strategy"
 
 
 def leave_against(against: Mapping[str, Any], folder: Path) -> None:
@@ -60,6 +64,19 @@ def both_runs(own: str, runs: Mapping[str, Run]) -> dict[str, Any]:
     }
 
 
+def sections_of(against: Mapping[str, Any] | None, main: Mapping[str, Any]) -> list[Section]:
+    """Return the section on the two runs, of what `both_runs` returned and of the main task (`make_report`).
+
+    There is none if there was no second run.
+    """
+    if against is None:
+        return []
+    alt = "quality of the main task over seconds of training, by strategy"
+    picture = Picture(lambda: _plot(against, f"{main['task']}: development {main['metric']}"), alt, PICTURE)
+    lines = [sentence(against, main["metric"])]
+    return [Section(f"Against {against['other']}", lines, [_table(against)], [picture])]
+
+
 def sentence(against: Mapping[str, Any], metric: str) -> str:
     """Say what the two runs show, and that they are only two runs."""
     own, other, runs = against["own"], against["other"], against["runs"]
@@ -77,8 +94,7 @@ def sentence(against: Mapping[str, Any], metric: str) -> str:
     return f"{time}. On test rows at the end: {ends}. One run each is only a hint; mt2st-fast compare shows more."
 
 
-def table_of(against: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-    """Return (columns, rows)."""
+def _table(against: Mapping[str, Any]) -> Table:
     by_spans = ["test_span_f1"] * has_spans(against["runs"].values())
     at_end = ["test, at the end:", *("test, span F1:" for _ in by_spans)]
     taken = ["seconds of training:", "seconds to the target:", "steps to the target:"]
@@ -92,11 +108,13 @@ def table_of(against: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[ob
         )
         for name, run in against["runs"].items()
     ]
-    return ("strategy", "development, best:", *at_end, *taken), rows
+    return Table(("strategy", "development, best:", *at_end, *taken), rows)
 
 
-def curves_of(against: Mapping[str, Any]) -> dict[str, list[list[tuple[float, float]]]]:
-    """Return each strategy's single curve of points (seconds, quality), in the form that the plots take."""
-    return {
+def _plot(against: Mapping[str, Any], label: str) -> Figure:
+    """Plot each strategy's single curve."""
+    curves = {
         name: [[(p["seconds"], p["quality"]) for p in run["curve"]]] for name, run in against["runs"].items()
     }
+    target = against["target"], f"best of {against['other']}, {shown(against['target'])}"
+    return plot_seconds(curves, label, target)
