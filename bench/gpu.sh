@@ -12,8 +12,8 @@
 # per stage and the summary at the end, which is also in summary.txt. Whenever this is stopped, records are those of all
 # cases measured until then; on TERM, INT and HUP the summary is made of them, and after KILL summary.txt has the lines
 # of the stages. The exit code is the sum of the stages that failed, 143 if it was stopped:
-# 1 installation, 2 tests on the GPU, 4 heads, 8 training step, 16 whole jobs, 64 memory safety, 128 bags of words.
-# Without a GPU: one line, exit code 0.
+# 1 installation, 2 tests on the GPU, 4 heads, 8 training step, 16 whole jobs, 32 profile, 64 memory safety, 128 bags
+# of words. Without a GPU: one line, exit code 0.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -33,7 +33,7 @@ else
 fi
 mkdir -p "$logs" "$records"
 log=$logs/log.txt
-rm -f "$logs"/{tests,safety,summary}.txt
+rm -f "$logs"/{tests,safety,summary}.txt "$logs/profile.md"
 : >"$log"
 began=$(date -u +%Y-%m-%dT%H:%M:%S)
 failed=0
@@ -156,6 +156,7 @@ corpus=()
 [ -n "${MT2ST_CORPUS:-}" ] && corpus=(--corpus "$MT2ST_CORPUS")
 stage 16 "whole jobs" 49 - "$PYTHON" -m bench.jobs --device cuda --train-seconds 30 "${corpus[@]}" --records "$records"
 stage 128 "bags of words" 20 - "$PYTHON" -m bench.bags gpu --device cuda --rounds 3 --records "$records"
+stage 32 profile 18 - "$PYTHON" -m bench.profile_gpu --out "$logs"
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 if [ -n "$sanitizer" ]; then

@@ -1,4 +1,4 @@
-"""The GPU tools without a GPU: their one-line message, and the stages of bench/gpu.sh."""
+"""The GPU tools without a GPU: the arithmetic of the profile, and their one-line message."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import profile_gpu
 from bench.cases import HeadCase
 from bench.environment import ROOT
 from bench.memory import peak_extra_bytes
+from bench.profile_gpu import REPEATS, Launch, Profile, against_ceilings, difference, kernel_table
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -24,13 +26,14 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
 @pytest.mark.parametrize(
     "command",
     [
+        [sys.executable, "-m", "bench.profile_gpu"],
         [sys.executable, "-m", "bench.memory_safety"],
         [sys.executable, "-m", "bench.jobs", "--device", "cuda"],
         [sys.executable, "-m", "bench.measure", "heads", "--device", "cuda"],
         [sys.executable, "-m", "bench.bags", "gpu", "--device", "cuda"],
         ["bash", str(Path("bench") / "gpu.sh")],
     ],
-    ids=["memory_safety", "jobs", "measure", "bags", "gpu.sh"],
+    ids=["profile", "memory_safety", "jobs", "measure", "bags", "gpu.sh"],
 )
 def test_without_a_gpu_there_is_one_line(command):
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
@@ -74,7 +77,8 @@ def test_no_stage_lives_longer_than_its_command(tmp_path):
         line.split(":")[0] for line in run.stdout.split("--- stages")[0].splitlines() if " after " in line
     ]
     assert stages == [
-        "tests on the GPU", "ceilings", "training step", "heads", "whole jobs", "bags of words", "memory safety",
+        "tests on the GPU", "ceilings", "training step", "heads", "whole jobs", "bags of words", "profile",
+        "memory safety",
     ]  # fmt: skip
     assert "2 passed, 1 failed" in (out / "tests.txt").read_text("utf-8")
     assert "bench.measure heads" in (out / "log.txt").read_text("utf-8")
@@ -135,6 +139,61 @@ def test_what_is_known_when_it_is_stopped_is_written(tmp_path, how):
     assert "interrupted" in (out / "log.txt").read_text("utf-8")
     process = Path("/proc", left.read_text("utf-8").split()[0])
     assert not process.exists() or "Z" in (process / "status").read_text("utf-8").split("State:")[1][:3]
+
+
+def profile_of(*names, microseconds=2.0):
+    launches = [Launch(name, 10.0 * i, microseconds) for i, name in enumerate(names)]
+    return Profile("x", [launch for launch in launches for _ in range(REPEATS)])
+
+
+def test_kernels_are_listed_by_their_time():
+    found = Profile("x", [Launch("short", 0.0, 1.0), Launch("long|kernel", 5.0, 3.0)] * REPEATS)
+    table = kernel_table(found)
+    assert table[2] == "| `long/kernel` | 1 | 3.0 | 3.0 | 75% |"
+    assert found.busy_us == pytest.approx(4.0)
+    assert found.span_us == pytest.approx(8.0 / REPEATS)
+
+
+def test_achieved_rates_are_shares_of_the_ceilings():
+    found = profile_of("a", "b", microseconds=5.0)  # 10 µs a call
+    lines = against_ceilings(found, 20_000_000, 4_000_000_000, 4e12, 8e14)
+    assert lines[1] == "bytes that must move: 20,000,000 in 10.0 µs = 2 TB/s, 50% of the measured 4."
+    assert (
+        lines[2]
+        == "operations of the GEMMs: 4,000,000,000 in 10.0 µs = 400 TFLOP/s, 50% of the measured 800."
+    )
+
+
+def test_a_kernel_too_many_is_found():
+    assert difference(profile_of("a", "b"), profile_of("b", "a")) == []
+    assert difference(profile_of("a", "b", "b"), profile_of("a", "b")) == [
+        "b: 2 per step after the switch, 1 in the STL step"
+    ]
+
+
+def test_a_profile_that_is_stopped_keeps_what_it_has(monkeypatch, tmp_path):
+    """bench/gpu.sh stops it at a time limit, as Ctrl-C does."""
+
+    def steps(traces, write):
+        write(["the steps", ""])
+        return True
+
+    def heads(traces, write):
+        write(["the first case", ""])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["profile_gpu", "--out", str(tmp_path)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(profile_gpu, "profile_steps", steps)
+    monkeypatch.setattr(profile_gpu, "profile_heads", heads)
+    with pytest.raises(KeyboardInterrupt):
+        profile_gpu.main()
+    assert (tmp_path / "profile.md").read_text("utf-8").split("\n\n")[1:] == [
+        "the steps",
+        "the first case",
+        "",
+    ]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc/self/clear_refs")
