@@ -45,6 +45,11 @@ class Check:
         return rule
 
 
+def check(peer: Peer, inputs: HeadInputs, direction: Direction) -> None:
+    """`Check` for a single peer."""
+    Check(inputs, direction)(peer)
+
+
 def truth(inputs: HeadInputs, direction: Direction) -> dict[str, Tensor]:
     """Return the expected `Peer.results`, by the reference in float64, in chunks of rows.
 
