@@ -46,12 +46,14 @@ def stack_step(
     task_weights: Tensor,
     dropouts: Sequence[Dropout],
     moves: Moves = EVERYTHING,
+    clip_norm: float | None = None,
 ) -> StepResult:
     """Train layers and heads, or one side of them, on N rows, in place.
 
     The caller must check `stack_step_obstacle` first.
     inputs: (N, F) float32 on the CPU. rules: those that the model's parameters refer to, with the rates of this step;
     decays (len(rules),): how each decays parameters. dropouts: of the inputs, and of every layer's outputs.
+    clip_norm: the largest 2-norm of the gradients of all parameters that the step updates; all are scaled down to it.
     targets, task_weights (K,): as in `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
 
     Raises ValueError, before anything is changed, for inputs and targets that do not fit the model, and for a class
@@ -63,7 +65,9 @@ def stack_step(
     if len(dropouts) != 1 + len(model.layers):
         raise ValueError(f"there are {len(model.layers)} layers, but {len(dropouts)} dropouts, not one more")
     check_targets(model.layout, targets, task_weights, inputs.shape[0], "rows")
-    found = StepResult(*_kernels().step(model, rules, decays, inputs, targets, task_weights, dropouts, moves))
+    found = StepResult(
+        *_kernels().step(model, rules, decays, inputs, targets, task_weights, dropouts, moves, clip_norm)
+    )
     increment_version(model.moving(moves).dense.parameters)
     return found
 
@@ -81,6 +85,7 @@ class StackKernels(Protocol):
         task_weights: Tensor,
         dropouts: Sequence[Dropout],
         moves: Moves,
+        clip_norm: float | None,
     ) -> tuple[Tensor, Tensor]:
         """Update the parameters; return (losses (K,), correct (K,)) as `stack_step` does."""
 

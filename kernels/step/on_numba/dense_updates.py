@@ -128,6 +128,51 @@ def _sum_halves(piece, sums, more):
 
 
 @helper
+def _square_of_weight(piece, sums, more):
+    """The sum of the squares of sums + more, for the gradient of a piece of a weight."""
+    gradient, other = _sums_of(piece, sums), _sums_of(piece, more)
+    total = 0.0
+    for r in range(piece["rows"]):
+        for c in range(piece["columns"]):
+            g = np.float64(gradient[r, c] + other[r, c])  # a square may be too large for float32
+            total += g * g
+    return total
+
+
+@helper
+def square_dense(p, pieces, column_of, n_tiles, dense, squares):
+    """squares[p] = the sum of the squares of the gradient of piece p."""
+    piece = pieces[p]
+    if _is_bias(piece):
+        bias = np.empty(piece["rows"] * piece["columns"], np.float32)
+        _gradient_of_bias(piece, column_of, n_tiles, dense, bias)
+        total = 0.0
+        for i in range(len(bias)):
+            total += np.float64(bias[i]) * np.float64(bias[i])
+        squares[p] = total
+    else:
+        squares[p] = _square_of_weight(piece, dense.sums[0, p], dense.sums[1, p])
+
+
+@helper
+def clip_factor(squares, clip_norm):
+    """What torch's clip_grad_norm_ scales gradients by; squares: the sums of the squares of their parts."""
+    total = 0.0
+    for i in range(len(squares)):
+        total += squares[i]
+    factor = clip_norm / (np.sqrt(total) + 1e-6)
+    return ONE if factor > 1.0 else np.float32(factor)  # NaN stays
+
+
+@helper
+def _scale(factor, gradient, R, C, ldg):
+    if factor != ONE:
+        for r in range(R):
+            for c in range(C):
+                gradient[r * ldg + c] *= factor
+
+
+@helper
 def _decay(decay, parameter, gradient, R, C, ldg):
     """Decay a parameter (R, C) as a rule does; gradient (R, ldg)."""
     if decay[1] != ZERO:
@@ -140,10 +185,11 @@ def _decay(decay, parameter, gradient, R, C, ldg):
 
 
 @helper
-def _move_piece(piece, rules, decays, gradient, ldg):
+def _move_piece(piece, rules, decays, factor, gradient, ldg):
     """Update a piece of a dense parameter by its gradient, an array whose rows are so many numbers apart."""
     R, C, rule = piece["rows"], piece["columns"], rules[piece["rule"]]
     parameter = numba.carray(pointer_to_float32(piece["parameter"]), (R * C,))
+    _scale(factor, gradient, R, C, ldg)
     _decay(decays[piece["rule"]], parameter, gradient, R, C, ldg)
     counts = numba.carray(pointer_to_float32(piece["per_row"]), (R if piece["per_row"] else 0,))
     start = address_of(gradient)
@@ -164,13 +210,13 @@ def _move_piece(piece, rules, decays, gradient, ldg):
 
 
 @helper
-def move_dense(p, pieces, rules, decays, column_of, n_tiles, dense):
-    """Update piece p; decays (rules, 2): the numbers of a Decay."""
+def move_dense(p, pieces, rules, decays, factor, column_of, n_tiles, dense):
+    """Update piece p; decays (rules, 2): the numbers of a Decay. factor: of all gradients."""
     piece = pieces[p]
     if _is_bias(piece):
         bias = np.empty(piece["rows"] * piece["columns"], np.float32)
         _gradient_of_bias(piece, column_of, n_tiles, dense, bias)
-        _move_piece(piece, rules, decays, bias, piece["columns"])
+        _move_piece(piece, rules, decays, factor, bias, piece["columns"])
     else:
         _sum_halves(piece, dense.sums[0, p], dense.sums[1, p])
-        _move_piece(piece, rules, decays, dense.sums[0, p], round_up(piece["columns"], PANEL) + SKEW)
+        _move_piece(piece, rules, decays, factor, dense.sums[0, p], round_up(piece["columns"], PANEL) + SKEW)

@@ -4,7 +4,7 @@ Four rounds of pieces of work, each on all threads:
 1. weights are packed for their products;
 2. tiles of rows: all layers, logits, losses, and the gradients of all layers' outputs;
 3. the gradients of weights, over each half of the tiles;
-4. updates.
+4. updates; if gradients are clipped, after a round for the sums of their squares.
 
 A piece's result does not depend on other pieces, and a sum is computed by one piece in the order of its terms: the same
 call gives the same bits on any number of threads. Gradients are computed only as far back as something is trained.
@@ -31,7 +31,7 @@ from ..room import Dropout
 from ..stack_model import StackModel
 from .dense_memory import HALVES
 from .dense_tiles import columns_by_task, count_step, head_biases, store_losses
-from .dense_updates import add_up_dense, move_dense
+from .dense_updates import ONE, add_up_dense, clip_factor, move_dense, square_dense
 from .dropout import drop_of
 from .stack_memory import memory_of, tile_rows_of
 from .stack_tiles import prepare, run_tile
@@ -45,12 +45,12 @@ def _add_up(p, pieces, N, tile_rows, column_of, dense):
 
 
 def _step_on_stack(  # type: ignore[no-untyped-def]
-    team, rules, decays, inputs, N, tile_rows, packs, pack_pieces, drops, pieces, counts, heads, column_weights,
+    team, rules, decays, clip_norm, inputs, N, tile_rows, packs, pack_pieces, drops, pieces, counts, heads, column_weights,
     targets, mean_scale, scale, reach, dense, losses_address, correct_address,
 ):  # fmt: skip
     """Take one step on N rows of inputs, an address; store losses and hits of the heads.
 
-    rules, decays: of this step (see move_dense). pieces, counts: of parameters that are updated. heads: records of the
+    rules, decays: of this step (see move_dense). clip_norm: 0 = gradients are not clipped. pieces, counts: of parameters that are updated. heads: records of the
     heads that are computed. reach: how many layers gradients are computed for. Everything else is as in tile_pass.
     """
     K, S = len(heads), len(column_weights)
@@ -69,7 +69,12 @@ def _step_on_stack(  # type: ignore[no-untyped-def]
         targets, scale, dense,
     ))  # fmt: skip
     in_parallel(team, HALVES * len(pieces), _add_up, (pieces, N, tile_rows, column_of, dense))
-    in_parallel(team, len(pieces), move_dense, (pieces, rules, decays, column_of, n_tiles, dense))
+    factor = ONE
+    if clip_norm > 0.0:
+        squares = np.zeros(len(pieces))
+        in_parallel(team, len(pieces), square_dense, (pieces, column_of, n_tiles, dense, squares))
+        factor = clip_factor(squares, clip_norm)
+    in_parallel(team, len(pieces), move_dense, (pieces, rules, decays, factor, column_of, n_tiles, dense))
     for i in range(len(counts)):
         count_step(counts[i])
     store_losses(heads, n_tiles, mean_scale, dense, losses, correct)
@@ -92,6 +97,7 @@ def step(
     task_weights: Tensor,
     dropouts: Sequence[Dropout],
     moves: Moves,
+    clip_norm: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Return (losses (K,), correct (K,)) for `stack_step` in step/stack.py."""
     # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
@@ -102,8 +108,8 @@ def step(
     correct = torch.zeros(K, dtype=torch.int64, device="cpu")
     memory = memory_of(model, N)
     step_on_stack(
-        packed(rules), np.array(decays, np.float32), inputs.data_ptr(), N, tile_rows_of(N), memory.packs,
-        memory.pack_pieces, _drops(dropouts), moving.dense.pieces, moving.dense.counts, batch.computed(),
+        packed(rules), np.array(decays, np.float32), clip_norm or 0.0, inputs.data_ptr(), N, tile_rows_of(N),
+        memory.packs, memory.pack_pieces, _drops(dropouts), moving.dense.pieces, moving.dense.counts, batch.computed(),
         batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, moving.reach, memory.dense,
         losses.data_ptr(), correct.data_ptr(),
     )  # fmt: skip

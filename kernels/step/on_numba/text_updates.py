@@ -71,7 +71,7 @@ def add_up(p, pieces, n_types, column_of, N, table, index, b):
 def move(p, pieces, rules, decays, column_of, n_tiles, table, index, b):
     """Update some dense parameters (the first pieces), or some rows (the others)."""
     if p < len(pieces):
-        move_dense(p, pieces, rules, decays, column_of, n_tiles, b.dense)
+        move_dense(p, pieces, rules, decays, ONE, column_of, n_tiles, b.dense)
     else:
         _move_rows(p - len(pieces), rules[table.rule], table, index, b)
 

@@ -46,7 +46,7 @@ class OneCallSteps(Engine):
             return
         model = parts.encoder, parts.heads, parts.optimizer
         if not isinstance(parts.encoder, WindowEncoder | BagEncoder):
-            self._training = StackTraining(*model)
+            self._training = StackTraining(*model, clip_norm=parts.options.clip_norm)
         elif self._is_for_rows_of_bags():
             self._training = BagTraining(*model, fixed_batches=parts.fixed_batches)
         else:
@@ -62,8 +62,8 @@ class OneCallSteps(Engine):
             return "several processes exchange gradients, which it never stores"
         if parts.options.backward == "autograd":
             return 'not asked for (backward="autograd")'
-        if parts.options.clip_norm is not None:
-            return "clip_norm needs the gradients, which it never stores"
+        if parts.options.clip_norm is not None and (reason := self._clip_obstacle()) is not None:
+            return reason
         if parts.options.precision != "float32":
             return f"its kernel does not support autocast (precision {parts.options.precision})"
         if parts.by_task:
@@ -73,6 +73,14 @@ class OneCallSteps(Engine):
         if self._is_for_rows_of_bags():
             return None
         return TextTraining.obstacle(parts.encoder, parts.heads, parts.optimizer)
+
+    def _clip_obstacle(self) -> str | None:
+        if isinstance(self._parts.encoder, WindowEncoder | BagEncoder):
+            return "clip_norm needs the gradients, which it never stores"
+        learnt = self._parts.learnt
+        if learnt is not None and any(p.requires_grad for p in learnt.parameters()):
+            return "clip_norm counts the gradients of learned weights, which are made after its call"
+        return None
 
     def _is_for_rows_of_bags(self) -> bool:
         """Return whether words are rows of the table and nothing else reads it: it can then be sorted by row, once."""

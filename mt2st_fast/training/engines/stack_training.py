@@ -42,17 +42,24 @@ KEPT_WEIGHTS = 1 << 24  # of all models that are kept: the memory of one has fou
 class StackTraining:
     """Steps layers and heads as encoder, heads, backward pass and optimizer would, up to rounding.
 
-    Made for one phase and its active tasks. The kernel draws dropout, from keys that torch's generator gives for every
+    Made for one phase and its active tasks; clip_norm: as a Trainer's. The kernel draws dropout, from keys that torch's generator gives for every
     step: not the same bits as torch's, but the same on any number of threads and in a resumed run.
 
     Raises ValueError with the reason if the kernel cannot do all that a step would do (see `obstacle`).
     """
 
-    def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: MultiTaskHeads,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float | None = None,
+    ) -> None:
         reason = self.obstacle(encoder, heads, optimizer)
         if reason is not None:
             raise ValueError(f"a step cannot be made in one kernel call: {reason}")
         self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
+        self._clip_norm = clip_norm
         self._hold()
         self._dropped: list[Dropout] = []  # in the previous call
 
@@ -124,7 +131,9 @@ class StackTraining:
         rules, decays = rules_of(self._optimizer)
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
-        found = stack_step(model, rules, decays, inputs, batch.targets, batch.weights, self._dropped, moves)
+        found = stack_step(
+            model, rules, decays, inputs, batch.targets, batch.weights, self._dropped, moves, self._clip_norm
+        )
         return self._heads.over_active(found.losses, batch)
 
     def _dropout(self) -> list[Dropout]:
