@@ -115,7 +115,7 @@ def draw(seed, is_mlp=False):
         case.scheduler = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
     case.dtype = r.choice([torch.float32] * 3 + [torch.float64])
     if is_mlp:  # what one kernel call takes, most of the time
-        case.activation, case.accumulate, case.clip_norm = r.choice(list(ACTIVATIONS)), 1, None
+        case.activation = r.choice(list(ACTIVATIONS))
     case.options = {"log_every": r.choice([1, 2, 100])}
     own = [name for name in list(tasks)[1:] if not is_mlp and r.random() < 0.3]
     shared = [name for name in tasks if name not in own]
@@ -307,6 +307,7 @@ def test_the_seeds_reach_every_engine(tmp_path):
 def test_a_run_of_linear_layers_is_that_of_plain_torch(seed, tmp_path):
     case = draw(seed, is_mlp=True)
     taken = case.dtype == torch.float32 and case.optimizer != "torch sgd"
+    taken = taken and not (case.schedule == "learnt" and case.clip_norm is not None)
     assert ("one kernel call" in check(seed, tmp_path / "c", is_mlp=True)) == taken
 
 

@@ -300,7 +300,10 @@ def test_what_is_frozen_stays_and_all_else_moves_as_beside_it():
             before = parameters(encoder, heads)
             found.append(
                 run(
-                    encoder, heads, torch.optim.AdamW(moving, **ADAMW), [batch(seed=3), batch(seed=4)],
+                    encoder,
+                    heads,
+                    torch.optim.AdamW(moving, **ADAMW),
+                    [batch(seed=3), batch(seed=4)],
                     clip_norm=clip_norm,
                 )
             )

@@ -45,13 +45,14 @@ def _add_up(p, pieces, N, tile_rows, column_of, dense):
 
 
 def _step_on_stack(  # type: ignore[no-untyped-def]
-    team, rules, decays, clip_norm, inputs, N, tile_rows, packs, pack_pieces, drops, pieces, counts, heads, column_weights,
-    targets, mean_scale, scale, reach, dense, losses_address, correct_address,
+    team, rules, decays, clip_norm, inputs, N, tile_rows, packs, pack_pieces, drops, pieces, counts, heads,
+    column_weights, targets, mean_scale, scale, reach, dense, losses_address, correct_address,
 ):  # fmt: skip
     """Take one step on N rows of inputs, an address; store losses and hits of the heads.
 
-    rules, decays: of this step (see move_dense). clip_norm: 0 = gradients are not clipped. pieces, counts: of parameters that are updated. heads: records of the
-    heads that are computed. reach: how many layers gradients are computed for. Everything else is as in tile_pass.
+    rules, decays: of this step (see move_dense). clip_norm: 0 = gradients are not clipped. pieces, counts: of
+    parameters that are updated. heads: records of the heads that are computed. reach: how many layers gradients are
+    computed for. Everything else is as in tile_pass.
     """
     K, S = len(heads), len(column_weights)
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))

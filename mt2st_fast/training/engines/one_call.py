@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
-from mt2st_fast.training.batch import Batch, materialised
+from mt2st_fast.training.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.held_parameters import LOSSES_ALONE, MOVES
+from mt2st_fast.training.engines.joined_rows import joined
 from mt2st_fast.training.engines.shares import labelled_in
 from mt2st_fast.training.engines.stack_training import StackTraining
 from mt2st_fast.training.engines.text_training import TextTraining
@@ -28,7 +29,10 @@ SEVERAL_BATCHES = "a step consists of several batches"
 
 
 class OneCallSteps(Engine):
-    """One kernel call per step, if `BagTraining`, `TextTraining` or `StackTraining` can take the phase."""
+    """One kernel call per step, if `BagTraining`, `TextTraining` or `StackTraining` can take the phase.
+
+    The last takes any number of batches: its rows do not depend on each other.
+    """
 
     name = "one kernel call"
 
@@ -96,6 +100,8 @@ class OneCallSteps(Engine):
         """Return why this step cannot be taken, or None: it takes a batch of rows, and any number of tasks on words."""
         assert self._training is not None
         parts = self._parts
+        if isinstance(self._training, StackTraining):
+            return self._training.declines([inputs for inputs, _ in _batches_of(micro_steps)])
         if len(micro_steps) != 1:
             return SEVERAL_BATCHES
         rows, on_words = split_by_words(parts.heads, micro_steps[0])
@@ -103,8 +109,6 @@ class OneCallSteps(Engine):
             return SEVERAL_BATCHES if rows else "a task on words has no head"
         if on_words and (reason := words_obstacle(parts)):
             return reason
-        if isinstance(self._training, StackTraining):
-            return self._training.declines(materialised(rows[0])[0])
         return self._training.declines()
 
     def features(self, inputs: Any) -> Tensor | None:
@@ -122,10 +126,14 @@ class OneCallSteps(Engine):
     def __call__(self, micro_steps: Any) -> Tensor:
         """Take one step; returns the losses (K,)."""
         assert self._training is not None
+        if isinstance(self._training, StackTraining):
+            return self._on_rows(*joined(self._parts.heads, _batches_of(micro_steps)))
         rows, on_words = split_by_words(self._parts.heads, micro_steps[0])
         inputs, targets = materialised(rows[0])
-        if on_words:
-            return self._with_words(inputs, targets, on_words)
+        return self._with_words(inputs, targets, on_words) if on_words else self._on_rows(inputs, targets)
+
+    def _on_rows(self, inputs: Any, targets: dict[str, Tensor]) -> Tensor:
+        assert self._training is not None
         learnt, moves = self._parts.learnt, MOVES[self._parts.part]
         if learnt is None:
             return self._training(inputs, targets, self._parts.weights_k, moves)
@@ -169,3 +177,7 @@ class OneCallSteps(Engine):
         losses = self._training(inputs, targets, weights_k, MOVES[self._parts.part], again=True)
         learnt.learn(active, losses, self._training(inputs, targets, ones_k, LOSSES_ALONE))
         return losses
+
+
+def _batches_of(micro_steps: list[list[Batch]]) -> list[PlainBatch]:
+    return [materialised(batch) for batches in micro_steps for batch in batches]

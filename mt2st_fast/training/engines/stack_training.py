@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,14 +36,17 @@ from mt2st_fast.training.engines.kept_models import MOST_MODELS, KeptModels
 from mt2st_fast.training.engines.stack_layers import HeldModules, StackLayers, stack_layers
 
 NOT_DROPPED = Dropout(0.0, 0)
+# Numbers in the memory of a step whose batches are joined: who takes many batches a step may not have room for them.
+MOST_JOINED = 1 << 26
 KEPT_WEIGHTS = 1 << 24  # of all models that are kept: the memory of one has four times its weights
 
 
 class StackTraining:
     """Steps layers and heads as encoder, heads, backward pass and optimizer would, up to rounding.
 
-    Made for one phase and its active tasks; clip_norm: as a Trainer's. The kernel draws dropout, from keys that torch's generator gives for every
-    step: not the same bits as torch's, but the same on any number of threads and in a resumed run.
+    Made for one phase and its active tasks; clip_norm: as a Trainer's. The kernel draws dropout, from keys that torch's
+    generator gives for every step: not the same bits as torch's, but the same on any number of threads and in a resumed
+    run.
 
     Raises ValueError with the reason if the kernel cannot do all that a step would do (see `obstacle`).
     """
@@ -94,21 +97,33 @@ class StackTraining:
         sizes = [linear.out_features for linear in linears]
         return stack_step_obstacle([p.detach() for p in parameters], widths, sizes)
 
-    def declines(self, inputs: Any) -> str | None:
-        """Return why this step cannot be taken, or None."""
+    def declines(self, inputs: Sequence[Any]) -> str | None:
+        """Return why a step on batches with these inputs cannot be taken, or None."""
         if self._modules.have_changed() or self._held.have_changed():
             if reason := self.obstacle(self._encoder, self._heads, self._optimizer):
                 return reason
             self._hold()
-        return option_obstacle(self._optimizer) or self._held.obstacle() or self._inputs_obstacle(inputs)
+        reason = option_obstacle(self._optimizer) or self._held.obstacle()
+        reason = reason or next(filter(None, map(self._inputs_obstacle, inputs)), None)
+        return reason or (self._size_obstacle(inputs) if len(inputs) > 1 else None)
+
+    def _size_obstacle(self, inputs: Sequence[Tensor]) -> str | None:
+        linears = self._layers.linears
+        width = linears[0].in_features + sum(2 * linear.out_features for linear in linears)
+        n_rows, most = sum(each.shape[:-1].numel() for each in inputs), MOST_JOINED // width
+        return (
+            f"its batches have {n_rows:,} rows, of which its kernel joins up to {most:,}"
+            if n_rows > most
+            else None
+        )
 
     def _inputs_obstacle(self, inputs: Any) -> str | None:
         F = self._layers.linears[0].in_features
         if type(inputs) is not Tensor or inputs.layout is not torch.strided or inputs.device.type != "cpu":
             return "the inputs are not one plain tensor on the CPU"
-        if inputs.dtype is not torch.float32 or inputs.dim() != 2 or inputs.shape[1] != F:
+        if inputs.dtype is not torch.float32 or inputs.dim() < 2 or inputs.shape[-1] != F:
             shape = f"{tuple(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
-            return f"its kernel takes inputs (N, {F}) of float32, not {shape}"
+            return f"its kernel takes inputs (N, {F}) or (N, T, {F}) of float32, not {shape}"
         return "the inputs want a gradient" if inputs.requires_grad else None
 
     def __call__(
@@ -120,19 +135,20 @@ class StackTraining:
         *,
         again: bool = False,
     ) -> Tensor:
-        """Take one step on N rows; returns the losses (K,) of the active tasks, 0 for a task without a target here.
+        """Take one step on inputs (..., F); returns the losses (K,) of the active tasks, 0 without a target here.
 
         again: drop the same numbers as the previous call.
 
         Raises what `stack_step` and the heads raise, with nothing moved.
         """
-        batch = self._heads.batch(targets, inputs.shape[:1], weights, inputs.device)
+        batch = self._heads.batch(targets, inputs.shape[:-1], weights, inputs.device)
+        rows = inputs if inputs.dim() == 2 else inputs.flatten(0, -2)
         # Learning rates may fall at every step; everything else stays for the phase.
         rules, decays = rules_of(self._optimizer)
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
         found = stack_step(
-            model, rules, decays, inputs, batch.targets, batch.weights, self._dropped, moves, self._clip_norm
+            model, rules, decays, rows, batch.targets, batch.weights, self._dropped, moves, self._clip_norm
         )
         return self._heads.over_active(found.losses, batch)
 
