@@ -140,9 +140,11 @@ def _decay(decay, parameter, gradient, R, C, ldg):
 
 
 @helper
-def _move_piece(piece, rules, decays, gradient, ldg):
+def move_piece(piece, rules, decays, gradient, ldg):
     """Update a piece of a dense parameter by its gradient, an array whose rows are so many numbers apart."""
     R, C, rule = piece["rows"], piece["columns"], rules[piece["rule"]]
+    if ldg == C and (piece["whole"] or (piece["per_row"] == 0 and not rule["uses_mean_square"])):
+        R, C, ldg = np.int64(1), R * C, R * C  # no row differs from another: a short one would not fill a vector
     parameter = numba.carray(pointer_to_float32(piece["parameter"]), (R * C,))
     _decay(decays[piece["rule"]], parameter, gradient, R, C, ldg)
     counts = numba.carray(pointer_to_float32(piece["per_row"]), (R if piece["per_row"] else 0,))
@@ -170,7 +172,7 @@ def move_dense(p, pieces, rules, decays, column_of, n_tiles, dense):
     if _is_bias(piece):
         bias = np.empty(piece["rows"] * piece["columns"], np.float32)
         _gradient_of_bias(piece, column_of, n_tiles, dense, bias)
-        _move_piece(piece, rules, decays, bias, piece["columns"])
+        move_piece(piece, rules, decays, bias, piece["columns"])
     else:
         _sum_halves(piece, dense.sums[0, p], dense.sums[1, p])
-        _move_piece(piece, rules, decays, dense.sums[0, p], round_up(piece["columns"], PANEL) + SKEW)
+        move_piece(piece, rules, decays, dense.sums[0, p], round_up(piece["columns"], PANEL) + SKEW)

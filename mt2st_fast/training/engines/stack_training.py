@@ -13,11 +13,13 @@ from mt2st_fast.kernels import (
     FROZEN,
     Dense,
     Dropout,
+    Front,
     HeadLayout,
     Layer,
     Moves,
     RowState,
     StackModel,
+    stack_inputs_obstacle,
     stack_step,
     stack_step_obstacle,
 )
@@ -75,7 +77,11 @@ class StackTraining:
         reason = parameter_obstacle(parameters, optimizer) or option_obstacle(optimizer)
         if reason is not None:
             return reason
-        D, linears = layers.linears[-1].out_features, [heads.linear(name) for name in heads.active]
+        linears = [heads.linear(name) for name in heads.active]
+        widths = _widths(layers, linears[0].in_features)
+        if isinstance(widths, str):
+            return widths
+        D = widths[-1]
         if any(linear.in_features != D for linear in linears):
             return f"the encoder has {D} outputs, and the heads {linears[0].in_features} inputs"
         moved = [
@@ -83,7 +89,6 @@ class StackTraining:
         ]
         if any(state_of(optimizer, p) is None for p in moved):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
-        widths = [layers.linears[0].in_features, *(linear.out_features for linear in layers.linears)]
         sizes = [linear.out_features for linear in linears]
         return stack_step_obstacle([p.detach() for p in parameters], widths, sizes)
 
@@ -96,12 +101,10 @@ class StackTraining:
         return option_obstacle(self._optimizer) or self._held.obstacle() or self._inputs_obstacle(inputs)
 
     def _inputs_obstacle(self, inputs: Any) -> str | None:
-        F = self._layers.linears[0].in_features
         if type(inputs) is not Tensor or inputs.layout is not torch.strided or inputs.device.type != "cpu":
             return "the inputs are not one plain tensor on the CPU"
-        if inputs.dtype is not torch.float32 or inputs.dim() != 2 or inputs.shape[1] != F:
-            shape = f"{tuple(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
-            return f"its kernel takes inputs (N, {F}) of float32, not {shape}"
+        if (reason := stack_inputs_obstacle(inputs, self._n_inputs, self._front)) is not None:
+            return reason
         return "the inputs want a gradient" if inputs.requires_grad else None
 
     def __call__(
@@ -149,7 +152,10 @@ class StackTraining:
             id(p): self._made(p, groups[id(p)] if is_moved else FROZEN)
             for p, is_moved in zip(parameters, are_moved(parameters, self._optimizer), strict=True)
         }
-        n_weights = sum(parameter.numel() for parameter in parameters)
+        self._n_inputs, self._front = self._widths()[0], self._made_front()
+        # A table has no copy in a model, but a number for each of its rows.
+        in_front = 0 if self._front is None else self._front.table.parameter.numel() - len(self._front.table.parameter)
+        n_weights = sum(parameter.numel() for parameter in parameters) - in_front
         self._models: KeptModels[StackModel] = KeptModels(max(1, min(MOST_MODELS, KEPT_WEIGHTS // n_weights)))
         self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
 
@@ -160,11 +166,22 @@ class StackTraining:
         assert found is not None
         return Dense(parameter.detach(), found[0], group, found[1])
 
+    def _widths(self) -> list[int]:
+        widths = _widths(self._layers, self._heads.linear(self._heads.active[0]).in_features)
+        assert not isinstance(widths, str)
+        return widths
+
+    def _made_front(self) -> Front | None:
+        if self._layers.front is None:
+            return None
+        module, how = self._layers.front
+        return Front(self._dense[id(module.weight)], how, module.padding_idx)
+
     def _new_model(self, layout: HeadLayout) -> StackModel:
         linears, activations = self._layers.linears, self._layers.activations
         return StackModel(
             [Layer(*self._linear(each), name) for each, name in zip(linears, activations, strict=True)],
-            [self._linear(self._heads.linear(name)) for name in layout.names], layout,
+            [self._linear(self._heads.linear(name)) for name in layout.names], layout, self._front,
         )  # fmt: skip
 
     def _linear(self, linear: nn.Linear) -> tuple[Dense, Dense | None]:
@@ -172,5 +189,23 @@ class StackTraining:
 
 
 def _parameters(layers: StackLayers, heads: MultiTaskHeads) -> list[nn.Parameter]:
-    """Return the parameters of the layers, then those of the active heads."""
-    return [*(p for linear in layers.linears for p in linear.parameters()), *head_parameters(heads)]
+    """Return the parameters of table and layers, then those of the active heads."""
+    modules = [*([] if layers.front is None else [layers.front.module]), *layers.linears]
+    return [*(p for module in modules for p in module.parameters()), *head_parameters(heads)]
+
+
+def _widths(layers: StackLayers, n_features: int) -> list[int] | str:
+    """Return the inputs of the first layer, then the outputs of each, or why they do not fit together.
+
+    n_features: of the heads. It says how many vectors lie side by side if no layer does.
+    """
+    of_layers = [linear.out_features for linear in layers.linears]
+    n_inputs = layers.linears[0].in_features if layers.linears else n_features
+    if layers.front is None:
+        return [n_inputs, *of_layers]
+    D = layers.front.module.embedding_dim
+    if layers.front.how != "beside" and not layers.linears:
+        return [D]
+    if n_inputs % D if layers.front.how == "beside" else n_inputs != D:
+        return f"its table has rows of {D} numbers, and the first layer {n_inputs} inputs"
+    return [n_inputs, *of_layers]
