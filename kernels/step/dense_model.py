@@ -15,7 +15,7 @@ from .model import FROZEN, Moves
 PIECE_FLOATS = 8192  # of a dense parameter that are summed and updated at a time
 ROW_BLOCK = 8  # the rows of a piece are whole blocks of a matrix kernel
 
-LAYER_WEIGHT, LAYER_BIAS, HEAD_WEIGHT, HEAD_BIAS = range(4)
+LAYER_WEIGHT, LAYER_BIAS, HEAD_WEIGHT, HEAD_BIAS, TABLE = range(5)
 LAYER, HEAD = (LAYER_WEIGHT, LAYER_BIAS), (HEAD_WEIGHT, HEAD_BIAS)
 
 # A piece of a dense parameter: rows whose gradient is computed, summed and applied at once. Addresses are of float32.
@@ -107,7 +107,7 @@ def dense_moving(parts: Sequence[Part], moves: Moves) -> DenseMoving:
     own = [part for part in parts if (moves.heads if part.of in HEAD else moves.shared)]
     counts = [dense.state.per_row for _, _, dense in own if dense.whole]
     return DenseMoving(
-        np.array([piece for part in own for piece in _pieces(part)], PIECE),
+        pieces_of(own),
         np.array([count.data_ptr() for count in counts if count is not None], np.int64),
         frozenset(part.number for part in own if part.of in LAYER),
         [_moved(part.dense) for part in own],
@@ -116,6 +116,11 @@ def dense_moving(parts: Sequence[Part], moves: Moves) -> DenseMoving:
 
 def _moved(dense: Dense) -> Tensor:
     return dense.parameter if dense.moved is None else dense.moved
+
+
+def pieces_of(parts: Sequence[Part]) -> np.ndarray:
+    """Return (pieces,) PIECE of these parameters."""
+    return np.array([piece for part in parts for piece in _pieces(part)], PIECE)
 
 
 def _pieces(part: Part) -> list[tuple[int, ...]]:

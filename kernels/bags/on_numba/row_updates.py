@@ -21,11 +21,13 @@ from ...machine.simd import (
     sum_of,
 )
 from ...machine.team import Kernel, in_parallel
+from ..batch import NONE
 from .ids import LINE_BYTES, group_bags
 from .row_sums import ONE, SHORT_SUM, ZERO, place, sum_rows
 from .rules import move_columns, row_numbers
 
 AHEAD = 16  # rows that are prefetched
+AHEAD_IN_BAGS = 8  # ids whose rows are prefetched
 
 
 @helper
@@ -245,6 +247,15 @@ def ask_for_row(table, row, D):
     at = table + FLOAT_BYTES * row * D
     for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
         prefetch(at + line)
+
+
+@borrower
+def pool_bag(table, D, ids, first, last, scales, target):
+    """sum_rows of the rows ids[first:last] of a table; prefetches those that are AHEAD_IN_BAGS of each."""
+    for i in range(first + AHEAD_IN_BAGS, min(last + AHEAD_IN_BAGS, len(ids))):
+        if ids[i] != NONE:
+            ask_for_row(table, np.int64(ids[i]), D)
+    sum_rows(table, D, ids, first, last, scales, target)
 
 
 @borrower

@@ -128,30 +128,28 @@ def _sum_halves(piece, sums, more):
 
 
 @helper
-def _square_of_weight(piece, sums, more):
-    """The sum of the squares of sums + more, for the gradient of a piece of a weight."""
-    gradient, other = _sums_of(piece, sums), _sums_of(piece, more)
+def sum_of_squares(values):
+    """The sum of the squares of float32 values (n,), in float64: a square may be too large for float32."""
     total = 0.0
-    for r in range(piece["rows"]):
-        for c in range(piece["columns"]):
-            g = np.float64(gradient[r, c] + other[r, c])  # a square may be too large for float32
-            total += g * g
+    for i in range(len(values)):
+        total += np.float64(values[i]) * np.float64(values[i])
     return total
 
 
 @helper
-def square_dense(p, pieces, column_of, n_tiles, dense, squares):
-    """squares[p] = the sum of the squares of the gradient of piece p."""
-    piece = pieces[p]
+def square_of_piece(p, pieces, column_of, n_tiles, dense):
+    """The sum of the squares of the gradient of piece p."""
+    piece, total = pieces[p], 0.0
     if _is_bias(piece):
         bias = np.empty(piece["rows"] * piece["columns"], np.float32)
         _gradient_of_bias(piece, column_of, n_tiles, dense, bias)
-        total = 0.0
-        for i in range(len(bias)):
-            total += np.float64(bias[i]) * np.float64(bias[i])
-        squares[p] = total
-    else:
-        squares[p] = _square_of_weight(piece, dense.sums[0, p], dense.sums[1, p])
+        return sum_of_squares(bias)
+    gradient, other = _sums_of(piece, dense.sums[0, p]), _sums_of(piece, dense.sums[1, p])
+    for r in range(piece["rows"]):
+        for c in range(piece["columns"]):
+            g = np.float64(gradient[r, c] + other[r, c])
+            total += g * g
+    return total
 
 
 @helper
@@ -185,9 +183,15 @@ def _decay(decay, parameter, gradient, R, C, ldg):
 
 
 @helper
-def _move_piece(piece, rules, decays, factor, gradient, ldg):
+def move_piece(piece, rules, decays, factor, gradient, ldg):
     """Update a piece of a dense parameter by its gradient, an array whose rows are so many numbers apart."""
     R, C, rule = piece["rows"], piece["columns"], rules[piece["rule"]]
+    if ldg == C and (piece["whole"] or (piece["per_row"] == 0 and not rule["uses_mean_square"])):
+        R, C, ldg = (
+            np.int64(1),
+            R * C,
+            R * C,
+        )  # no row differs from another: a short one would not fill a vector
     parameter = numba.carray(pointer_to_float32(piece["parameter"]), (R * C,))
     _scale(factor, gradient, R, C, ldg)
     _decay(decays[piece["rule"]], parameter, gradient, R, C, ldg)
@@ -216,7 +220,7 @@ def move_dense(p, pieces, rules, decays, factor, column_of, n_tiles, dense):
     if _is_bias(piece):
         bias = np.empty(piece["rows"] * piece["columns"], np.float32)
         _gradient_of_bias(piece, column_of, n_tiles, dense, bias)
-        _move_piece(piece, rules, decays, factor, bias, piece["columns"])
+        move_piece(piece, rules, decays, factor, bias, piece["columns"])
     else:
         _sum_halves(piece, dense.sums[0, p], dense.sums[1, p])
-        _move_piece(piece, rules, decays, factor, dense.sums[0, p], round_up(piece["columns"], PANEL) + SKEW)
+        move_piece(piece, rules, decays, factor, dense.sums[0, p], round_up(piece["columns"], PANEL) + SKEW)

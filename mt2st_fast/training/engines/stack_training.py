@@ -13,11 +13,13 @@ from mt2st_fast.kernels import (
     FROZEN,
     Dense,
     Dropout,
+    Front,
     HeadLayout,
     Layer,
     Moves,
     RowState,
     StackModel,
+    stack_inputs_obstacle,
     stack_step,
     stack_step_obstacle,
 )
@@ -85,7 +87,11 @@ class StackTraining:
         reason = parameter_obstacle(parameters, optimizer) or option_obstacle(optimizer)
         if reason is not None:
             return reason
-        D, linears = layers.linears[-1].out_features, [heads.linear(name) for name in heads.active]
+        linears = [heads.linear(name) for name in heads.active]
+        widths = _widths(layers, linears[0].in_features)
+        if isinstance(widths, str):
+            return widths
+        D = widths[-1]
         if any(linear.in_features != D for linear in linears):
             return f"the encoder has {D} outputs, and the heads {linears[0].in_features} inputs"
         moved = [
@@ -93,7 +99,6 @@ class StackTraining:
         ]
         if any(state_of(optimizer, p) is None for p in moved):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
-        widths = [layers.linears[0].in_features, *(linear.out_features for linear in layers.linears)]
         sizes = [linear.out_features for linear in linears]
         return stack_step_obstacle([p.detach() for p in parameters], widths, sizes)
 
@@ -105,11 +110,13 @@ class StackTraining:
             self._hold()
         reason = option_obstacle(self._optimizer) or self._held.obstacle()
         reason = reason or next(filter(None, map(self._inputs_obstacle, inputs)), None)
-        return reason or (self._size_obstacle(inputs) if len(inputs) > 1 else None)
+        return reason or (self._joined_obstacle(inputs) if len(inputs) > 1 else None)
 
-    def _size_obstacle(self, inputs: Sequence[Tensor]) -> str | None:
-        linears = self._layers.linears
-        width = linears[0].in_features + sum(2 * linear.out_features for linear in linears)
+    def _joined_obstacle(self, inputs: Sequence[Tensor]) -> str | None:
+        if len({each.shape[-1] for each in inputs}) > 1:
+            return "the rows of its batches are of different lengths"
+        n_inputs, *n_outputs = self._widths()
+        width = n_inputs + 2 * sum(n_outputs)
         n_rows, most = sum(each.shape[:-1].numel() for each in inputs), MOST_JOINED // width
         return (
             f"its batches have {n_rows:,} rows, of which its kernel joins up to {most:,}"
@@ -117,13 +124,14 @@ class StackTraining:
             else None
         )
 
+    def _rows_of(self, inputs: Tensor) -> Tensor:
+        return inputs.flatten(0, -2) if self._front is None and inputs.dim() > 2 else inputs
+
     def _inputs_obstacle(self, inputs: Any) -> str | None:
-        F = self._layers.linears[0].in_features
         if type(inputs) is not Tensor or inputs.layout is not torch.strided or inputs.device.type != "cpu":
             return "the inputs are not one plain tensor on the CPU"
-        if inputs.dtype is not torch.float32 or inputs.dim() < 2 or inputs.shape[-1] != F:
-            shape = f"{tuple(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
-            return f"its kernel takes inputs (N, {F}) or (N, T, {F}) of float32, not {shape}"
+        if (reason := stack_inputs_obstacle(self._rows_of(inputs), self._n_inputs, self._front)) is not None:
+            return reason
         return "the inputs want a gradient" if inputs.requires_grad else None
 
     def __call__(
@@ -142,13 +150,20 @@ class StackTraining:
         Raises what `stack_step` and the heads raise, with nothing moved.
         """
         batch = self._heads.batch(targets, inputs.shape[:-1], weights, inputs.device)
-        rows = inputs if inputs.dim() == 2 else inputs.flatten(0, -2)
         # Learning rates may fall at every step; everything else stays for the phase.
         rules, decays = rules_of(self._optimizer)
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
         found = stack_step(
-            model, rules, decays, rows, batch.targets, batch.weights, self._dropped, moves, self._clip_norm
+            model,
+            rules,
+            decays,
+            self._rows_of(inputs),
+            batch.targets,
+            batch.weights,
+            self._dropped,
+            moves,
+            self._clip_norm,
         )
         return self._heads.over_active(found.losses, batch)
 
@@ -174,7 +189,14 @@ class StackTraining:
             id(p): self._made(p, groups[id(p)] if is_moved else FROZEN)
             for p, is_moved in zip(parameters, are_moved(parameters, self._optimizer), strict=True)
         }
-        n_weights = sum(parameter.numel() for parameter in parameters)
+        self._n_inputs, self._front = self._widths()[0], self._made_front()
+        # A table has no copy in a model, but a number for each of its rows.
+        in_front = (
+            0
+            if self._front is None
+            else self._front.table.parameter.numel() - len(self._front.table.parameter)
+        )
+        n_weights = sum(parameter.numel() for parameter in parameters) - in_front
         self._models: KeptModels[StackModel] = KeptModels(max(1, min(MOST_MODELS, KEPT_WEIGHTS // n_weights)))
         self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
 
@@ -185,11 +207,22 @@ class StackTraining:
         assert found is not None
         return Dense(parameter.detach(), found[0], group, found[1])
 
+    def _widths(self) -> list[int]:
+        widths = _widths(self._layers, self._heads.linear(self._heads.active[0]).in_features)
+        assert not isinstance(widths, str)
+        return widths
+
+    def _made_front(self) -> Front | None:
+        if self._layers.front is None:
+            return None
+        module, how = self._layers.front
+        return Front(self._dense[id(module.weight)], how, module.padding_idx)
+
     def _new_model(self, layout: HeadLayout) -> StackModel:
         linears, activations = self._layers.linears, self._layers.activations
         return StackModel(
             [Layer(*self._linear(each), name) for each, name in zip(linears, activations, strict=True)],
-            [self._linear(self._heads.linear(name)) for name in layout.names], layout,
+            [self._linear(self._heads.linear(name)) for name in layout.names], layout, self._front,
         )  # fmt: skip
 
     def _linear(self, linear: nn.Linear) -> tuple[Dense, Dense | None]:
@@ -197,5 +230,23 @@ class StackTraining:
 
 
 def _parameters(layers: StackLayers, heads: MultiTaskHeads) -> list[nn.Parameter]:
-    """Return the parameters of the layers, then those of the active heads."""
-    return [*(p for linear in layers.linears for p in linear.parameters()), *head_parameters(heads)]
+    """Return the parameters of table and layers, then those of the active heads."""
+    modules = [*([] if layers.front is None else [layers.front.module]), *layers.linears]
+    return [*(p for module in modules for p in module.parameters()), *head_parameters(heads)]
+
+
+def _widths(layers: StackLayers, n_features: int) -> list[int] | str:
+    """Return the inputs of the first layer, then the outputs of each, or why they do not fit together.
+
+    n_features: of the heads. It says how many vectors lie side by side if no layer does.
+    """
+    of_layers = [linear.out_features for linear in layers.linears]
+    n_inputs = layers.linears[0].in_features if layers.linears else n_features
+    if layers.front is None:
+        return [n_inputs, *of_layers]
+    D = layers.front.module.embedding_dim
+    if layers.front.how != "beside" and not layers.linears:
+        return [D]
+    if n_inputs % D if layers.front.how == "beside" else n_inputs != D:
+        return f"its table has rows of {D} numbers, and the first layer {n_inputs} inputs"
+    return [n_inputs, *of_layers]

@@ -1,0 +1,41 @@
+"""The table of words before a stack of layers: `nn.EmbeddingBag`, or `nn.Embedding` whose vectors `nn.Flatten` joins."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from mt2st_fast.kernels import How
+
+Table = nn.EmbeddingBag | nn.Embedding
+
+
+class FrontTable(NamedTuple):
+    """A module with a table, and how the vectors of a row's words are combined: see `Front` of the kernels."""
+
+    module: Table
+    how: How
+
+
+def is_table(module: nn.Module) -> bool:
+    """Whether a module is one of those that may come before the layers."""
+    return type(module) in (nn.EmbeddingBag, nn.Embedding)
+
+
+def front_table(module: nn.Module) -> FrontTable | str:
+    """Return such a module as the front of a stack, or why it cannot be that."""
+    assert isinstance(module, Table)
+    name = type(module).__name__
+    for option in ("sparse", "scale_grad_by_freq"):
+        if getattr(module, option):
+            return f"its kernel does not support {option}=True of {name}"
+    if module.max_norm is not None:
+        return f"its kernel does not support max_norm of {name}"
+    if isinstance(module, nn.Embedding):
+        return FrontTable(module, "beside")
+    if module.mode not in ("sum", "mean"):
+        return f"its kernel does not support mode={module.mode!r} of {name}"
+    if module.include_last_offset:
+        return f"its kernel does not support include_last_offset=True of {name}"
+    return FrontTable(module, "sum" if module.mode == "sum" else "mean")
