@@ -229,3 +229,42 @@ def test_tasks_without_labels_or_targets_and_empty_batches_are_as_in_eager_steps
         run.fit(batches, epochs=2)
         found.append(parameters(run.encoder, run.heads))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+# --- a table before the layers ------------------------------------------------------------------------------
+
+TABLES = {
+    "bag": lambda: nn.Sequential(nn.EmbeddingBag(300, 7, padding_idx=2), nn.Linear(7, 33)),
+    "side by side": lambda: nn.Sequential(nn.Embedding(300, 5), nn.Flatten(), nn.Linear(20, 33), nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("options", [
+    {"clip_norm": 0.05}, {"clip_norm": 0.05, "optimizer": OPTIMIZERS["SGD"]}, {"accumulate": 3, "clip_norm": 0.05},
+    {"clip_norm": 0.05, "optimizer": lambda p: torch.optim.SGD(p, 0.5)}, {"clip_norm": 1e3, "accumulate": 2},
+])  # fmt: skip
+@pytest.mark.parametrize("front", TABLES)
+def test_gradients_of_a_table_count_in_the_norm_and_are_scaled(front, options):
+    batches = [
+        (torch.randint(300, (len(inputs), 4), generator=torch.Generator().manual_seed(len(inputs))), targets)
+        for inputs, targets in loader()
+    ]
+    found = []
+    for backward in ("auto", "autograd"):
+        torch.manual_seed(0)
+        encoder, heads = TABLES[front](), MultiTaskHeads(33, TASKS, "a")
+        run = Trainer(encoder, heads, device="cpu", backward=backward, **{"lr": 0.02} | options)
+        run.fit(batches, epochs=3)
+        found.append(parameters(encoder, heads))
+        engine = "one kernel call" if backward == "auto" else "eager"
+        assert {phase.engine for phase in run.history.phases} == {engine}
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_words_of_other_lengths_in_one_step_are_left_to_another_engine():
+    inputs, targets = batch(24)
+    batches = [(torch.randint(300, (24, L)), targets) for L in (4, 4, 3, 4)]
+    encoder, heads = TABLES["bag"](), MultiTaskHeads(33, TASKS, "a")
+    phase = Trainer(encoder, heads, device="cpu", accumulate=2, lr=0.02).fit(batches, epochs=1).phases[0]
+    assert phase.engine == "one kernel call"
+    assert "of different lengths" in phase.passed_over["one kernel call"]
