@@ -37,12 +37,17 @@ PIECE = np.dtype(
 
 
 class Decay(NamedTuple):
-    """How a rule decays dense parameters: before an update they are multiplied by `factor`, and `added` times them goes
-    into their gradient.
+    """How a rule decays dense parameters, and the sum of their gradients, if it keeps one as the first of its state.
+
+    Before an update they are multiplied by `factor`, and `added` times them goes into their gradient. Then the sum is
+    multiplied by `momentum` and the gradient added; the sum replaces the gradient, or with `nesterov` 1, momentum times
+    the sum is added to it. momentum 0: no sum is kept.
     """
 
     factor: float = 1.0
     added: float = 0.0
+    momentum: float = 0.0
+    nesterov: float = 0.0
 
 
 class Dense(NamedTuple):

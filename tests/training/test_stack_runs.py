@@ -22,6 +22,10 @@ from tests.training.small_runs import Stop, assert_same
 from tests.training.test_stack_training import OPTIMIZERS, TASKS, batch, model, parameters
 
 
+def with_momentum(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.1, nesterov=True)
+
+
 def trainer(backward="auto", callbacks=(), **options):
     encoder, heads = model(dropout=options.pop("dropout", 0.0))
     options = {"schedule": Switch(at=0.5), "optimizer": OPTIMIZERS["AdamW"]} | options
@@ -36,7 +40,8 @@ def loader():
     {}, {"schedule": AlternateSteps()}, {"lr_scheduler": lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5)},
     {"optimizer": None, "lr": 0.02, "weight_decay": 0.3}, {"optimizer": OPTIMIZERS["SGD"]},
     {"clip_norm": 0.3}, {"accumulate": 3}, {"clip_norm": 0.3, "accumulate": 2}, {"schedule": FAMO(), "clip_norm": 0.3},
-    {"schedule": Uncertainty(), "accumulate": 3},
+    {"schedule": Uncertainty(), "accumulate": 3}, {"optimizer": with_momentum, "schedule": AlternateSteps()},
+    {"optimizer": with_momentum, "lr_scheduler": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, 12)},
 ])  # fmt: skip
 def test_a_run_takes_it_and_is_that_of_autograd(options):
     runs = [trainer(backward, **options) for backward in ("auto", "autograd")]
@@ -49,7 +54,14 @@ def test_a_run_takes_it_and_is_that_of_autograd(options):
 
 
 @pytest.mark.parametrize(
-    ("stop", "options"), [(3, {}), (9, {}), (3, {"clip_norm": 0.2}), (5, {"accumulate": 2})]
+    ("stop", "options"),
+    [
+        (3, {}),
+        (9, {}),
+        (3, {"clip_norm": 0.2}),
+        (5, {"accumulate": 2}),
+        (5, {"optimizer": with_momentum}),
+    ],
 )
 def test_a_resumed_run_goes_on_with_the_same_bits(stop, options, tmp_path):
     whole = trainer(dropout=0.2, **options)
@@ -64,7 +76,7 @@ def test_a_resumed_run_goes_on_with_the_same_bits(stop, options, tmp_path):
     assert_same(whole, resumed)
 
 
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.3}])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.3}, {"optimizer": with_momentum}])
 @pytest.mark.parametrize("first", ["auto", "autograd"])
 def test_another_engine_takes_over_a_run(first, options, tmp_path):
     other = {"auto": "autograd", "autograd": "auto"}[first]
@@ -135,6 +147,19 @@ def test_other_layers_are_trained_from_the_next_step_on(act):
     assert not runs[0].history.phases[0].passed_over
     ours, theirs = (parameters(run.encoder, run.heads) for run in runs)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_momentum_that_a_callback_sets_is_kept_from_the_next_step_on():
+    def set_momentum(trainer):
+        trainer.run.optimizer.param_groups[0]["momentum"] = 0.9
+
+    found = []
+    for backward in ("auto", "autograd"):
+        run = trainer(backward, optimizer=OPTIMIZERS["SGD"], callbacks=[Once(2, set_momentum)])
+        run.fit(loader(), epochs=3)
+        assert not run.history.phases[0].passed_over or backward == "autograd"
+        found.append((parameters(run.encoder, run.heads), run.run.optimizer.state_dict()["state"]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 class Own(torch.Tensor):

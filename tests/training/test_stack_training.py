@@ -40,6 +40,8 @@ OPTIMIZERS = {
     "Adam with decay": lambda p: torch.optim.Adam(p, **ADAMW, betas=(0.7, 0.9)),
     "Adam, decoupled": lambda p: torch.optim.Adam(p, **ADAMW, decoupled_weight_decay=True),
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1),
+    "SGD with momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "SGD of Nesterov, fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8, nesterov=True, fused=True),
     "LazyAdam": lambda p: LazyAdam(p, **ADAMW),
     "our SGD": lambda p: SGD(p, lr=0.1),
     "RowwiseAdagrad": lambda p: RowwiseAdagrad(p, lr=0.05, eps=1e-3),
@@ -384,7 +386,7 @@ def test_an_encoder_that_is_more_than_this_is_not_taken(reason):
 
 
 @pytest.mark.parametrize(("make", "reason"), [
-    (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), "momentum=0.9 of SGD"),
+    (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, dampening=0.5), "dampening=0.5 of SGD"),
     (lambda p: torch.optim.SGD(p, 0.1, maximize=True), "maximize=True of SGD"),
     (lambda p: torch.optim.AdamW(p, 0.1, amsgrad=True), "amsgrad=True of AdamW"),
     (lambda p: torch.optim.Adam(p, 0.1, maximize=True), "maximize=True of Adam"),

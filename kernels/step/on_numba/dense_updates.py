@@ -183,6 +183,18 @@ def _decay(decay, parameter, gradient, R, C, ldg):
 
 
 @helper
+def _add_momentum(decay, address, gradient, R, C, ldg):
+    """Add a gradient (R, ldg) to the sum of gradients (R, C) at an address, and let it be what momentum makes of it."""
+    sums, momentum = numba.carray(pointer_to_float32(address), (R * C,)), decay[2]
+    for r in range(R):
+        for c in range(C):
+            own = gradient[r * ldg + c]
+            total = momentum * sums[r * C + c] + own
+            sums[r * C + c] = total
+            gradient[r * ldg + c] = own + momentum * total if decay[3] != ZERO else total
+
+
+@helper
 def move_piece(piece, rules, decays, factor, gradient, ldg):
     """Update a piece of a dense parameter by its gradient, an array whose rows are so many numbers apart."""
     R, C, rule = piece["rows"], piece["columns"], rules[piece["rule"]]
@@ -195,6 +207,8 @@ def move_piece(piece, rules, decays, factor, gradient, ldg):
     parameter = numba.carray(pointer_to_float32(piece["parameter"]), (R * C,))
     _scale(factor, gradient, R, C, ldg)
     _decay(decays[piece["rule"]], parameter, gradient, R, C, ldg)
+    if decays[piece["rule"]][2] != ZERO:
+        _add_momentum(decays[piece["rule"]], piece["first"], gradient, R, C, ldg)
     counts = numba.carray(pointer_to_float32(piece["per_row"]), (R if piece["per_row"] else 0,))
     start = address_of(gradient)
     if piece["whole"]:
@@ -215,7 +229,7 @@ def move_piece(piece, rules, decays, factor, gradient, ldg):
 
 @helper
 def move_dense(p, pieces, rules, decays, factor, column_of, n_tiles, dense):
-    """Update piece p; decays (rules, 2): the numbers of a Decay. factor: of all gradients."""
+    """Update piece p; decays (rules, 4): the numbers of a Decay. factor: of all gradients."""
     piece = pieces[p]
     if _is_bias(piece):
         bias = np.empty(piece["rows"] * piece["columns"], np.float32)

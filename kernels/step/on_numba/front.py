@@ -142,7 +142,7 @@ def scale_vectors(tile, N, tile_rows, factor, front):
 @helper
 def sweeps_table(rule, decay):
     """Whether a rule moves rows whose gradient is 0, too."""
-    return not rule["by_step"] or decay[0] != ONE or decay[1] != ZERO
+    return not rule["by_step"] or decay[0] != ONE or decay[1] != ZERO or decay[2] != ZERO
 
 
 @helper
