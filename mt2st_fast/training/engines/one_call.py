@@ -54,7 +54,7 @@ class OneCallSteps(Engine):
         elif self._is_for_rows_of_bags():
             self._training = BagTraining(*model, fixed_batches=parts.fixed_batches)
         else:
-            self._training = TextTraining(*model)
+            self._training = TextTraining(*model, clip_norm=parts.options.clip_norm)
             self._on_words = WordGradients(self._training.encoder, parts.heads)
 
     def _found_obstacle(self) -> str | None:
@@ -79,18 +79,19 @@ class OneCallSteps(Engine):
         return TextTraining.obstacle(parts.encoder, parts.heads, parts.optimizer)
 
     def _clip_obstacle(self) -> str | None:
-        if isinstance(self._parts.encoder, WindowEncoder | BagEncoder):
-            return "clip_norm needs the gradients, which it never stores"
-        learnt = self._parts.learnt
+        learnt, heads = self._parts.learnt, self._parts.heads
         if learnt is not None and any(p.requires_grad for p in learnt.parameters()):
             return "clip_norm counts the gradients of learned weights, which are made after its call"
+        if any(map(heads.is_word_task, heads.active)):
+            return "clip_norm counts the gradients of tasks on words, which are made before its call"
         return None
 
     def _is_for_rows_of_bags(self) -> bool:
         """Return whether words are rows of the table and nothing else reads it: it can then be sorted by row, once."""
         encoder, heads, optimizer = self._parts.encoder, self._parts.heads, self._parts.optimizer
         reads_words = any(map(heads.is_word_task, heads.active))
-        return not reads_words and BagTraining.obstacle(encoder, heads, optimizer) is None
+        is_clipped = self._parts.options.clip_norm is not None
+        return not reads_words and not is_clipped and BagTraining.obstacle(encoder, heads, optimizer) is None
 
     def obstacle(self) -> str | None:
         """Return why it cannot take the steps of this phase, or None."""
