@@ -13,6 +13,7 @@ from ..heads.layout import HeadLayout
 from .model import FROZEN, Moves
 
 PIECE_FLOATS = 8192  # of a dense parameter that are summed and updated at a time
+TABLE_FLOATS = 32768  # of a table
 ROW_BLOCK = 8  # the rows of a piece are whole blocks of a matrix kernel
 
 LAYER_WEIGHT, LAYER_BIAS, HEAD_WEIGHT, HEAD_BIAS, TABLE = range(5)
@@ -135,7 +136,8 @@ def _pieces(part: Part) -> list[tuple[int, ...]]:
     R, C = (1, len(parameter)) if parameter.dim() == 1 else parameter.shape
     if parameter.dim() == 1 and not dense.whole:
         R, C = C, R
-    step = R if parameter.dim() == 1 else max(ROW_BLOCK, PIECE_FLOATS // C // ROW_BLOCK * ROW_BLOCK)
+    most = TABLE_FLOATS if of == TABLE else PIECE_FLOATS
+    step = R if parameter.dim() == 1 else max(ROW_BLOCK, most // C // ROW_BLOCK * ROW_BLOCK)
 
     def address(tensor: Tensor | None, floats: int) -> int:
         return 0 if tensor is None else tensor.data_ptr() + tensor.element_size() * floats

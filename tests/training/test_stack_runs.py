@@ -287,7 +287,7 @@ def test_gradients_of_a_table_count_in_the_norm_and_are_scaled(front, options):
 
 
 def test_words_of_other_lengths_in_one_step_are_left_to_another_engine():
-    inputs, targets = batch(24)
+    _, targets = batch(24)
     batches = [(torch.randint(300, (24, L)), targets) for L in (4, 4, 3, 4)]
     encoder, heads = TABLES["bag"](), MultiTaskHeads(33, TASKS, "a")
     phase = Trainer(encoder, heads, device="cpu", accumulate=2, lr=0.02).fit(batches, epochs=1).phases[0]

@@ -131,6 +131,26 @@ def move_row(rule, row, gradient, D, first, second, step, scale):
 
 
 @borrower
+def move_decayed(rule, factor, added, row, gradient, n, first, second, step, scale):
+    """move_row of n >= WIDTH numbers w, which decay on the way: w *= factor, and gradient += added * w before that."""
+    kind, numbers, has_first, has_second = rule["kind"], _numbers_of(rule), first != 0, second != 0
+    first, second = first if has_first else row, second if has_second else row
+    last = FLOAT_BYTES * (n - WIDTH)
+    moved = _decayed_vector(kind, factor, added, row, gradient, first, second, last, step, scale, numbers)
+    for at in range(0, last, FLOAT_BYTES * WIDTH):
+        own = _decayed_vector(kind, factor, added, row, gradient, first, second, at, step, scale, numbers)
+        _store_vector(own, row, first, second, at, has_first, has_second)
+    _store_vector(moved, row, first, second, last, has_first, has_second)
+
+
+@borrower
+def _decayed_vector(kind, factor, added, row, gradient, first, second, at, step, scale, numbers):
+    w = load(row + at)
+    g = load(gradient + at) + w * added
+    return move_columns(kind, w * factor, g, load(first + at), load(second + at), step, scale, numbers)
+
+
+@borrower
 def update_row(rule, table, row, gradient, D, per_row, first, second):
     """Update a row of the table (V, D) by its gradient (D,); rule is a record of rules.RULE_RECORD.
 

@@ -183,6 +183,15 @@ def _decay(decay, parameter, gradient, R, C, ldg):
 
 
 @helper
+def numbers_of_whole(rule, counts):
+    """Return step and scale of a parameter that is treated as one row; counts (1,), its steps before this one."""
+    own = np.zeros(1, np.float32)
+    if len(counts):
+        own[0] = counts[0]
+    return row_numbers(rule, ZERO, own, 0)
+
+
+@helper
 def _add_momentum(decay, address, gradient, R, C, ldg):
     """Add a gradient (R, ldg) to the sum of gradients (R, C) at an address, and let it be what momentum makes of it."""
     sums, momentum = numba.carray(pointer_to_float32(address), (R * C,)), decay[2]
@@ -198,12 +207,6 @@ def _add_momentum(decay, address, gradient, R, C, ldg):
 def move_piece(piece, rules, decays, factor, gradient, ldg):
     """Update a piece of a dense parameter by its gradient, an array whose rows are so many numbers apart."""
     R, C, rule = piece["rows"], piece["columns"], rules[piece["rule"]]
-    if ldg == C and (piece["whole"] or (piece["per_row"] == 0 and not rule["uses_mean_square"])):
-        R, C, ldg = (
-            np.int64(1),
-            R * C,
-            R * C,
-        )  # no row differs from another: a short one would not fill a vector
     parameter = numba.carray(pointer_to_float32(piece["parameter"]), (R * C,))
     _scale(factor, gradient, R, C, ldg)
     _decay(decays[piece["rule"]], parameter, gradient, R, C, ldg)
@@ -212,10 +215,7 @@ def move_piece(piece, rules, decays, factor, gradient, ldg):
     counts = numba.carray(pointer_to_float32(piece["per_row"]), (R if piece["per_row"] else 0,))
     start = address_of(gradient)
     if piece["whole"]:
-        own = np.zeros(1, np.float32)
-        if len(counts):
-            own[0] = counts[0]
-        step, scale = row_numbers(rule, ZERO, own, 0)
+        step, scale = numbers_of_whole(rule, counts)
     for r in range(R):
         at, offset = start + FLOAT_BYTES * r * ldg, FLOAT_BYTES * r * C
         first = piece["first"] + offset if piece["first"] else 0

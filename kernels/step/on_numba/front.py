@@ -11,16 +11,17 @@ import numpy as np
 
 from ...bags.batch import NONE
 from ...bags.on_numba.row_sums import sum_rows
-from ...bags.on_numba.row_updates import pool_bag, update_from_transposed
+from ...bags.on_numba.row_updates import move_decayed, move_row, pool_bag, update_from_transposed
 from ...machine.gemm import copy_floats
 from ...machine.jit import address_of, helper, pointer_to_float32, pointer_to_int32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
-from .dense_updates import ONE, ZERO, move_piece, sum_of_squares
+from .dense_updates import ONE, ZERO, move_piece, numbers_of_whole, sum_of_squares
 from .dropout import draw_factors
 from .front_memory import BESIDE, MEAN
 from .text_index import number_distinct, transpose
 
 ROWS_A_PIECE = 256  # of the batch's rows
+BLOCK_FLOATS = 4096  # of a table: half of a cache of 32 KiB
 
 # --- forward ------------------------------------------------------------------------------------------------
 
@@ -174,19 +175,67 @@ def move_table(p, front, table_pieces, sweeps, rules, decays):
 @helper
 def _sweep(piece, front, begins, owners, no_scales, rules, decays):
     """Update a piece of the table, most of whose rows may have gradient 0."""
-    of = front[0]
-    D, begin, n = of["D"], piece["begin"], piece["rows"]
+    rule = rules[piece["rule"]]
+    has_state = piece["per_row"] != 0 or piece["first"] != 0 or rule["uses_mean_square"] != 0
+    alike = piece["whole"] != 0 or not has_state
+    D, n = piece["columns"], piece["rows"]
+    at_once = max(1, BLOCK_FLOATS // D) if alike else n
+    gradient = np.zeros(min(n, at_once) * D, np.float32)
+    if not alike:
+        _sum_block(front, piece["begin"], n, begins, owners, no_scales, gradient)
+        move_piece(piece, rules, decays, ONE, gradient, D)
+        _clear_block(front, piece["begin"], n, gradient)
+        return
+    counts = numba.carray(pointer_to_float32(piece["per_row"]), (1 if piece["per_row"] else 0,))
+    step, scale = numbers_of_whole(rule, counts)
+    decay = decays[piece["rule"]]
+    for i in range(0, n, at_once):
+        rows = min(at_once, n - i)
+        _sum_block(front, piece["begin"] + i, rows, begins, owners, no_scales, gradient)
+        _move_block(piece, i * D, rows * D, rule, decay, gradient, step, scale)
+        _clear_block(front, piece["begin"] + i, rows, gradient)
+
+
+@helper
+def _sum_block(front, begin, n, begins, owners, no_scales, gradient):
+    """gradient (n, D), zeros before = the gradients of rows begin.. that are in the batch."""
+    of, at = front[0], address_of(gradient)
+    D = of["D"]
     slot_of_row = numba.carray(pointer_to_int32(of["slot_of_row"]), (of["V"],))
-    gradient = np.empty(n * D, np.float32)
-    at = address_of(gradient)
     for i in range(n):
         r = slot_of_row[begin + i]
-        if r == NONE:
-            for d in range(i * D, (i + 1) * D):
-                gradient[d] = ZERO
-        else:
-            slot_of_row[begin + i] = NONE
+        if r != NONE:
             sum_rows(
                 of["d_vectors"], D, owners, begins[r], begins[r + 1], no_scales, at + FLOAT_BYTES * i * D
             )
-    move_piece(piece, rules, decays, ONE, gradient, D)
+
+
+@helper
+def _clear_block(front, begin, n, gradient):
+    """Make what _sum_block has written 0 again, and forget the rows of the batch."""
+    D = front[0]["D"]
+    slot_of_row = numba.carray(pointer_to_int32(front[0]["slot_of_row"]), (front[0]["V"],))
+    for i in range(n):
+        if slot_of_row[begin + i] != NONE:
+            slot_of_row[begin + i] = NONE
+            row = gradient[i * D : (i + 1) * D]
+            for d in range(D):
+                row[d] = ZERO
+
+
+@helper
+def _move_block(piece, begin, n, rule, decay, gradient, step, scale):
+    """Decay and update n numbers of a piece, and their state, by their gradients; the same numbers hold for all."""
+    offset = FLOAT_BYTES * begin
+    at, first = piece["parameter"] + offset, piece["first"] + offset if piece["first"] else 0
+    second = piece["second"] + offset if piece["second"] else 0
+    if n >= WIDTH:
+        move_decayed(rule, decay[0], decay[1], at, address_of(gradient), n, first, second, step, scale)
+        return
+    w = numba.carray(pointer_to_float32(at), (n,))
+    for i in range(n):
+        gradient[i] += decay[1] * w[i]
+        w[i] *= decay[0]
+    move_row(rule, at, address_of(gradient), n, first, second, step, scale)
+    for i in range(n):
+        gradient[i] = ZERO

@@ -77,8 +77,10 @@ class FrontMemory:
 
     def __init__(self, front: Front | None, x: int, ld: int, F: int, d_x: int) -> None:
         self.record = np.zeros(1, FRONT)
+        self._of = self.record[0]  # the same memory
         self._front, self._sizes, self._held = front, (-1, -1), dict[str, np.ndarray]()
         self._set(x=x, ld=ld, F=F, d_x=d_x)
+        self._F = F
         if front is not None:
             table, state = front.table.parameter, front.table.state
             self._slot_of_row = np.full(len(table), NONE, np.int32)
@@ -90,7 +92,7 @@ class FrontMemory:
 
     def _set(self, **values: int) -> None:
         for name, value in values.items():
-            self.record[name] = value
+            self._of[name] = value
 
     def hold(self, indices: Tensor) -> None:
         """Take over a batch's indices (N, L). Raises ValueError if one of them is not in the table."""
@@ -98,7 +100,7 @@ class FrontMemory:
         assert front is not None
         N, L = indices.shape
         V = len(front.table.parameter)
-        self._grow(N * L, N * int(self.record[0]["F"]), V)
+        self._grow(N * L, N * self._F, V)
         given, held = indices.contiguous().view(-1).numpy(), self._held
         padding = NONE if front.padding is None else front.padding
         wrong = take_indices(given, V, padding, front.how == "beside", held["ids"], held["trained"])

@@ -84,8 +84,8 @@ def _move(
 
 
 def _step_on_stack(  # type: ignore[no-untyped-def]
-    team, rules, decays, clip_norm, front, table_pieces, inputs, N, tile_rows, packs, pack_pieces, drops, pieces, counts,
-    heads, column_weights, targets, mean_scale, scale, reach, dense, losses_address, correct_address,
+    team, rules, decays, clip_norm, front, table_pieces, inputs, N, tile_rows, packs, pack_pieces, drops, pieces,
+    counts, heads, column_weights, targets, mean_scale, scale, reach, dense, losses_address, correct_address,
 ):  # fmt: skip
     """Take one step on N rows of inputs, an address, or of the indices that the front holds; store losses and hits.
 

@@ -121,7 +121,7 @@ class HeldParameters:
         self._states = self._state_values()
 
     def _now(self) -> tuple[list[int], list[bool], list[tuple[list[int], bool]]]:
-        """Return addresses of parameters, which of them train, and each group's parameters and whether it has momentum."""
+        """Return addresses of parameters, which of them train, and the parameters and the momentum of each group."""
         parameters, groups = self._parameters, self._optimizer.param_groups
         grouped = [(list(map(id, group["params"])), bool(group.get("momentum"))) for group in groups]
         return list(map(Tensor.data_ptr, parameters)), list(map(_TRAINS, parameters)), grouped
