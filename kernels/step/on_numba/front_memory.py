@@ -34,7 +34,10 @@ FRONT = np.dtype(
         ("ids", np.int64),  # (N, L) int32; NONE does not count
         ("trained", np.int64),  # the same, with NONE where the row has no gradient
         ("scales", np.int64),  # (N,) the factor of the sum of a row's vectors
-        ("d_vectors", np.int64),  # (N, D) gradients of the rows of all indices of a row; BESIDE: (N, L, D), of each
+        (
+            "d_vectors",
+            np.int64,
+        ),  # (N, D) gradients of the rows of all indices of a row; BESIDE: (N, L, D), of each
         # The batch by rows of the table: rows[r] has the gradients owners[begins[r] : begins[r + 1]] of d_vectors.
         ("n_rows", np.int64),  # R
         ("rows", np.int64),  # (R,) int32

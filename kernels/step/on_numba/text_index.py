@@ -147,7 +147,9 @@ def _vector_of_position(rows):
 @helper
 def index_types(rows, index):
     """Number the types of a batch."""
-    index.counts[0] = number_distinct(rows.types, len(rows.types), index.slot_of_type, index.slots, index.types)
+    index.counts[0] = number_distinct(
+        rows.types, len(rows.types), index.slot_of_type, index.slots, index.types
+    )
 
 
 @helper
