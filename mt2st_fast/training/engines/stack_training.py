@@ -35,6 +35,7 @@ from mt2st_fast.training.engines.held_parameters import (
     parameter_obstacle,
 )
 from mt2st_fast.training.engines.kept_models import MOST_MODELS, KeptModels
+from mt2st_fast.training.engines.stack_front import options_of
 from mt2st_fast.training.engines.stack_layers import HeldModules, StackLayers, stack_layers
 
 NOT_DROPPED = Dropout(0.0, 0)
@@ -104,7 +105,7 @@ class StackTraining:
 
     def declines(self, inputs: Sequence[Any]) -> str | None:
         """Return why a step on batches with these inputs cannot be taken, or None."""
-        if self._modules.have_changed() or self._held.have_changed():
+        if self._modules.have_changed() or self._held.have_changed() or self._front_has_changed():
             if reason := self.obstacle(self._encoder, self._heads, self._optimizer):
                 return reason
             self._hold()
@@ -126,6 +127,10 @@ class StackTraining:
 
     def _rows_of(self, inputs: Tensor) -> Tensor:
         return inputs.flatten(0, -2) if self._front is None and inputs.dim() > 2 else inputs
+
+    def _front_has_changed(self) -> bool:
+        front = self._layers.front
+        return front is not None and options_of(front.module) != self._front_options
 
     def _inputs_obstacle(self, inputs: Any) -> str | None:
         if type(inputs) is not Tensor or inputs.layout is not torch.strided or inputs.device.type != "cpu":
@@ -190,6 +195,7 @@ class StackTraining:
             for p, is_moved in zip(parameters, are_moved(parameters, self._optimizer), strict=True)
         }
         self._n_inputs, self._front = self._widths()[0], self._made_front()
+        self._front_options = [] if layers.front is None else options_of(layers.front.module)
         # A table has no copy in a model, but a number for each of its rows.
         in_front = (
             0
@@ -244,7 +250,7 @@ def _widths(layers: StackLayers, n_features: int) -> list[int] | str:
     n_inputs = layers.linears[0].in_features if layers.linears else n_features
     if layers.front is None:
         return [n_inputs, *of_layers]
-    D = layers.front.module.embedding_dim
+    D = layers.front.module.weight.shape[1]
     if layers.front.how != "beside" and not layers.linears:
         return [D]
     if n_inputs % D if layers.front.how == "beside" else n_inputs != D:
