@@ -1,8 +1,8 @@
 """python -m bench.own_encoders: a Trainer's step of small encoders of torch's own layers against an eager loop.
 
-One, three and eight heads of five classes, by AdamW, which moves the whole table of an EmbeddingBag in every step. Steps
-of these encoders are one kernel call each, but for the last one's, which autograd takes. Ratios above 1 mean that the
-Trainer is faster.
+One, three and eight heads of five classes, by AdamW, which moves the whole table of an EmbeddingBag in every step.
+Steps of these encoders are one kernel call each, but for the last one's, which autograd takes. Ratios above 1 mean that
+the Trainer is faster.
 """
 
 from __future__ import annotations
