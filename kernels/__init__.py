@@ -37,7 +37,7 @@ from .heads.reference import accepted_targets, head_correct, row_losses
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_backend
 from .step.bags import bag_step, bag_step_obstacle
 from .step.dense_model import Decay, Dense
-from .step.front import Front, How
+from .step.front import Front
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
 from .step.room import Dropout, StepResult
 from .step.stack import stack_inputs_obstacle, stack_step, stack_step_obstacle
@@ -83,7 +83,6 @@ __all__ = [
     "Gradient",
     "HeadLayout",
     "HeadSpec",
-    "How",
     "Kind",
     "Layer",
     "Moves",

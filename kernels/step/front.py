@@ -1,4 +1,4 @@
-"""The table before the layers of a stack: what `nn.EmbeddingBag` does, or `nn.Embedding` with its vectors side by side."""
+"""The table before the layers of a stack, as in `nn.EmbeddingBag`, or in `nn.Embedding` with vectors side by side."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ class Front(NamedTuple):
     how: How
     padding: int | None = None
 
-    def check_width(self, n_inputs: int) -> None:
-        """Raise ValueError if its outputs are no inputs of so many numbers."""
-        D = self.table.parameter.shape[1]
+    def check(self, n_inputs: int) -> None:
+        """Raise ValueError if its outputs are no inputs of so many numbers, or if it has too many rows."""
+        V, D = self.table.parameter.shape
+        if V > MOST_ROWS:
+            raise ValueError(f"the table has {V:,} rows, and its kernel takes at most {MOST_ROWS:,}")
         if n_inputs != D and (self.how != "beside" or n_inputs % D):
             raise ValueError(f"the table has rows of {D} numbers, and what follows it {n_inputs} inputs")
 

@@ -69,8 +69,8 @@ def stack_step(
     clip_norm: the largest 2-norm of the gradients of all parameters that the step updates; all are scaled down to it.
     targets, task_weights (K,): as in `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
 
-    Raises ValueError, before anything is changed, for inputs and targets that do not fit the model, for an index that is
-    not in the table, and for a class target that is neither in [0, C) nor ignore_index.
+    Raises ValueError, before anything is changed, for inputs and targets that do not fit the model, for an index that
+    is not in the table, and for a class target that is neither in [0, C) nor ignore_index.
     """
     if (reason := stack_inputs_obstacle(inputs, model.n_inputs, model.front)) is not None:
         raise ValueError(reason)

@@ -78,7 +78,7 @@ class StackModel:
         self.n_features = layers[-1].weight.parameter.shape[0] if layers else self.n_inputs
         check_heads(heads, layout, self.n_features)
         if front is not None:
-            front.check_width(self.n_inputs)
+            front.check(self.n_inputs)
         self.layers, self.heads, self.layout, self.front = tuple(layers), tuple(heads), layout, front
         parts = parts_of([layer.linear for layer in layers], heads)
         self._moving = {

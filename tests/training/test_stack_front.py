@@ -154,6 +154,31 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(encoder, optimizer):
         assert all(map(torch.equal, moved, found[0][1]))
 
 
+def test_vectors_side_by_side_may_be_the_features_themselves():
+    batches = [(ids[:, :3], targets) for ids, targets in (words(seed=seed) for seed in range(3))]
+    found = []
+    for run in (in_one_dtype(torch.float32), stepped):
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Embedding(V, 11), nn.Dropout(0.0), nn.Flatten())
+        heads = MultiTaskHeads(33, TASKS, "a")
+        found.append(run(encoder, heads, optimizer_of(OPTIMIZERS["AdamW"], encoder, heads), batches))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+    heads = MultiTaskHeads(30, TASKS, "a")
+    reason = StackTraining.obstacle(encoder, heads, optimizer_of(OPTIMIZERS["AdamW"], encoder, heads))
+    assert "rows of 11 numbers, and the first layer or the heads 30 inputs" in reason
+
+
+def test_an_infinite_weight_of_a_row_without_gradient_spoils_no_moment():
+    for optimizer in ("AdamW", "LazyAdam"):
+        encoder, heads = model("mean")
+        with torch.no_grad():
+            encoder.weight[V - 1] = float("-inf")
+        held = optimizer_of(OPTIMIZERS[optimizer], encoder, heads)
+        stepped(encoder, heads, held, [words(seed=0, most=40)] * 2)
+        assert torch.isinf(encoder.weight[V - 1]).all()
+        assert not held.state[encoder.weight]["exp_avg"][V - 1].any()
+
+
 def test_tables_of_many_pieces_and_batches_of_any_size_are_as_in_eager_steps():
     found = []
     for run in (in_one_dtype(torch.float32), stepped):
@@ -265,10 +290,10 @@ REFUSED = {
     ),
     "after the first module a EmbeddingBag": lambda: nn.Sequential(nn.Identity(), nn.EmbeddingBag(V, 33)),
     "a Tanh comes before the first nn.Linear": lambda: nn.Sequential(nn.EmbeddingBag(V, 33), nn.Tanh()),
-    "rows of 20 numbers, and the first layer 21 inputs": lambda: nn.Sequential(
+    "rows of 20 numbers, and the first layer or the heads 21": lambda: nn.Sequential(
         nn.EmbeddingBag(V, 20), nn.Linear(21, 33)
     ),
-    "rows of 20 numbers, and the first layer 50": lambda: nn.Sequential(
+    "rows of 20 numbers, and the first layer or the heads 50": lambda: nn.Sequential(
         nn.Embedding(V, 20), nn.Flatten(), nn.Linear(50, 33)
     ),
     "has 20 outputs, and the heads 33": lambda: nn.EmbeddingBag(V, 20),

@@ -145,8 +145,9 @@ def move_decayed(rule, factor, added, row, gradient, n, first, second, step, sca
 
 @borrower
 def _decayed_vector(kind, factor, added, row, gradient, first, second, at, step, scale, numbers):
-    w = load(row + at)
-    g = load(gradient + at) + w * added
+    w, g = load(row + at), load(gradient + at)
+    if added != ZERO:  # infinity times 0 would be NaN
+        g = g + w * added
     return move_columns(kind, w * factor, g, load(first + at), load(second + at), step, scale, numbers)
 
 

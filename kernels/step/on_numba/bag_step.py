@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...bags.on_numba.row_sums import share, sum_rows
+from ...bags.on_numba.row_sums import share
 from ...bags.on_numba.row_updates import pool_bag, update_from_transposed, update_row
 from ...bags.prepared import PreparedBags
 from ...bags.rules import RowRule, packed

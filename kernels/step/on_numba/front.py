@@ -234,7 +234,8 @@ def _move_block(piece, begin, n, rule, decay, gradient, step, scale):
         return
     w = numba.carray(pointer_to_float32(at), (n,))
     for i in range(n):
-        gradient[i] += decay[1] * w[i]
+        if decay[1] != ZERO:
+            gradient[i] += decay[1] * w[i]
         w[i] *= decay[0]
     move_row(rule, at, address_of(gradient), n, first, second, step, scale)
     for i in range(n):

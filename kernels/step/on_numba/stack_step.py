@@ -2,8 +2,8 @@
 
 Four rounds of pieces of work, each on all threads:
 1. weights are packed for their products;
-2. tiles of rows: all layers, logits, losses, and the gradients of all layers' outputs; beside them, the batch is grouped
-   by rows of the table, if that is trained;
+2. tiles of rows: all layers, logits, losses, and the gradients of all layers' outputs; beside them, the batch is
+   grouped by rows of the table, if that is trained;
 3. the gradients of weights, over each half of the tiles;
 4. updates; a row of the table sums its gradient itself.
 

@@ -1,13 +1,12 @@
-"""The table of words before a stack of layers: `nn.EmbeddingBag`, or `nn.Embedding` whose vectors `nn.Flatten` joins."""
+"""The table of words before a stack of layers: `nn.EmbeddingBag`, or `nn.Embedding` with an `nn.Flatten` after it."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from mt2st_fast.kernels import How
-
+MOST_ROWS = (1 << 31) - 1  # of a table, which are numbered by 32 bits
 Table = nn.EmbeddingBag | nn.Embedding
 
 
@@ -15,7 +14,7 @@ class FrontTable(NamedTuple):
     """A module with a table, and how the vectors of a row's words are combined: see `Front` of the kernels."""
 
     module: Table
-    how: How
+    how: Literal["sum", "mean", "beside"]
 
 
 # What `front_table` reads of either module, and may be set at any time.
@@ -39,6 +38,8 @@ def front_table(module: nn.Module) -> FrontTable | str:
     for option in ("sparse", "scale_grad_by_freq"):
         if getattr(module, option):
             return f"its kernel does not support {option}=True of {name}"
+    if len(module.weight) > MOST_ROWS:
+        return f"its kernel takes tables of at most {MOST_ROWS:,} rows"
     if module.max_norm is not None:
         return f"its kernel does not support max_norm of {name}"
     if isinstance(module, nn.Embedding):

@@ -196,13 +196,10 @@ class StackTraining:
         }
         self._n_inputs, self._front = self._widths()[0], self._made_front()
         self._front_options = [] if layers.front is None else options_of(layers.front.module)
-        # A table has no copy in a model, but a number for each of its rows.
-        in_front = (
-            0
-            if self._front is None
-            else self._front.table.parameter.numel() - len(self._front.table.parameter)
+        copied = [p for p in parameters if self._front is None or p is not layers.front.module.weight]
+        n_weights = sum(p.numel() for p in copied) + (
+            0 if self._front is None else len(self._front.table.parameter)
         )
-        n_weights = sum(parameter.numel() for parameter in parameters) - in_front
         self._models: KeptModels[StackModel] = KeptModels(max(1, min(MOST_MODELS, KEPT_WEIGHTS // n_weights)))
         self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
 
@@ -254,5 +251,5 @@ def _widths(layers: StackLayers, n_features: int) -> list[int] | str:
     if layers.front.how != "beside" and not layers.linears:
         return [D]
     if n_inputs % D if layers.front.how == "beside" else n_inputs != D:
-        return f"its table has rows of {D} numbers, and the first layer {n_inputs} inputs"
+        return f"its table has rows of {D} numbers, and the first layer or the heads {n_inputs} inputs"
     return [n_inputs, *of_layers]
