@@ -43,7 +43,7 @@ MODELS: dict[str, Callable[[int, int], StepModel]] = {
 
 def main() -> None:
     """Print a table with a row per encoder, number of heads and rows of a batch."""
-    table = Table("encoder", "heads", "N", "Trainer, µs", "eager, µs", "eager / Trainer")
+    table = Table("encoder", "heads", "N", "Trainer, µs", "with clip_norm", "eager, µs", "eager / Trainer")
     for name, model_of in MODELS.items():
         for K in (1, 3, 8):
             for N in (32, 128, 512):
@@ -51,14 +51,15 @@ def main() -> None:
                 timings = interleave(
                     {
                         "ours": Candidate(trainer_step(model, MultiTask())[1]),
+                        "clipped": Candidate(trainer_step(model, MultiTask(), clip_norm=1.0)[1]),
                         "eager": Candidate(eager_step(model, tuple(model.heads.tasks))),
                     },
                     rounds=ROUNDS,
                     settles=True,
                 )
-                ours, eager = timings.median_us("ours"), timings.median_us("eager")
+                shown = [f"{timings.median_us(each):,.0f}" for each in ("ours", "clipped", "eager")]
                 ratio = timings.ratio("eager", "ours").of_medians
-                table.add_row(name, str(K), str(N), f"{ours:,.0f}", f"{eager:,.0f}", f"{ratio:.2f}")
+                table.add_row(name, str(K), str(N), *shown, f"{ratio:.2f}")
     Console(width=120).print(table)
 
 
