@@ -26,6 +26,9 @@ from mt2st_fast import (
     Uncertainty,
     WindowEncoder,
 )
+from mt2st_fast.training.engines.eager import EagerSteps
+from mt2st_fast.training.engines.gradient_calls import GradientCallSteps
+from mt2st_fast.training.engines.one_call import OneCallSteps
 from tests.training.plain_loop import ACTIVATIONS, BETAS, DECAY, EPS, PlainLoop
 from tests.training.small_runs import Stop, assert_same
 
@@ -298,9 +301,17 @@ def test_a_run_is_that_of_plain_torch_and_goes_on_with_the_same_bits(seed, tmp_p
     check(seed, tmp_path / "c")
 
 
-def test_the_seeds_reach_every_engine(tmp_path):
-    engines = set().union(*(check(seed, tmp_path / f"{seed}") for seed in (1, 12)))
-    assert engines == {"one kernel call", "gradients in one kernel call", "eager"}
+def test_the_seeds_reach_every_engine(tmp_path, monkeypatch):
+    reached = set()
+    for engine in (OneCallSteps, GradientCallSteps, EagerSteps):
+
+        def noting(self, micro_steps, call=engine.__call__):
+            reached.add(self.name)
+            return call(self, micro_steps)
+
+        monkeypatch.setattr(engine, "__call__", noting)
+    check(6, tmp_path / "c")  # a step of three batches, and one of a single batch
+    assert reached == {"one kernel call", "gradients in one kernel call", "eager"}
 
 
 @pytest.mark.parametrize("seed", range(16))
