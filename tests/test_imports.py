@@ -163,6 +163,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.training.observations": {"HeadSpec"},
     "mt2st_fast.training.engines.held_parameters": {"NOTHING", "Moves"},
     "mt2st_fast.training.engines.kept_models": {"HeadLayout"},
+    "mt2st_fast.training.engines.joined_rows": {"HeadSpec"},
     "mt2st_fast.training.engines.word_gradients": {"Beside"},
     "mt2st_fast.runs.config": {"ROOMS"},
     "mt2st_fast.runs.experiment": CHOICES,
