@@ -40,20 +40,27 @@ def stack_layers(encoder: nn.Module) -> StackLayers | str:
         )
     if replaced := next((part for part in encoder.modules() if "forward" in vars(part)), None):
         return f"the forward method of a {_name(replaced)} was replaced"
-    modules = list(_leaves(encoder))
-    front = None
-    if modules and is_table(modules[0]):
-        front = front_table(modules[0])
-        if isinstance(front, str):
-            return front
-        modules = _without_flatten(modules[1:]) if front.how == "beside" else modules[1:]
-        if modules is None:
-            return "an nn.Embedding is not followed by an nn.Flatten of all but the first axis"
-    found = StackLayers([], [], [None], front)
-    for module in modules:
+    split = _split_front(list(_leaves(encoder)))
+    if isinstance(split, str):
+        return split
+    found = StackLayers([], [], [None], split[0])
+    for module in split[1]:
         if (reason := _add(module, found)) is not None:
             return reason
     return found if found.linears or found.front else "the encoder has no nn.Linear"
+
+
+def _split_front(modules: list[nn.Module]) -> tuple[FrontTable | None, list[nn.Module]] | str:
+    """Return the table, if the first of these modules is one, and the modules after it; or why that cannot be."""
+    if not modules or not is_table(modules[0]):
+        return None, modules
+    front = front_table(modules[0])
+    if isinstance(front, str):
+        return front
+    rest = _without_flatten(modules[1:]) if front.how == "beside" else modules[1:]
+    if rest is None:
+        return "an nn.Embedding is not followed by an nn.Flatten of all but the first axis"
+    return front, rest
 
 
 def _without_flatten(modules: list[nn.Module]) -> list[nn.Module] | None:

@@ -196,10 +196,10 @@ class StackTraining:
         }
         self._n_inputs, self._front = self._widths()[0], self._made_front()
         self._front_options = [] if layers.front is None else options_of(layers.front.module)
-        copied = [p for p in parameters if self._front is None or p is not layers.front.module.weight]
-        n_weights = sum(p.numel() for p in copied) + (
-            0 if self._front is None else len(self._front.table.parameter)
-        )
+        table = None if self._front is None else self._front.table.parameter
+        n_weights = sum(p.numel() for p in parameters)
+        if table is not None:  # of which a model has no copies, but a number for each row
+            n_weights += len(table) - table.numel()
         self._models: KeptModels[StackModel] = KeptModels(max(1, min(MOST_MODELS, KEPT_WEIGHTS // n_weights)))
         self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
 
