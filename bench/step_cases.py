@@ -83,7 +83,9 @@ def step_cases(kind: DeviceKind) -> tuple[StepCase, ...]:
 # --- the steps -------------------------------------------------------------------------------------------
 
 
-def trainer_step(model: StepModel, schedule: Schedule, *, graph: bool = False) -> tuple[Trainer, Step]:
+def trainer_step(
+    model: StepModel, schedule: Schedule, *, graph: bool = False, clip_norm: float | None = None
+) -> tuple[Trainer, Step]:
     """Return a Trainer, and the body of its training loop as a function: two loops of `fit` cannot take turns."""
     encoder, heads = copy.deepcopy(model.encoder), copy.deepcopy(model.heads)
     trainer = Trainer(
@@ -93,6 +95,7 @@ def trainer_step(model: StepModel, schedule: Schedule, *, graph: bool = False) -
         optimizer=model.make_optimizer,
         device=model.device.type,
         graph=graph,
+        clip_norm=clip_norm,
     )
     run = trainer.begin(model.batches, epochs=ENDLESS_STEPS)
     return trainer, run.step

@@ -37,9 +37,10 @@ from .heads.reference import accepted_targets, head_correct, row_losses
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_backend
 from .step.bags import bag_step, bag_step_obstacle
 from .step.dense_model import Decay, Dense
+from .step.front import Front
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
 from .step.room import Dropout, StepResult
-from .step.stack import stack_step, stack_step_obstacle
+from .step.stack import stack_inputs_obstacle, stack_step, stack_step_obstacle
 from .step.stack_model import Layer, StackModel
 from .step.text import (
     text_correct,
@@ -77,6 +78,7 @@ __all__ = [
     "Dense",
     "DeviceBags",
     "Dropout",
+    "Front",
     "FusedUpdate",
     "Gradient",
     "HeadLayout",
@@ -122,6 +124,7 @@ __all__ = [
     "prepared_embedding_bag",
     "row_losses",
     "split_lines",
+    "stack_inputs_obstacle",
     "stack_step",
     "stack_step_obstacle",
     "sum_pieces",

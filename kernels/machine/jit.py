@@ -132,6 +132,7 @@ def _pointer_to(element: Any) -> Any:
 
 
 # K targets of one type arrive as K addresses: a tuple of arrays would be compiled anew for every K.
+pointer_to_int32 = _pointer_to(types.int32)
 pointer_to_int64 = _pointer_to(types.int64)
 pointer_to_float32 = _pointer_to(types.float32)
 

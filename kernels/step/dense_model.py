@@ -13,9 +13,10 @@ from ..heads.layout import HeadLayout
 from .model import FROZEN, Moves
 
 PIECE_FLOATS = 8192  # of a dense parameter that are summed and updated at a time
+TABLE_FLOATS = 32768  # of a table
 ROW_BLOCK = 8  # the rows of a piece are whole blocks of a matrix kernel
 
-LAYER_WEIGHT, LAYER_BIAS, HEAD_WEIGHT, HEAD_BIAS = range(4)
+LAYER_WEIGHT, LAYER_BIAS, HEAD_WEIGHT, HEAD_BIAS, TABLE = range(5)
 LAYER, HEAD = (LAYER_WEIGHT, LAYER_BIAS), (HEAD_WEIGHT, HEAD_BIAS)
 
 # A piece of a dense parameter: rows whose gradient is computed, summed and applied at once. Addresses are of float32.
@@ -37,12 +38,17 @@ PIECE = np.dtype(
 
 
 class Decay(NamedTuple):
-    """How a rule decays dense parameters: before an update they are multiplied by `factor`, and `added` times them goes
-    into their gradient.
+    """How a rule decays dense parameters, and the sum of their gradients, if it keeps one as the first of its state.
+
+    Before an update they are multiplied by `factor`, and `added` times them goes into their gradient. Then the sum is
+    multiplied by `momentum` and the gradient added; the sum replaces the gradient, or with `nesterov` 1, momentum times
+    the sum is added to it. momentum 0: no sum is kept.
     """
 
     factor: float = 1.0
     added: float = 0.0
+    momentum: float = 0.0
+    nesterov: float = 0.0
 
 
 class Dense(NamedTuple):
@@ -107,7 +113,7 @@ def dense_moving(parts: Sequence[Part], moves: Moves) -> DenseMoving:
     own = [part for part in parts if (moves.heads if part.of in HEAD else moves.shared)]
     counts = [dense.state.per_row for _, _, dense in own if dense.whole]
     return DenseMoving(
-        np.array([piece for part in own for piece in _pieces(part)], PIECE),
+        pieces_of(own),
         np.array([count.data_ptr() for count in counts if count is not None], np.int64),
         frozenset(part.number for part in own if part.of in LAYER),
         [_moved(part.dense) for part in own],
@@ -118,6 +124,11 @@ def _moved(dense: Dense) -> Tensor:
     return dense.parameter if dense.moved is None else dense.moved
 
 
+def pieces_of(parts: Sequence[Part]) -> np.ndarray:
+    """Return (pieces,) PIECE of these parameters."""
+    return np.array([piece for part in parts for piece in _pieces(part)], PIECE)
+
+
 def _pieces(part: Part) -> list[tuple[int, ...]]:
     """Return the pieces of a parameter (R, C), or (C,) for a bias."""
     of, number, dense = part
@@ -125,7 +136,8 @@ def _pieces(part: Part) -> list[tuple[int, ...]]:
     R, C = (1, len(parameter)) if parameter.dim() == 1 else parameter.shape
     if parameter.dim() == 1 and not dense.whole:
         R, C = C, R
-    step = R if parameter.dim() == 1 else max(ROW_BLOCK, PIECE_FLOATS // C // ROW_BLOCK * ROW_BLOCK)
+    most = TABLE_FLOATS if of == TABLE else PIECE_FLOATS
+    step = R if parameter.dim() == 1 else max(ROW_BLOCK, most // C // ROW_BLOCK * ROW_BLOCK)
 
     def address(tensor: Tensor | None, floats: int) -> int:
         return 0 if tensor is None else tensor.data_ptr() + tensor.element_size() * floats

@@ -1,7 +1,8 @@
 """A whole training step of heads on a stack of linear layers, in one kernel call.
 
-features of a row -> dropout -> linear layer, activation and dropout, and so on -> heads and losses -> all gradients ->
-optimizers. This replaces an MLP of torch's layers, `multitask_loss`, autograd and the optimizer's step.
+features of a row, or rows of a table -> dropout -> linear layer, activation and dropout, and so on -> heads and losses
+-> all gradients -> optimizers. This replaces an MLP of torch's layers, or a bag of words, `multitask_loss`, autograd
+and the optimizer's step.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.autograd.graph import increment_version
 
 from ..bags.rules import RowRule
 from .dense_model import Decay
+from .front import Front, described, indices_obstacle
 from .model import EVERYTHING, Moves
 from .room import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
 from .stack_model import StackModel
@@ -29,12 +31,22 @@ def stack_step_obstacle(
 ) -> str | None:
     """Why `stack_step` cannot train these parameters, heads of these sizes among them, or None.
 
-    widths: the inputs of the first layer, then the outputs of each. Raises as `choose_embedding_backend` does.
+    widths: the inputs of the first layer, then the outputs of each; without layers, the inputs of the heads. Raises as
+    `choose_embedding_backend` does.
     """
     obstacle = parameters_obstacle(parameters[0], parameters[1:], backend)
-    if obstacle is None and max(widths) > MOST_WIDTH:
+    if obstacle is None and len(widths) > 1 and max(widths) > MOST_WIDTH:
         return f"a layer has a width of {max(widths):,}, and its kernel is fast up to {MOST_WIDTH:,}"
     return obstacle or heads_obstacle(layout_sizes, widths[-1])
+
+
+def stack_inputs_obstacle(inputs: Tensor, n_inputs: int, front: Front | None) -> str | None:
+    """Why `stack_step` cannot take these inputs, or None; indices are not read."""
+    if front is not None:
+        return indices_obstacle(front, inputs, n_inputs)
+    if inputs.dtype is torch.float32 and inputs.dim() == 2 and inputs.shape[1] == n_inputs:
+        return None
+    return f"its kernel takes inputs (N, {n_inputs}) of float32, not {described(inputs)}"
 
 
 def stack_step(
@@ -46,24 +58,28 @@ def stack_step(
     task_weights: Tensor,
     dropouts: Sequence[Dropout],
     moves: Moves = EVERYTHING,
+    clip_norm: float | None = None,
 ) -> StepResult:
     """Train layers and heads, or one side of them, on N rows, in place.
 
     The caller must check `stack_step_obstacle` first.
-    inputs: (N, F) float32 on the CPU. rules: those that the model's parameters refer to, with the rates of this step;
+    inputs: (N, F) float32 on the CPU; with a table before the layers, indices of its rows (N, L), int64 or int32.
+    rules: those that the model's parameters refer to, with the rates of this step;
     decays (len(rules),): how each decays parameters. dropouts: of the inputs, and of every layer's outputs.
+    clip_norm: the largest 2-norm of the gradients of all parameters that the step updates; all are scaled down to it.
     targets, task_weights (K,): as in `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
 
-    Raises ValueError, before anything is changed, for inputs and targets that do not fit the model, and for a class
-    target that is neither in [0, C) nor ignore_index.
+    Raises ValueError, before anything is changed, for inputs and targets that do not fit the model, for an index that
+    is not in the table, and for a class target that is neither in [0, C) nor ignore_index.
     """
-    if inputs.dtype != torch.float32 or inputs.dim() != 2 or inputs.shape[1] != model.n_inputs:
-        shape = f"{tuple(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
-        raise ValueError(f"inputs must be (N, {model.n_inputs}) float32, not {shape}")
+    if (reason := stack_inputs_obstacle(inputs, model.n_inputs, model.front)) is not None:
+        raise ValueError(reason)
     if len(dropouts) != 1 + len(model.layers):
         raise ValueError(f"there are {len(model.layers)} layers, but {len(dropouts)} dropouts, not one more")
     check_targets(model.layout, targets, task_weights, inputs.shape[0], "rows")
-    found = StepResult(*_kernels().step(model, rules, decays, inputs, targets, task_weights, dropouts, moves))
+    found = StepResult(
+        *_kernels().step(model, rules, decays, inputs, targets, task_weights, dropouts, moves, clip_norm)
+    )
     increment_version(model.moving(moves).dense.parameters)
     return found
 
@@ -81,6 +97,7 @@ class StackKernels(Protocol):
         task_weights: Tensor,
         dropouts: Sequence[Dropout],
         moves: Moves,
+        clip_norm: float | None,
     ) -> tuple[Tensor, Tensor]:
         """Update the parameters; return (losses (K,), correct (K,)) as `stack_step` does."""
 

@@ -59,6 +59,7 @@ def text_step(
     dropout: Dropout,
     moves: Moves = EVERYTHING,
     beside: Beside | None = None,
+    clip_norm: float | None = None,
 ) -> StepResult:
     """Train table, hidden layer and heads, or one side of them, on N rows, in place.
 
@@ -66,7 +67,8 @@ def text_step(
     words: windows or bags, whichever the model pools. Gradients of the words in `beside` go into the same step of the
     table.
     rules: those that the model's parameters refer to, with the rates of this step. decays (len(rules),): how each
-    decays dense parameters.
+    decays dense parameters. clip_norm: the largest 2-norm of the gradients of all parameters that the step updates;
+    all are scaled down to it.
     targets, task_weights (K,): as in `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
 
     Raises ValueError, before anything is changed, for words and targets that do not fit the model, and for a class
@@ -74,7 +76,7 @@ def text_step(
     """
     if model.gathers_rows:
         raise ValueError("a gradient_model is not stepped; call text_gradients")
-    return _step(model, rules, decays, words, targets, task_weights, dropout, moves, beside)
+    return _step(model, rules, decays, words, targets, task_weights, dropout, moves, beside, clip_norm)
 
 
 def _step(
@@ -87,13 +89,14 @@ def _step(
     dropout: Dropout,
     moves: Moves,
     beside: Beside | None,
+    clip_norm: float | None = None,
 ) -> StepResult:
     words = _in_kernel_types(model, words)
     check_targets(model.layout, targets, task_weights, words.n_rows, _ROWS[model.pooled.how])
     _check_beside(model, beside)
     kernels = _kernels(model)
     found = StepResult(
-        *kernels.step(model, rules, decays, words, targets, task_weights, dropout, moves, beside)
+        *kernels.step(model, rules, decays, words, targets, task_weights, dropout, moves, beside, clip_norm)
     )
     increment_version(model.moving(moves).parameters)
     return found
@@ -188,6 +191,7 @@ class TextKernels(Protocol):
         dropout: Dropout,
         moves: Moves,
         beside: Beside | None,
+        clip_norm: float | None,
     ) -> tuple[Tensor, Tensor]:
         """Update the parameters; return (losses (K,), correct (K,)) as `text_step` does."""
 

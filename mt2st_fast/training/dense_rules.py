@@ -15,7 +15,7 @@ _ADAMS, _SGD = (torch.optim.AdamW, torch.optim.Adam), torch.optim.SGD
 # Options under which torch computes something else than the rule.
 _OTHER = {
     **dict.fromkeys(_ADAMS, ("amsgrad", "maximize", "capturable", "differentiable")),
-    _SGD: ("momentum", "nesterov", "maximize", "differentiable"),
+    _SGD: ("maximize", "differentiable"),
 }
 
 
@@ -44,6 +44,8 @@ def option_obstacle(optimizer: torch.optim.Optimizer, *, decays: bool = True) ->
 def _other_rule(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> str | None:
     if isinstance(optimizer, RowSparseOptimizer):
         return optimizer.other_rule(group)
+    if group.get("momentum") and group["dampening"]:
+        return "dampening"
     return next((name for name in _OTHER[type(optimizer)] if group[name]), None)
 
 
@@ -52,8 +54,12 @@ def rules_of(optimizer: torch.optim.Optimizer) -> tuple[list[RowRule], list[Deca
     groups = optimizer.param_groups
     if isinstance(optimizer, RowSparseOptimizer):
         return [optimizer.rule(group) for group in groups], [_decoupled(group) for group in groups]
-    if isinstance(optimizer, _SGD):  # for which both kinds of decay are the same
-        return [RowRule(rules.SGD, group["lr"]) for group in groups], [_decoupled(group) for group in groups]
+    if isinstance(optimizer, _SGD):
+        return [RowRule(rules.SGD, group["lr"]) for group in groups], [
+            # Without momentum both kinds of decay are the same.
+            _with_momentum(group) if group["momentum"] else _decoupled(group)
+            for group in groups
+        ]
     return [_adam(group) for group in groups], [
         # Otherwise torch adds it to the gradient, whose moments it then enters.
         _decoupled(group) if group["decoupled_weight_decay"] else Decay(added=float(group["weight_decay"]))
@@ -64,6 +70,10 @@ def rules_of(optimizer: torch.optim.Optimizer) -> tuple[list[RowRule], list[Deca
 def _adam(group: dict[str, Any]) -> RowRule:
     beta1, beta2 = map(float, group["betas"])
     return RowRule(rules.ADAM, group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"])
+
+
+def _with_momentum(group: dict[str, Any]) -> Decay:
+    return Decay(1.0, float(group["weight_decay"]), float(group["momentum"]), float(group["nesterov"]))
 
 
 def _decoupled(group: dict[str, Any]) -> Decay:
@@ -80,5 +90,16 @@ def state_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[RowSt
         state = optimizer.dense_state(parameter) if whole is None else whole
         return None if state is None else (state, whole is not None)
     if isinstance(optimizer, _SGD):
-        return RowState(), False
+        return _momentum_state(optimizer, parameter), False
     return adam_state(optimizer.state[parameter], parameter), True
+
+
+def _momentum_state(optimizer: torch.optim.SGD, parameter: Tensor) -> RowState:
+    """Return the sum of gradients that SGD keeps with momentum; zeros, to which torch adds like to none."""
+    groups = (group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    if not next(groups)["momentum"]:
+        return RowState()
+    state = optimizer.state[parameter]
+    if state.get("momentum_buffer") is None:
+        state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return RowState(first=state["momentum_buffer"].view(-1))

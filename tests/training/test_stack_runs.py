@@ -6,9 +6,24 @@ import pytest
 import torch
 from torch import nn
 
-from mt2st_fast import AlternateSteps, Callback, MultiTask, MultiTaskHeads, Switch, Trainer
+from mt2st_fast import (
+    FAMO,
+    AlternateSteps,
+    Callback,
+    Classification,
+    MultiTask,
+    MultiTaskHeads,
+    Switch,
+    Trainer,
+    Uncertainty,
+)
+from mt2st_fast.training.engines import stack_training
 from tests.training.small_runs import Stop, assert_same
 from tests.training.test_stack_training import OPTIMIZERS, TASKS, batch, model, parameters
+
+
+def with_momentum(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.1, nesterov=True)
 
 
 def trainer(backward="auto", callbacks=(), **options):
@@ -24,6 +39,9 @@ def loader():
 @pytest.mark.parametrize("options", [
     {}, {"schedule": AlternateSteps()}, {"lr_scheduler": lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5)},
     {"optimizer": None, "lr": 0.02, "weight_decay": 0.3}, {"optimizer": OPTIMIZERS["SGD"]},
+    {"clip_norm": 0.3}, {"accumulate": 3}, {"clip_norm": 0.3, "accumulate": 2}, {"schedule": FAMO(), "clip_norm": 0.3},
+    {"schedule": Uncertainty(), "accumulate": 3}, {"optimizer": with_momentum, "schedule": AlternateSteps()},
+    {"optimizer": with_momentum, "lr_scheduler": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, 12)},
 ])  # fmt: skip
 def test_a_run_takes_it_and_is_that_of_autograd(options):
     runs = [trainer(backward, **options) for backward in ("auto", "autograd")]
@@ -35,27 +53,37 @@ def test_a_run_takes_it_and_is_that_of_autograd(options):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("stop", [3, 9])
-def test_a_resumed_run_goes_on_with_the_same_bits(stop, tmp_path):
-    whole = trainer(dropout=0.2)
+@pytest.mark.parametrize(
+    ("stop", "options"),
+    [
+        (3, {}),
+        (9, {}),
+        (3, {"clip_norm": 0.2}),
+        (5, {"accumulate": 2}),
+        (5, {"optimizer": with_momentum}),
+    ],
+)
+def test_a_resumed_run_goes_on_with_the_same_bits(stop, options, tmp_path):
+    whole = trainer(dropout=0.2, **options)
     torch.manual_seed(1)
     whole.fit(loader(), epochs=4)
-    stopped = trainer(dropout=0.2, callbacks=[Stop(stop)])
+    stopped = trainer(dropout=0.2, callbacks=[Stop(stop)], **options)
     torch.manual_seed(1)
     stopped.fit(loader(), epochs=4, checkpoint=tmp_path / "c")
-    resumed = trainer(dropout=0.2)
+    resumed = trainer(dropout=0.2, **options)
     resumed.fit(loader(), epochs=4, checkpoint=tmp_path / "c", resume=True)
     assert resumed.history.phases[-1].engine == "one kernel call"
     assert_same(whole, resumed)
 
 
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.3}, {"optimizer": with_momentum}])
 @pytest.mark.parametrize("first", ["auto", "autograd"])
-def test_another_engine_takes_over_a_run(first, tmp_path):
+def test_another_engine_takes_over_a_run(first, options, tmp_path):
     other = {"auto": "autograd", "autograd": "auto"}[first]
-    whole = trainer("autograd")
+    whole = trainer("autograd", **options)
     whole.fit(loader(), epochs=4)
-    trainer(first, callbacks=[Stop(5)]).fit(loader(), epochs=4, checkpoint=tmp_path / "c")
-    resumed = trainer(other)
+    trainer(first, callbacks=[Stop(5)], **options).fit(loader(), epochs=4, checkpoint=tmp_path / "c")
+    resumed = trainer(other, **options)
     resumed.fit(loader(), epochs=4, checkpoint=tmp_path / "c", resume=True)
     ours, theirs = (parameters(run.encoder, run.heads) for run in (resumed, whole))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -68,7 +96,7 @@ def test_a_single_linear_layer_is_an_encoder_too():
 
 
 @pytest.mark.parametrize(("options", "reason"), [
-    ({"clip_norm": 1.0}, "clip_norm needs the gradients"), ({"accumulate": 2}, "several batches"),
+    ({"clip_norm": 1.0, "schedule": Uncertainty()}, "counts the gradients of learned weights"),
     ({"precision": "bfloat16"}, "autocast"),
 ])  # fmt: skip
 def test_a_run_that_needs_gradients_goes_on_without_it(options, reason):
@@ -121,16 +149,99 @@ def test_other_layers_are_trained_from_the_next_step_on(act):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_momentum_that_a_callback_sets_is_kept_from_the_next_step_on():
+    def set_momentum(trainer):
+        trainer.run.optimizer.param_groups[0]["momentum"] = 0.9
+
+    found = []
+    for backward in ("auto", "autograd"):
+        run = trainer(backward, optimizer=OPTIMIZERS["SGD"], callbacks=[Once(2, set_momentum)])
+        run.fit(loader(), epochs=3)
+        assert not run.history.phases[0].passed_over or backward == "autograd"
+        found.append((parameters(run.encoder, run.heads), run.run.optimizer.state_dict()["state"]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+class Own(torch.Tensor):
+    pass
+
+
 def test_inputs_that_it_does_not_take_are_taken_by_another_engine():
     inputs, targets = batch(24)
-    rows = {name: target.view(4, 6, *target.shape[1:]) for name, target in targets.items()}
-    others = [(inputs.view(4, 6, 7), rows), (inputs.clone().requires_grad_(), targets)]
-    for each, reason in zip(others, ("takes inputs (N, 7)", "want a gradient"), strict=True):
+    others = [(inputs.as_subclass(Own), targets), (inputs.clone().requires_grad_(), targets)]
+    for each, reason in zip(others, ("not one plain tensor", "want a gradient"), strict=True):
         run = trainer(schedule=MultiTask())
         phase = run.fit([(inputs, targets), each], epochs=1).phases[0]
         assert phase.engine == "one kernel call"
         assert reason in phase.passed_over["one kernel call"]
     assert others[1][0].grad is not None
+
+
+def test_rows_of_sequences_are_rows():
+    inputs, targets = batch(24)
+    rows = {name: target.view(4, 6, *target.shape[1:]) for name, target in targets.items()}
+    found = []
+    for each in ((inputs, targets), (inputs.view(4, 6, 7), rows)):
+        run = trainer(schedule=MultiTask())
+        run.fit([each], epochs=2)
+        assert not run.history.phases[0].passed_over
+        found.append(parameters(run.encoder, run.heads))
+    assert all(map(torch.equal, *found))
+
+
+# --- several batches in a step ------------------------------------------------------------------------------
+
+
+def loaders():
+    """Of tasks a, b and c, and of d and e, in batches of other sizes."""
+    first = [(inputs, {n: targets[n] for n in "abc"}) for inputs, targets in loader()]
+    second = [(inputs, {n: targets[n] for n in "de"}) for inputs, targets in map(batch, (5, 70, 1))]
+    inputs, targets = batch(30, seed=8)
+    rows = (inputs.view(5, 6, 7), {n: targets[n].to(torch.int32).view(5, 6) for n in "ab"})
+    return {"a": [*first, rows], "d": second}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batches_of_several_loaders_are_one_call(accumulate):
+    found = []
+    for backward in ("auto", "autograd"):
+        run = trainer(backward, accumulate=accumulate)
+        run.fit(loaders(), epochs=3)
+        found.append((parameters(run.encoder, run.heads), [step.losses for step in run.history.steps]))
+        assert not run.history.phases[0].passed_over or backward == "autograd"
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_labels_that_smooth_with_classes_of_weight_0_count_as_in_one_batch():
+    tasks = {"a": Classification(3, label_smoothing=0.3, class_weights=[0.0, 1.0, 2.0])}
+    inputs, targets = torch.randn(8, 7), torch.tensor([0, 0, 0, 0, 1, 0, 2, 1])
+    found = []
+    for batches, options in (
+        ([(inputs, targets)], {}), ([(inputs[:4], targets[:4]), (inputs[4:], targets[4:])], {"accumulate": 2}),
+    ):  # fmt: skip
+        encoder, heads = model(tasks=tasks)
+        run = Trainer(encoder, heads, device="cpu", **options)
+        run.fit([(x, {"a": y}) for x, y in batches], epochs=3)
+        assert {phase.engine for phase in run.history.phases} == {"one kernel call"}
+        found.append(parameters(encoder, heads))
+    assert all(map(torch.equal, *found))
+
+
+def test_a_wrong_shape_in_one_of_several_batches_is_named_and_moves_nothing():
+    (inputs, targets), other = batch(20), batch(12)
+    run = trainer(schedule=MultiTask(), accumulate=2)
+    before = parameters(run.encoder, run.heads)
+    with pytest.raises(ValueError, match=r"targets of b must be \(20,\), not \(21,\)"):
+        run.fit([(inputs, targets | {"b": torch.zeros(21, dtype=torch.int64)}), other], epochs=1)
+    assert all(map(torch.equal, before, parameters(run.encoder, run.heads)))
+
+
+def test_more_rows_than_there_is_room_for_are_left_to_another_engine(monkeypatch):
+    monkeypatch.setattr(stack_training, "MOST_JOINED", 90 * (7 + 2 * 20 + 2 * 33))
+    run = trainer(schedule=MultiTask(), accumulate=2)
+    phase = run.fit(loader(), epochs=1).phases[0]
+    assert phase.engine == "one kernel call"
+    assert "have 154 rows, of which its kernel joins up to 90" in phase.passed_over["one kernel call"]
 
 
 def test_tasks_without_labels_or_targets_and_empty_batches_are_as_in_eager_steps():
@@ -143,3 +254,42 @@ def test_tasks_without_labels_or_targets_and_empty_batches_are_as_in_eager_steps
         run.fit(batches, epochs=2)
         found.append(parameters(run.encoder, run.heads))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+# --- a table before the layers ------------------------------------------------------------------------------
+
+TABLES = {
+    "bag": lambda: nn.Sequential(nn.EmbeddingBag(300, 7, padding_idx=2), nn.Linear(7, 33)),
+    "side by side": lambda: nn.Sequential(nn.Embedding(300, 5), nn.Flatten(), nn.Linear(20, 33), nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("options", [
+    {"clip_norm": 0.05}, {"clip_norm": 0.05, "optimizer": OPTIMIZERS["SGD"]}, {"accumulate": 3, "clip_norm": 0.05},
+    {"clip_norm": 0.05, "optimizer": lambda p: torch.optim.SGD(p, 0.5)}, {"clip_norm": 1e3, "accumulate": 2},
+])  # fmt: skip
+@pytest.mark.parametrize("front", TABLES)
+def test_gradients_of_a_table_count_in_the_norm_and_are_scaled(front, options):
+    batches = [
+        (torch.randint(300, (len(inputs), 4), generator=torch.Generator().manual_seed(len(inputs))), targets)
+        for inputs, targets in loader()
+    ]
+    found = []
+    for backward in ("auto", "autograd"):
+        torch.manual_seed(0)
+        encoder, heads = TABLES[front](), MultiTaskHeads(33, TASKS, "a")
+        run = Trainer(encoder, heads, device="cpu", backward=backward, **{"lr": 0.02} | options)
+        run.fit(batches, epochs=3)
+        found.append(parameters(encoder, heads))
+        engine = "one kernel call" if backward == "auto" else "eager"
+        assert {phase.engine for phase in run.history.phases} == {engine}
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_words_of_other_lengths_in_one_step_are_left_to_another_engine():
+    _, targets = batch(24)
+    batches = [(torch.randint(300, (24, L)), targets) for L in (4, 4, 3, 4)]
+    encoder, heads = TABLES["bag"](), MultiTaskHeads(33, TASKS, "a")
+    phase = Trainer(encoder, heads, device="cpu", accumulate=2, lr=0.02).fit(batches, epochs=1).phases[0]
+    assert phase.engine == "one kernel call"
+    assert "of different lengths" in phase.passed_over["one kernel call"]

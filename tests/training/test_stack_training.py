@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -40,6 +40,8 @@ OPTIMIZERS = {
     "Adam with decay": lambda p: torch.optim.Adam(p, **ADAMW, betas=(0.7, 0.9)),
     "Adam, decoupled": lambda p: torch.optim.Adam(p, **ADAMW, decoupled_weight_decay=True),
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1),
+    "SGD with momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "SGD of Nesterov, fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8, nesterov=True, fused=True),
     "LazyAdam": lambda p: LazyAdam(p, **ADAMW),
     "our SGD": lambda p: SGD(p, lr=0.1),
     "RowwiseAdagrad": lambda p: RowwiseAdagrad(p, lr=0.05, eps=1e-3),
@@ -82,17 +84,19 @@ def optimizer_of(make, encoder, heads):
     return make([*encoder.parameters(), *heads.parameters()])
 
 
-def stepped(encoder, heads, optimizer, batches, weights=WEIGHTS):
-    training = StackTraining(encoder, heads, optimizer)
+def stepped(encoder, heads, optimizer, batches, weights=WEIGHTS, clip_norm=None):
+    training = StackTraining(encoder, heads, optimizer, clip_norm)
     return torch.stack([training(*each, weights) for each in batches]), parameters(encoder, heads)
 
 
-def eager(encoder, heads, optimizer, batches, weights=WEIGHTS):
+def eager(encoder, heads, optimizer, batches, weights=WEIGHTS, clip_norm=None):
     losses = []
     for inputs, targets in batches:
         dtype = next(encoder.parameters()).dtype
         out = heads(encoder(inputs.to(dtype)), targets, weights)
         out.total.backward()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_([*encoder.parameters(), *heads.parameters()], clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(out.losses)
@@ -105,32 +109,35 @@ def largest_error(found, truth):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
-    ("N", "sizes", "bias"),
+    ("N", "sizes", "bias", "clip_norm"),
     [
-        (50, (7, 20, 33), True), (1, (7, 20), True), (300, (7, 130, 64, 48), False), (129, (1, 1), True),
-        (17, (70, 16, 1, 5), True),
+        (50, (7, 20, 33), True, None), (1, (7, 20), True, 0.1), (300, (7, 130, 64, 48), False, 0.01),
+        (129, (1, 1), True, None), (17, (70, 16, 1, 5), True, None), (50, (7, 20, 300), True, 1.0),
+        (33, (7, 20), True, 1e4),
     ],
 )  # fmt: skip
-def test_it_is_as_accurate_as_torch(activation, N, sizes, bias):
+def test_it_is_as_accurate_as_torch(activation, N, sizes, bias, clip_norm):
     batches = [batch(N, sizes[0], seed=seed) for seed in range(4)]
     runs = []
     for dtype, run in ((torch.float64, eager), (torch.float32, eager), (torch.float32, stepped)):
         encoder, heads = (part.to(dtype) for part in model(sizes, activation, bias=bias))
-        runs.append(run(encoder, heads, optimizer_of(OPTIMIZERS["AdamW"], encoder, heads), batches))
+        held = optimizer_of(OPTIMIZERS["AdamW"], encoder, heads)
+        runs.append(run(encoder, heads, held, batches, clip_norm=clip_norm))
     truth, of_torch, ours = runs
     for place in (0, 1):
         error, theirs = largest_error(ours[place], truth[place]), largest_error(of_torch[place], truth[place])
         assert error <= 2 * theirs + 2e-7, (error, theirs)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 0.2])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimizer_moves_as_in_eager_steps(optimizer):
+def test_every_optimizer_moves_as_in_eager_steps(optimizer, clip_norm):
     batches = [batch(seed=seed) for seed in range(5)]
     found = []
     for run in (eager, stepped):
         encoder, heads = model()
         held = optimizer_of(OPTIMIZERS[optimizer], encoder, heads)
-        found.append((*run(encoder, heads, held, batches), held.state_dict()))
+        found.append((*run(encoder, heads, held, batches, clip_norm=clip_norm), held.state_dict()))
     (losses, wanted, state), (own_losses, moved, own_state) = found
     torch.testing.assert_close(own_losses, losses, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(moved, wanted, rtol=1e-4, atol=1e-6)
@@ -154,8 +161,8 @@ def test_every_group_moves_by_its_own_rate_and_decay():
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_the_bits_do_not_depend_on_the_number_of_threads(dropout):
+@pytest.mark.parametrize(("dropout", "clip_norm"), [(0.0, None), (0.3, None), (0.3, 0.1)])
+def test_the_bits_do_not_depend_on_the_number_of_threads(dropout, clip_norm):
     before, found = torch.get_num_threads(), []
     try:
         for n_threads in (1, 2, 4, 2):
@@ -163,12 +170,36 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(dropout):
             encoder, heads = model((7, 200, 190), "tanh", dropout=dropout)
             held = optimizer_of(OPTIMIZERS["AdamW"], encoder, heads)
             torch.manual_seed(5)
-            found.append(stepped(encoder, heads, held, [batch(N, seed=N) for N in (33, 200, 64)]))
+            batches = [batch(N, seed=N) for N in (33, 200, 64)]
+            found.append(stepped(encoder, heads, held, batches, clip_norm=clip_norm))
     finally:
         torch.set_num_threads(before)
     for losses, moved in found[1:]:
         assert torch.equal(losses, found[0][0])
         assert all(map(torch.equal, moved, found[0][1]))
+
+
+def test_a_norm_that_is_reached_by_no_gradient_changes_no_bit():
+    found = []
+    for clip_norm in (None, 1e6):
+        encoder, heads = model()
+        held = optimizer_of(OPTIMIZERS["AdamW"], encoder, heads)
+        found.append(stepped(encoder, heads, held, [batch(seed=1), batch(seed=2)], clip_norm=clip_norm))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(map(torch.equal, found[0][1], found[1][1]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e25])
+def test_norms_that_are_not_finite_clip_as_in_eager_steps(value):
+    found = []
+    for run in (eager, stepped):
+        encoder, heads = model(activation="none")
+        inputs, targets = batch()
+        inputs[3, 2] = value
+        held = optimizer_of(OPTIMIZERS["SGD"], encoder, heads)
+        _, moved = run(encoder, heads, held, [(inputs, targets)], clip_norm=0.5)
+        found.append([parameter.isfinite() for parameter in moved])
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("N", [1, 33, 100, 197])
@@ -256,7 +287,9 @@ def test_dropout_before_a_relu_is_dropout_after_it():
 
 
 def test_what_is_frozen_stays_and_all_else_moves_as_beside_it():
-    for frozen in ("0.weight", "1.weight", "1.bias", "heads a", "encoder", "heads"):
+    for frozen, clip_norm in product(
+        ("0.weight", "1.weight", "1.bias", "heads a", "encoder", "heads"), (None, 0.2)
+    ):
         found = []
         for run in (eager, stepped):
             encoder, heads = model()
@@ -268,7 +301,13 @@ def test_what_is_frozen_stays_and_all_else_moves_as_beside_it():
             moving = [p for p in named.values() if p.requires_grad]
             before = parameters(encoder, heads)
             found.append(
-                run(encoder, heads, torch.optim.AdamW(moving, **ADAMW), [batch(seed=3), batch(seed=4)])
+                run(
+                    encoder,
+                    heads,
+                    torch.optim.AdamW(moving, **ADAMW),
+                    [batch(seed=3), batch(seed=4)],
+                    clip_norm=clip_norm,
+                )
             )
         torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
         still = [p.requires_grad is False for p in named.values()]
@@ -346,7 +385,7 @@ def test_an_encoder_that_is_more_than_this_is_not_taken(reason):
 
 
 @pytest.mark.parametrize(("make", "reason"), [
-    (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), "momentum=0.9 of SGD"),
+    (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, dampening=0.5), "dampening=0.5 of SGD"),
     (lambda p: torch.optim.SGD(p, 0.1, maximize=True), "maximize=True of SGD"),
     (lambda p: torch.optim.AdamW(p, 0.1, amsgrad=True), "amsgrad=True of AdamW"),
     (lambda p: torch.optim.Adam(p, 0.1, maximize=True), "maximize=True of Adam"),

@@ -21,11 +21,13 @@ from ...machine.simd import (
     sum_of,
 )
 from ...machine.team import Kernel, in_parallel
+from ..batch import NONE
 from .ids import LINE_BYTES, group_bags
 from .row_sums import ONE, SHORT_SUM, ZERO, place, sum_rows
 from .rules import move_columns, row_numbers
 
 AHEAD = 16  # rows that are prefetched
+AHEAD_IN_BAGS = 8  # ids whose rows are prefetched
 
 
 @helper
@@ -126,6 +128,27 @@ def move_row(rule, row, gradient, D, first, second, step, scale):
         _move(row, gradient, D, step)
     else:
         _move_by_columns(rule, row, gradient, D, first, second, step, scale)
+
+
+@borrower
+def move_decayed(rule, factor, added, row, gradient, n, first, second, step, scale):
+    """move_row of n >= WIDTH numbers w, which decay on the way: w *= factor, and gradient += added * w before that."""
+    kind, numbers, has_first, has_second = rule["kind"], _numbers_of(rule), first != 0, second != 0
+    first, second = first if has_first else row, second if has_second else row
+    last = FLOAT_BYTES * (n - WIDTH)
+    moved = _decayed_vector(kind, factor, added, row, gradient, first, second, last, step, scale, numbers)
+    for at in range(0, last, FLOAT_BYTES * WIDTH):
+        own = _decayed_vector(kind, factor, added, row, gradient, first, second, at, step, scale, numbers)
+        _store_vector(own, row, first, second, at, has_first, has_second)
+    _store_vector(moved, row, first, second, last, has_first, has_second)
+
+
+@borrower
+def _decayed_vector(kind, factor, added, row, gradient, first, second, at, step, scale, numbers):
+    w, g = load(row + at), load(gradient + at)
+    if added != ZERO:  # infinity times 0 would be NaN
+        g = g + w * added
+    return move_columns(kind, w * factor, g, load(first + at), load(second + at), step, scale, numbers)
 
 
 @borrower
@@ -245,6 +268,15 @@ def ask_for_row(table, row, D):
     at = table + FLOAT_BYTES * row * D
     for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
         prefetch(at + line)
+
+
+@borrower
+def pool_bag(table, D, ids, first, last, scales, target):
+    """sum_rows of the rows ids[first:last] of a table; prefetches those that are AHEAD_IN_BAGS of each."""
+    for i in range(first + AHEAD_IN_BAGS, min(last + AHEAD_IN_BAGS, len(ids))):
+        if ids[i] != NONE:
+            ask_for_row(table, np.int64(ids[i]), D)
+    sum_rows(table, D, ids, first, last, scales, target)
 
 
 @borrower

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...bags.batch import NONE
-from ...bags.on_numba.row_sums import share, sum_rows
-from ...bags.on_numba.row_updates import ask_for_row, update_from_transposed, update_row
+from ...bags.on_numba.row_sums import share
+from ...bags.on_numba.row_updates import pool_bag, update_from_transposed, update_row
 from ...bags.prepared import PreparedBags
 from ...bags.rules import RowRule, packed
 from ...heads.on_numba.loss_pass import LANES
@@ -43,7 +42,6 @@ from ..model import BagModel, Moves
 ZERO = np.float32(0)
 NO_SCALES = np.zeros(0, np.float32)
 PIECES_A_PART = 4  # rows of many bags take longer than rows of few
-AHEAD = 8  # ids whose rows are prefetched
 # Indices into the axes of addresses (K, 2, 2).
 WEIGHT, BIAS = 0, 1
 PARAMETER, STATE = 0, 1
@@ -53,11 +51,8 @@ PARAMETER, STATE = 0, 1
 def _pool_rows(table, D, ids, starts, first, last, target, ld):
     """target (.., ld) = sums of the rows in the bags first..last."""
     for bag in range(first, last):
-        for i in range(starts[bag] + AHEAD, min(starts[bag + 1] + AHEAD, len(ids))):
-            if ids[i] != NONE:
-                ask_for_row(table, np.int64(ids[i]), D)
         at = target + FLOAT_BYTES * (bag - first) * ld
-        sum_rows(table, D, ids, starts[bag], starts[bag + 1], NO_SCALES, at)
+        pool_bag(table, D, ids, starts[bag], starts[bag + 1], NO_SCALES, at)
 
 
 @helper

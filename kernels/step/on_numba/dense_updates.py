@@ -128,6 +128,49 @@ def _sum_halves(piece, sums, more):
 
 
 @helper
+def sum_of_squares(values):
+    """The sum of the squares of float32 values (n,), in float64: a square may be too large for float32."""
+    total = 0.0
+    for i in range(len(values)):
+        total += np.float64(values[i]) * np.float64(values[i])
+    return total
+
+
+@helper
+def square_of_piece(p, pieces, column_of, n_tiles, dense):
+    """The sum of the squares of the gradient of piece p."""
+    piece, total = pieces[p], 0.0
+    if _is_bias(piece):
+        bias = np.empty(piece["rows"] * piece["columns"], np.float32)
+        _gradient_of_bias(piece, column_of, n_tiles, dense, bias)
+        return sum_of_squares(bias)
+    gradient, other = _sums_of(piece, dense.sums[0, p]), _sums_of(piece, dense.sums[1, p])
+    for r in range(piece["rows"]):
+        for c in range(piece["columns"]):
+            g = np.float64(gradient[r, c] + other[r, c])
+            total += g * g
+    return total
+
+
+@helper
+def clip_factor(squares, clip_norm):
+    """What torch's clip_grad_norm_ scales gradients by; squares: the sums of the squares of their parts."""
+    total = 0.0
+    for i in range(len(squares)):
+        total += squares[i]
+    factor = clip_norm / (np.sqrt(total) + 1e-6)
+    return ONE if factor > 1.0 else np.float32(factor)  # NaN stays
+
+
+@helper
+def _scale(factor, gradient, R, C, ldg):
+    if factor != ONE:
+        for r in range(R):
+            for c in range(C):
+                gradient[r * ldg + c] *= factor
+
+
+@helper
 def _decay(decay, parameter, gradient, R, C, ldg):
     """Decay a parameter (R, C) as a rule does; gradient (R, ldg)."""
     if decay[1] != ZERO:
@@ -140,18 +183,39 @@ def _decay(decay, parameter, gradient, R, C, ldg):
 
 
 @helper
-def _move_piece(piece, rules, decays, gradient, ldg):
+def numbers_of_whole(rule, counts):
+    """Return step and scale of a parameter that is treated as one row; counts (1,), its steps before this one."""
+    own = np.zeros(1, np.float32)
+    if len(counts):
+        own[0] = counts[0]
+    return row_numbers(rule, ZERO, own, 0)
+
+
+@helper
+def _add_momentum(decay, address, gradient, R, C, ldg):
+    """Add a gradient (R, ldg) to the sum of gradients (R, C) at an address, and let it be what momentum makes of it."""
+    sums, momentum = numba.carray(pointer_to_float32(address), (R * C,)), decay[2]
+    for r in range(R):
+        for c in range(C):
+            own = gradient[r * ldg + c]
+            total = momentum * sums[r * C + c] + own
+            sums[r * C + c] = total
+            gradient[r * ldg + c] = own + momentum * total if decay[3] != ZERO else total
+
+
+@helper
+def move_piece(piece, rules, decays, factor, gradient, ldg):
     """Update a piece of a dense parameter by its gradient, an array whose rows are so many numbers apart."""
     R, C, rule = piece["rows"], piece["columns"], rules[piece["rule"]]
     parameter = numba.carray(pointer_to_float32(piece["parameter"]), (R * C,))
+    _scale(factor, gradient, R, C, ldg)
     _decay(decays[piece["rule"]], parameter, gradient, R, C, ldg)
+    if decays[piece["rule"]][2] != ZERO:
+        _add_momentum(decays[piece["rule"]], piece["first"], gradient, R, C, ldg)
     counts = numba.carray(pointer_to_float32(piece["per_row"]), (R if piece["per_row"] else 0,))
     start = address_of(gradient)
     if piece["whole"]:
-        own = np.zeros(1, np.float32)
-        if len(counts):
-            own[0] = counts[0]
-        step, scale = row_numbers(rule, ZERO, own, 0)
+        step, scale = numbers_of_whole(rule, counts)
     for r in range(R):
         at, offset = start + FLOAT_BYTES * r * ldg, FLOAT_BYTES * r * C
         first = piece["first"] + offset if piece["first"] else 0
@@ -164,13 +228,13 @@ def _move_piece(piece, rules, decays, gradient, ldg):
 
 
 @helper
-def move_dense(p, pieces, rules, decays, column_of, n_tiles, dense):
-    """Update piece p; decays (rules, 2): the numbers of a Decay."""
+def move_dense(p, pieces, rules, decays, factor, column_of, n_tiles, dense):
+    """Update piece p; decays (rules, 4): the numbers of a Decay. factor: of all gradients."""
     piece = pieces[p]
     if _is_bias(piece):
         bias = np.empty(piece["rows"] * piece["columns"], np.float32)
         _gradient_of_bias(piece, column_of, n_tiles, dense, bias)
-        _move_piece(piece, rules, decays, bias, piece["columns"])
+        move_piece(piece, rules, decays, factor, bias, piece["columns"])
     else:
         _sum_halves(piece, dense.sums[0, p], dense.sums[1, p])
-        _move_piece(piece, rules, decays, dense.sums[0, p], round_up(piece["columns"], PANEL) + SKEW)
+        move_piece(piece, rules, decays, factor, dense.sums[0, p], round_up(piece["columns"], PANEL) + SKEW)

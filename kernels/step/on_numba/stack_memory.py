@@ -13,6 +13,7 @@ from ...machine.simd import WIDTH
 from ..model import EVERYTHING
 from ..stack_model import ACTIVATIONS, StackModel
 from .dense_memory import LAYER, DenseBuffers, dense_buffers, floats, parameter_address, up
+from .front_memory import FrontMemory
 
 MOST_TILE_ROWS = 64
 # A tile for each of this many threads, if there are rows for it.
@@ -32,6 +33,7 @@ class Memory(NamedTuple):
     n_tiles: int
     packs: np.ndarray
     pack_pieces: int
+    front: FrontMemory
     dense: DenseBuffers
     held: list[np.ndarray]
 
@@ -64,7 +66,9 @@ def _new_memory(model: StackModel, N: int, n_tiles: int) -> Memory:
     padded = up(N, WIDTH) + MOST_TILE_ROWS
     layers = np.zeros(len(model.layers), LAYER)
     ld = up(model.n_inputs, PANEL) + SKEW
-    inputs = make(padded, ld)
+    inputs = x = make(padded, ld)
+    d_x = make(padded, ld) if model.moving(EVERYTHING).reach > len(model.layers) else 0
+    front = FrontMemory(model.front, x, ld, model.n_inputs, d_x)
     for record, layer in zip(layers, model.layers, strict=True):
         H, F = layer.weight.parameter.shape
         record["weight"], record["bias"] = map(parameter_address, layer.linear)
@@ -79,23 +83,22 @@ def _new_memory(model: StackModel, N: int, n_tiles: int) -> Memory:
             make(-(-H // PANEL), F * PANEL),
             make(-(-F // PANEL), H * PANEL),
         )
-    pieces, last = model.moving(EVERYTHING).dense.pieces, layers[-1]
+    pieces = model.moving(EVERYTHING).dense.pieces
     dense = dense_buffers(
-        layers, model.heads, model.layout, pieces, (last["outputs"], last["ld"], last["rows"]), n_tiles,
-        MOST_TILE_ROWS,
-    )  # fmt: skip
+        layers, model.heads, model.layout, pieces, (inputs, ld, model.n_features), n_tiles, MOST_TILE_ROWS
+    )
     n_floats = sum(layer.weight.parameter.numel() for layer in model.layers)
-    return Memory(N, n_tiles, _packs(model), max(1, n_floats // FLOATS_A_PIECE), dense, held)
+    return Memory(N, n_tiles, _packs(model), max(1, n_floats // FLOATS_A_PIECE), front, dense, held)
 
 
 def _packs(model: StackModel) -> np.ndarray:
-    """Return what is packed before a step; for the backward pass all but the first layer."""
+    """Return what is packed before a step; for the backward pass only layers with a layer or a table before them."""
     found = []
     for index, layer in enumerate(model.layers):
         H, F = layer.weight.parameter.shape
         for backward, panels, floats_each in ((0, -(-H // PANEL), F * PANEL), (1, -(-F // PANEL), H * PANEL)):
             at_once = max(1, PACKED_FLOATS // floats_each)
-            if index or not backward:
+            if index or not backward or model.front is not None:
                 found += [
                     (index, backward, first, min(panels, first + at_once))
                     for first in range(0, panels, at_once)

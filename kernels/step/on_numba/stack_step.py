@@ -2,9 +2,12 @@
 
 Four rounds of pieces of work, each on all threads:
 1. weights are packed for their products;
-2. tiles of rows: all layers, logits, losses, and the gradients of all layers' outputs;
+2. tiles of rows: all layers, logits, losses, and the gradients of all layers' outputs; beside them, the batch is
+   grouped by rows of the table, if that is trained;
 3. the gradients of weights, over each half of the tiles;
-4. updates.
+4. updates; a row of the table sums its gradient itself.
+
+Gradients are clipped between the last two, by the sums of the squares of their pieces.
 
 A piece's result does not depend on other pieces, and a sum is computed by one piece in the order of its terms: the same
 call gives the same bits on any number of threads. Gradients are computed only as far back as something is trained.
@@ -31,8 +34,9 @@ from ..room import Dropout
 from ..stack_model import StackModel
 from .dense_memory import HALVES
 from .dense_tiles import columns_by_task, count_step, head_biases, store_losses
-from .dense_updates import add_up_dense, move_dense
+from .dense_updates import ONE, add_up_dense, clip_factor, move_dense, square_of_piece
 from .dropout import drop_of
+from .front import index_batch, move_table, n_table_pieces, scale_vectors, square_of_rows, sweeps_table
 from .stack_memory import memory_of, tile_rows_of
 from .stack_tiles import prepare, run_tile
 
@@ -44,14 +48,50 @@ def _add_up(p, pieces, N, tile_rows, column_of, dense):
     add_up_dense(p - half * len(pieces), half, pieces, N, tile_rows, column_of, dense)
 
 
-def _step_on_stack(  # type: ignore[no-untyped-def]
-    team, rules, decays, inputs, N, tile_rows, packs, pack_pieces, drops, pieces, counts, heads, column_weights,
-    targets, mean_scale, scale, reach, dense, losses_address, correct_address,
+@helper
+def _run(
+    p, n_indexed, sweeps, N, tile_rows, front, inputs, drops, reach, for_logits, for_features, head_bias, heads,
+    columns, column_weights, targets, scale, dense,
 ):  # fmt: skip
-    """Take one step on N rows of inputs, an address; store losses and hits of the heads.
+    """Group the batch by rows of the table (piece 0, if n_indexed is 1), or process a tile."""
+    if p < n_indexed:
+        index_batch(front, sweeps)
+    else:
+        run_tile(
+            p - n_indexed, N, tile_rows, front, inputs, drops, reach, for_logits, for_features, head_bias, heads,
+            columns, column_weights, targets, scale, dense,
+        )  # fmt: skip
 
-    rules, decays: of this step (see move_dense). pieces, counts: of parameters that are updated. heads: records of the
-    heads that are computed. reach: how many layers gradients are computed for. Everything else is as in tile_pass.
+
+@helper
+def _square(p, n_of_table, front, pieces, column_of, n_tiles, dense, squares):
+    """squares[p] = the sum of the squares of the gradient of some rows of the table, or of a dense parameter."""
+    if p < n_of_table:
+        squares[p] = square_of_rows(p, front)
+    else:
+        squares[p] = square_of_piece(p - n_of_table, pieces, column_of, n_tiles, dense)
+
+
+@helper
+def _move(
+    p, n_of_table, table_pieces, sweeps, front, pieces, rules, decays, factor, column_of, n_tiles, dense
+):
+    """Update some rows of the table (the first pieces), or some dense parameters (the others)."""
+    if p < n_of_table:
+        move_table(p, front, table_pieces, sweeps, rules, decays)
+    else:
+        move_dense(p - n_of_table, pieces, rules, decays, factor, column_of, n_tiles, dense)
+
+
+def _step_on_stack(  # type: ignore[no-untyped-def]
+    team, rules, decays, clip_norm, front, table_pieces, inputs, N, tile_rows, packs, pack_pieces, drops, pieces,
+    counts, heads, column_weights, targets, mean_scale, scale, reach, dense, losses_address, correct_address,
+):  # fmt: skip
+    """Take one step on N rows of inputs, an address, or of the indices that the front holds; store losses and hits.
+
+    rules, decays: of this step (see move_dense). clip_norm: 0 = gradients are not clipped. pieces, counts: of
+    parameters that are updated. heads: records of the heads that are computed. reach: how many layers gradients are
+    computed for. Everything else is as in tile_pass.
     """
     K, S = len(heads), len(column_weights)
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
@@ -64,12 +104,27 @@ def _step_on_stack(  # type: ignore[no-untyped-def]
     ))  # fmt: skip
     head_bias_s = head_biases(heads, dense.biases, S)
     n_tiles = -(-N // tile_rows)
-    in_parallel(team, n_tiles, run_tile, (
-        N, tile_rows, inputs, drops, reach, for_logits, for_features, head_bias_s, heads, columns, column_weights,
-        targets, scale, dense,
+    moves_table = len(table_pieces) > 0
+    sweeps = moves_table and sweeps_table(rules[front[0]["rule"]], decays[front[0]["rule"]])
+    in_parallel(team, int(moves_table) + n_tiles, _run, (
+        int(moves_table), sweeps, N, tile_rows, front, inputs, drops, reach, for_logits, for_features, head_bias_s,
+        heads, columns, column_weights, targets, scale, dense,
     ))  # fmt: skip
     in_parallel(team, HALVES * len(pieces), _add_up, (pieces, N, tile_rows, column_of, dense))
-    in_parallel(team, len(pieces), move_dense, (pieces, rules, decays, column_of, n_tiles, dense))
+    factor = ONE
+    if clip_norm > 0.0:
+        n_of_rows = n_table_pieces(front, table_pieces, False) if moves_table else 0
+        squares = np.zeros(n_of_rows + len(pieces))
+        in_parallel(
+            team, len(squares), _square, (n_of_rows, front, pieces, column_of, n_tiles, dense, squares)
+        )
+        factor = clip_factor(squares, clip_norm)
+        if moves_table and factor != ONE:
+            in_parallel(team, n_tiles, scale_vectors, (N, tile_rows, factor, front))
+    n_of_table = n_table_pieces(front, table_pieces, sweeps) if moves_table else 0
+    in_parallel(team, n_of_table + len(pieces), _move, (
+        n_of_table, table_pieces, sweeps, front, pieces, rules, decays, factor, column_of, n_tiles, dense
+    ))  # fmt: skip
     for i in range(len(counts)):
         count_step(counts[i])
     store_losses(heads, n_tiles, mean_scale, dense, losses, correct)
@@ -92,20 +147,24 @@ def step(
     task_weights: Tensor,
     dropouts: Sequence[Dropout],
     moves: Moves,
+    clip_norm: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Return (losses (K,), correct (K,)) for `stack_step` in step/stack.py."""
     # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
     batch = survey_batch(targets, task_weights, model.layout, not task_weights.requires_grad)
     N, K, moving = inputs.shape[0], len(model.heads), model.moving(moves)
-    inputs = inputs if inputs.is_contiguous() else inputs.contiguous()
     losses = torch.zeros(K, dtype=torch.float32, device="cpu")
     correct = torch.zeros(K, dtype=torch.int64, device="cpu")
     memory = memory_of(model, N)
+    if model.front is not None:
+        memory.front.hold(inputs)
+    elif not inputs.is_contiguous():
+        inputs = inputs.contiguous()
     step_on_stack(
-        packed(rules), np.array(decays, np.float32), inputs.data_ptr(), N, tile_rows_of(N), memory.packs,
-        memory.pack_pieces, _drops(dropouts), moving.dense.pieces, moving.dense.counts, batch.computed(),
-        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, moving.reach, memory.dense,
-        losses.data_ptr(), correct.data_ptr(),
+        packed(rules), np.array(decays, np.float32), clip_norm or 0.0, memory.front.record, moving.table_pieces,
+        inputs.data_ptr(), N, tile_rows_of(N), memory.packs, memory.pack_pieces, _drops(dropouts),
+        moving.dense.pieces, moving.dense.counts, batch.computed(), batch.table.column_weights, batch.addresses,
+        batch.scale, batch.gradient_scale, moving.reach, memory.dense, losses.data_ptr(), correct.data_ptr(),
     )  # fmt: skip
     return losses, correct
 

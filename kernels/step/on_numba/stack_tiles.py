@@ -11,12 +11,13 @@ import numpy as np
 
 from ...heads.on_numba.stages import ZERO, pack_feature_panel, pack_for_logits, round_up
 from ...heads.on_numba.tile import pack_heads
-from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
+from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from .activations import activate, deactivate
 from .dense_tiles import copy_from, head_tile, multiply_panels
-from .dropout import draw_factors, words_of
+from .dropout import words_of
+from .front import load_rows, store_vector_gradients
 
 # --- round 1: packed weights --------------------------------------------------------------------------------
 
@@ -57,24 +58,12 @@ def _tile_of(address, ld, first):
 
 
 @helper
-def _load_inputs(inputs, layer, drop, first, rows, factors, words):
-    """Copy rows first.. of the inputs (N, F) to the first layer, with dropout."""
-    F, ld = layer["columns"], layer["ld_inputs"]
-    for i in range(first, first + rows):
-        copy_floats(inputs + FLOAT_BYTES * i * F, layer["inputs"] + FLOAT_BYTES * i * ld, F)
-        if drop["threshold"] > 0:
-            draw_factors(factors[:F], F, drop["key"], i, drop["threshold"], drop["kept"], words)
-            x = numba.carray(pointer_to_float32(layer["inputs"] + FLOAT_BYTES * i * ld), (F,))
-            for f in range(F):
-                x[f] *= factors[f]
-
-
-@helper
 def run_tile(
-    tile, N, tile_rows, inputs, drops, reach, for_logits, for_features, head_bias, heads, columns, column_weights,
-    targets, scale, dense,
+    tile, N, tile_rows, front, inputs, drops, reach, for_logits, for_features, head_bias, heads, columns,
+    column_weights, targets, scale, dense,
 ):  # fmt: skip
-    """Process the rows of a tile: outputs of all layers, losses, and gradients of the outputs of `reach` layers.
+    """Process the rows of a tile: outputs of all layers, losses, and gradients of the outputs of `reach` layers, or of
+    all layers and of the table before them.
 
     drops (layers + 1,): of the inputs, and of every layer's outputs.
     """
@@ -84,32 +73,36 @@ def run_tile(
     whole = round_up(
         rows, BLOCK_ROWS
     )  # products are of whole blocks: what lies beyond the rows is never read
-    widest = layers[0]["columns"]
+    F = front[0]["F"]
+    widest = F
     for n in range(L):
         widest = max(widest, layers[n]["rows"])
     factors, words = np.zeros(round_up(widest, WIDTH), np.float32), np.empty(words_of(widest), np.uint64)
-    _load_inputs(inputs, layers[0], drops[0], first, rows, factors, words[: words_of(layers[0]["columns"])])
+    load_rows(front, inputs, drops[0], first, rows, factors, words[: words_of(F)])
     for n in range(L):
         layer = layers[n]
-        ld, ldx, H, F = layer["ld"], layer["ld_inputs"], layer["rows"], layer["columns"]
+        ld, ldx, H, F_n = layer["ld"], layer["ld_inputs"], layer["rows"], layer["columns"]
         multiply_panels(
-            _tile_of(layer["inputs"], ldx, first), ldx, whole, F, layer["forward"], F * PANEL, H,
+            _tile_of(layer["inputs"], ldx, first), ldx, whole, F_n, layer["forward"], F_n * PANEL, H,
             _tile_of(layer["outputs"], ld, first), ld,
         )  # fmt: skip
         for h in range(round_up(H, WIDTH)):
             factors[h] = ZERO
         activate(layer, drops[n + 1], first, rows, factors, words[: words_of(H)])
-    last = layers[L - 1]
+    d_features = layers[L - 1]["d_outputs"] if L else front[0]["d_x"]
     head_tile(
         tile, first, rows, N, for_logits, for_features, head_bias, heads, columns, column_weights, targets, scale,
-        _tile_of(last["d_outputs"], last["ld"], first) if reach > 0 else 0, dense,
+        _tile_of(d_features, dense.ld, first) if reach > 0 else 0, dense,
     )  # fmt: skip
-    for n in range(L - 1, L - 1 - reach, -1):
+    for n in range(L - 1, max(-1, L - 1 - reach), -1):
         layer = layers[n]
-        ld, ldx, H, F = layer["ld"], layer["ld_inputs"], layer["rows"], layer["columns"]
+        ld, ldx, H, F_n = layer["ld"], layer["ld_inputs"], layer["rows"], layer["columns"]
         deactivate(layer, drops[n + 1], first, rows, layer["d_bias"] + FLOAT_BYTES * tile * H)
         if n > L - reach:
+            d_inputs = layers[n - 1]["d_outputs"] if n else front[0]["d_x"]
             multiply_panels(
-                _tile_of(layer["d_outputs"], ld, first), ld, whole, H, layer["backward"], H * PANEL, F,
-                _tile_of(layers[n - 1]["d_outputs"], ldx, first), ldx,
+                _tile_of(layer["d_outputs"], ld, first), ld, whole, H, layer["backward"], H * PANEL, F_n,
+                _tile_of(d_inputs, ldx, first), ldx,
             )  # fmt: skip
+    if reach > L:
+        store_vector_gradients(front, drops[0], first, rows, factors, words[: words_of(F)])

@@ -73,7 +73,7 @@ def new_index(model: TextStepModel, n_positions: int) -> BatchIndex:
 
 
 @helper
-def _number(values, n, slot_of, slots, found):
+def number_distinct(values, n, slot_of, slots, found):
     """Number the distinct values by first appearance; return how many there are, U.
 
     slots (n,): set to each value's number. found (U,): set to the distinct values.
@@ -96,7 +96,7 @@ def _number(values, n, slot_of, slots, found):
 
 
 @helper
-def _transpose(slots, owners, n, U, begins, out):
+def transpose(slots, owners, n, U, begins, out):
     """out[begins[u] : begins[u + 1]] = the owners of the indices i < n with slots[i] = u, in order."""
     for u in range(U + 1):
         begins[u] = 0
@@ -147,7 +147,9 @@ def _vector_of_position(rows):
 @helper
 def index_types(rows, index):
     """Number the types of a batch."""
-    index.counts[0] = _number(rows.types, len(rows.types), index.slot_of_type, index.slots, index.types)
+    index.counts[0] = number_distinct(
+        rows.types, len(rows.types), index.slot_of_type, index.slots, index.types
+    )
 
 
 @helper
@@ -172,7 +174,7 @@ def index_rows(rows, rows_of_type, frozen, ascending, index):
     ascending: number the rows in their order, not as they appear.
     """
     U, M = index.counts[0], rows_of_type.shape[1]
-    _transpose(index.slots, _vector_of_position(rows), len(rows.types), U, index.begins, index.positions)
+    transpose(index.slots, _vector_of_position(rows), len(rows.types), U, index.begins, index.positions)
     owners, moving = np.empty(U * M + 1, np.int32), np.empty(U * M + 1, np.int32)
     total = 0
     for u in range(U):
@@ -184,8 +186,8 @@ def index_rows(rows, rows_of_type, frozen, ascending, index):
             )  # overwritten by the next one, if it is none: no branch to guess wrong
             total += np.int64(row != NONE and moves(row, frozen))
     slots = np.empty(total, np.int32)
-    R = _number(moving, total, index.slot_of_row, slots, index.rows)
+    R = number_distinct(moving, total, index.slot_of_row, slots, index.rows)
     index.counts[1] = R
     if ascending:
         _number_ascending(index.rows, R, len(index.slot_of_row), slots, total)
-    _transpose(slots, owners, total, R, index.row_begins, index.row_types)
+    transpose(slots, owners, total, R, index.row_begins, index.row_types)

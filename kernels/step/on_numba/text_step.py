@@ -8,6 +8,8 @@ Five rounds of pieces of work, each on all threads:
 4. the gradients of dense parameters, over each half of the tiles; and the gradient of every type;
 5. updates: of dense parameters, and of rows of the table, whose gradients are sums over their types.
 
+Gradients are clipped between the last two, by the sums of the squares of their pieces.
+
 A piece's result does not depend on other pieces, and a sum is computed by one piece in the order of its terms: the same
 call gives the same bits on any number of threads. The gradient of the table or of a dense parameter is never stored
 whole. Gradients are computed only as far back as something is trained: with a frozen table, neither vectors nor rows
@@ -34,23 +36,24 @@ from ..model import NOTHING, Moves
 from ..room import Dropout
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, Beside, Moving, TextStepModel, Words
 from .dense_tiles import columns_by_task, copy_from, count_step, head_biases, store_losses
+from .dense_updates import ONE, clip_factor
 from .dropout import Drop, drop_of
 from .text_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, project_types
 from .text_index import Rows, first_unknown
 from .text_memory import TILE_ROWS, memory_of
 from .text_tiles import N_PREPARED, average_rows, prepare, run_tile
-from .text_updates import ROWS_A_PIECE, add_up, move, n_pieces_to_add_up
+from .text_updates import ROWS_A_PIECE, add_up, move, n_pieces_to_add_up, scale_types, square
 
 # --- the step --------------------------------------------------------------------------------------------
 
 
 def _step_on_text(  # type: ignore[no-untyped-def]
-    team, rules, decays, texts, width, table, hidden, hidden_bias, pieces, counts, heads,
+    team, rules, decays, clip_norm, texts, width, table, hidden, hidden_bias, pieces, counts, heads,
     column_weights, targets, mean_scale, scale, drop, reach, index, b, losses_address, correct_address,
 ):  # fmt: skip
     """Take one step on N rows of W vectors; store losses and hits of the heads.
 
-    rules, decays: of this step (see move_dense). texts: Rows.
+    rules, decays: of this step (see move_dense). clip_norm: 0 = gradients are not clipped. texts: Rows.
     hidden (H, W D), hidden_bias (an address): the hidden layer; (0, W D) without one, and heads then see W D numbers.
     pieces, counts: of dense parameters that are updated.
     heads: records of the heads that are computed. reach: how far back gradients are computed.
@@ -89,8 +92,15 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     in_parallel(team, n_pieces_to_add_up(len(pieces), n_types), add_up, (
         pieces, n_types, column_of, N, table, index, b
     ))  # fmt: skip
+    factor = ONE
+    if clip_norm > 0.0:
+        squares = np.zeros(len(pieces) + n_row_pieces)
+        in_parallel(team, len(squares), square, (pieces, column_of, n_tiles, table, index, b, squares))
+        factor = clip_factor(squares, clip_norm)
+        if factor != ONE:
+            in_parallel(team, n_types, scale_types, (factor, D, index, b))
     in_parallel(team, len(pieces) + n_row_pieces, move, (
-        pieces, rules, decays, column_of, n_tiles, table, index, b
+        pieces, rules, decays, factor, column_of, n_tiles, table, index, b
     ))  # fmt: skip
     for i in range(len(counts)):
         count_step(counts[i])
@@ -113,6 +123,7 @@ def step(
     dropout: Dropout,
     moves: Moves,
     beside: Beside | None,
+    clip_norm: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Return (losses (K,), correct (K,)) for `text_step` in step/text.py."""
     # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
@@ -126,6 +137,7 @@ def step(
     _call(
         model, packed(rules), np.array(decays, np.float32), _rows(words, model, beside), model.moving(moves),
         batch.computed(), batch, drop_of(dropout), losses.data_ptr(), correct.data_ptr(), beside,
+        clip_norm or 0.0,
     )  # fmt: skip
     return losses, correct
 
@@ -245,6 +257,7 @@ def _call(
     losses: int,
     correct: int,
     beside: Beside | None = None,
+    clip_norm: float = 0.0,
 ) -> None:
     memory = memory_of(model, rows.n_rows, len(rows.types))
     if beside is not None:
@@ -253,7 +266,7 @@ def _call(
         memory.buffers.d_x[first : first + len(given)] = given
     weight, bias = model.hidden or (None, None)
     step_on_text(
-        rules, decays, rows, model.pooled.width, memory.table,
+        rules, decays, clip_norm, rows, model.pooled.width, memory.table,
         _NO_HIDDEN if weight is None else weight.parameter.numpy(),
         0 if bias is None else bias.parameter.data_ptr(), moving.dense.pieces, moving.dense.counts, heads,
         batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, moving.reach,

@@ -7,9 +7,9 @@ import numpy as np
 from ...bags.on_numba.row_sums import scale_row, sum_rows
 from ...bags.on_numba.row_updates import moves, update_from_transposed
 from ...machine.jit import address_of, helper
-from ...machine.simd import FLOAT_BYTES
+from ...machine.simd import FLOAT_BYTES, WIDTH
 from .dense_memory import HALVES
-from .dense_updates import add_up_dense, move_dense
+from .dense_updates import add_up_dense, move_dense, square_of_piece, sum_of_squares
 from .text_hidden import TYPES_A_PIECE
 from .text_index import NONE
 from .text_memory import TILE_ROWS
@@ -68,10 +68,40 @@ def add_up(p, pieces, n_types, column_of, N, table, index, b):
 
 
 @helper
-def move(p, pieces, rules, decays, column_of, n_tiles, table, index, b):
+def square(p, pieces, column_of, n_tiles, table, index, b, squares):
+    """squares[p] = the sum of the squares of the gradient of a dense parameter's piece, or of some rows."""
+    if p < len(pieces):
+        squares[p] = square_of_piece(p, pieces, column_of, n_tiles, b.dense)
+    else:
+        squares[p] = _square_of_rows(p - len(pieces), table, index, b)
+
+
+@helper
+def _square_of_rows(p, table, index, b):
+    D, total, gradient = table.D, 0.0, np.empty(table.D + WIDTH, np.float32)
+    for r in range(p * ROWS_A_PIECE, min(index.counts[1], (p + 1) * ROWS_A_PIECE)):
+        if moves(index.rows[r], table.frozen):
+            sum_rows(
+                address_of(b.d_vectors), D, index.row_types, index.row_begins[r], index.row_begins[r + 1], b.no_scales,
+                address_of(gradient),
+            )  # fmt: skip
+            total += sum_of_squares(gradient[:D])
+    return total
+
+
+@helper
+def scale_types(p, factor, D, index, b):
+    """Scale the gradients that the types of piece p give to their rows."""
+    for u in range(p * TYPES_A_PIECE, min(index.counts[0], (p + 1) * TYPES_A_PIECE)):
+        for d in range(D):
+            b.d_vectors[u, d] *= factor
+
+
+@helper
+def move(p, pieces, rules, decays, factor, column_of, n_tiles, table, index, b):
     """Update some dense parameters (the first pieces), or some rows (the others)."""
     if p < len(pieces):
-        move_dense(p, pieces, rules, decays, column_of, n_tiles, b.dense)
+        move_dense(p, pieces, rules, decays, factor, column_of, n_tiles, b.dense)
     else:
         _move_rows(p - len(pieces), rules[table.rule], table, index, b)
 

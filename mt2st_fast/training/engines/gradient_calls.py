@@ -110,7 +110,7 @@ class GradientCalls:
 
 
 class GradientCallSteps(EagerSteps):
-    """Steps of one process that clip gradients, have several batches, or use a rule of torch's own."""
+    """Steps of one process that have several batches, use a rule of torch's own, or clip beside tasks on words."""
 
     name = GradientCalls.name
 

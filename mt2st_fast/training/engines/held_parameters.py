@@ -116,14 +116,14 @@ class HeldParameters:
         self._hooks_of_modules = hooks_of(modules)
         self.moved = are_moved(parameters, optimizer)
         self.group_of = group_of(optimizer)
-        self._addresses, self._trains, self._grouped = self._now()
+        self._last = self._now()
         # The tensors themselves: while they are held, no other object gets their id().
         self._states = self._state_values()
 
-    def _now(self) -> tuple[list[int], list[bool], list[list[int]]]:
-        """Return addresses of parameters, which of them have a gradient, and the parameters of each group."""
-        parameters = self._parameters
-        grouped = [list(map(id, group["params"])) for group in self._optimizer.param_groups]
+    def _now(self) -> tuple[list[int], list[bool], list[tuple[list[int], bool]]]:
+        """Return addresses of parameters, which of them train, and the parameters and the momentum of each group."""
+        parameters, groups = self._parameters, self._optimizer.param_groups
+        grouped = [(list(map(id, group["params"])), bool(group.get("momentum"))) for group in groups]
         return list(map(Tensor.data_ptr, parameters)), list(map(_TRAINS, parameters)), grouped
 
     def _state_values(self) -> list[Any]:
@@ -141,4 +141,4 @@ class HeldParameters:
         states = self._state_values()
         if len(states) != len(self._states) or not all(map(is_, states, self._states)):
             return True
-        return (self._addresses, self._trains, self._grouped) != self._now()
+        return self._last != self._now()

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
-from mt2st_fast.training.batch import Batch, materialised
+from mt2st_fast.training.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.held_parameters import LOSSES_ALONE, MOVES
+from mt2st_fast.training.engines.joined_rows import joined
 from mt2st_fast.training.engines.shares import labelled_in
 from mt2st_fast.training.engines.stack_training import StackTraining
 from mt2st_fast.training.engines.text_training import TextTraining
@@ -28,7 +29,10 @@ SEVERAL_BATCHES = "a step consists of several batches"
 
 
 class OneCallSteps(Engine):
-    """One kernel call per step, if `BagTraining`, `TextTraining` or `StackTraining` can take the phase."""
+    """One kernel call per step, if `BagTraining`, `TextTraining` or `StackTraining` can take the phase.
+
+    The last takes any number of batches: its rows do not depend on each other.
+    """
 
     name = "one kernel call"
 
@@ -46,11 +50,11 @@ class OneCallSteps(Engine):
             return
         model = parts.encoder, parts.heads, parts.optimizer
         if not isinstance(parts.encoder, WindowEncoder | BagEncoder):
-            self._training = StackTraining(*model)
+            self._training = StackTraining(*model, clip_norm=parts.options.clip_norm)
         elif self._is_for_rows_of_bags():
             self._training = BagTraining(*model, fixed_batches=parts.fixed_batches)
         else:
-            self._training = TextTraining(*model)
+            self._training = TextTraining(*model, clip_norm=parts.options.clip_norm)
             self._on_words = WordGradients(self._training.encoder, parts.heads)
 
     def _found_obstacle(self) -> str | None:
@@ -62,8 +66,8 @@ class OneCallSteps(Engine):
             return "several processes exchange gradients, which it never stores"
         if parts.options.backward == "autograd":
             return 'not asked for (backward="autograd")'
-        if parts.options.clip_norm is not None:
-            return "clip_norm needs the gradients, which it never stores"
+        if parts.options.clip_norm is not None and (reason := self._clip_obstacle()) is not None:
+            return reason
         if parts.options.precision != "float32":
             return f"its kernel does not support autocast (precision {parts.options.precision})"
         if parts.by_task:
@@ -74,11 +78,20 @@ class OneCallSteps(Engine):
             return None
         return TextTraining.obstacle(parts.encoder, parts.heads, parts.optimizer)
 
+    def _clip_obstacle(self) -> str | None:
+        learnt, heads = self._parts.learnt, self._parts.heads
+        if learnt is not None and any(p.requires_grad for p in learnt.parameters()):
+            return "clip_norm counts the gradients of learned weights, which are made after its call"
+        if any(map(heads.is_word_task, heads.active)):
+            return "clip_norm counts the gradients of tasks on words, which are made before its call"
+        return None
+
     def _is_for_rows_of_bags(self) -> bool:
         """Return whether words are rows of the table and nothing else reads it: it can then be sorted by row, once."""
         encoder, heads, optimizer = self._parts.encoder, self._parts.heads, self._parts.optimizer
         reads_words = any(map(heads.is_word_task, heads.active))
-        return not reads_words and BagTraining.obstacle(encoder, heads, optimizer) is None
+        is_clipped = self._parts.options.clip_norm is not None
+        return not reads_words and not is_clipped and BagTraining.obstacle(encoder, heads, optimizer) is None
 
     def obstacle(self) -> str | None:
         """Return why it cannot take the steps of this phase, or None."""
@@ -88,6 +101,8 @@ class OneCallSteps(Engine):
         """Return why this step cannot be taken, or None: it takes a batch of rows, and any number of tasks on words."""
         assert self._training is not None
         parts = self._parts
+        if isinstance(self._training, StackTraining):
+            return self._training.declines([inputs for inputs, _ in _batches_of(micro_steps)])
         if len(micro_steps) != 1:
             return SEVERAL_BATCHES
         rows, on_words = split_by_words(parts.heads, micro_steps[0])
@@ -95,8 +110,6 @@ class OneCallSteps(Engine):
             return SEVERAL_BATCHES if rows else "a task on words has no head"
         if on_words and (reason := words_obstacle(parts)):
             return reason
-        if isinstance(self._training, StackTraining):
-            return self._training.declines(materialised(rows[0])[0])
         return self._training.declines()
 
     def features(self, inputs: Any) -> Tensor | None:
@@ -114,10 +127,14 @@ class OneCallSteps(Engine):
     def __call__(self, micro_steps: Any) -> Tensor:
         """Take one step; returns the losses (K,)."""
         assert self._training is not None
+        if isinstance(self._training, StackTraining):
+            return self._on_rows(*joined(self._parts.heads, _batches_of(micro_steps)))
         rows, on_words = split_by_words(self._parts.heads, micro_steps[0])
         inputs, targets = materialised(rows[0])
-        if on_words:
-            return self._with_words(inputs, targets, on_words)
+        return self._with_words(inputs, targets, on_words) if on_words else self._on_rows(inputs, targets)
+
+    def _on_rows(self, inputs: Any, targets: dict[str, Tensor]) -> Tensor:
+        assert self._training is not None
         learnt, moves = self._parts.learnt, MOVES[self._parts.part]
         if learnt is None:
             return self._training(inputs, targets, self._parts.weights_k, moves)
@@ -161,3 +178,7 @@ class OneCallSteps(Engine):
         losses = self._training(inputs, targets, weights_k, MOVES[self._parts.part], again=True)
         learnt.learn(active, losses, self._training(inputs, targets, ones_k, LOSSES_ALONE))
         return losses
+
+
+def _batches_of(micro_steps: list[list[Batch]]) -> list[PlainBatch]:
+    return [materialised(batch) for batches in micro_steps for batch in batches]

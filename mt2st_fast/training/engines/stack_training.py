@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from mt2st_fast.kernels import (
     FROZEN,
     Dense,
     Dropout,
+    Front,
     HeadLayout,
     Layer,
     Moves,
     RowState,
     StackModel,
+    stack_inputs_obstacle,
     stack_step,
     stack_step_obstacle,
 )
@@ -33,26 +35,37 @@ from mt2st_fast.training.engines.held_parameters import (
     parameter_obstacle,
 )
 from mt2st_fast.training.engines.kept_models import MOST_MODELS, KeptModels
+from mt2st_fast.training.engines.stack_front import options_of
 from mt2st_fast.training.engines.stack_layers import HeldModules, StackLayers, stack_layers
 
 NOT_DROPPED = Dropout(0.0, 0)
+# Numbers in the memory of a step whose batches are joined: who takes many batches a step may not have room for them.
+MOST_JOINED = 1 << 26
 KEPT_WEIGHTS = 1 << 24  # of all models that are kept: the memory of one has four times its weights
 
 
 class StackTraining:
     """Steps layers and heads as encoder, heads, backward pass and optimizer would, up to rounding.
 
-    Made for one phase and its active tasks. The kernel draws dropout, from keys that torch's generator gives for every
-    step: not the same bits as torch's, but the same on any number of threads and in a resumed run.
+    Made for one phase and its active tasks; clip_norm: as a Trainer's. The kernel draws dropout, from keys that torch's
+    generator gives for every step: not the same bits as torch's, but the same on any number of threads and in a resumed
+    run.
 
     Raises ValueError with the reason if the kernel cannot do all that a step would do (see `obstacle`).
     """
 
-    def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: MultiTaskHeads,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float | None = None,
+    ) -> None:
         reason = self.obstacle(encoder, heads, optimizer)
         if reason is not None:
             raise ValueError(f"a step cannot be made in one kernel call: {reason}")
         self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
+        self._clip_norm = clip_norm
         self._hold()
         self._dropped: list[Dropout] = []  # in the previous call
 
@@ -75,7 +88,11 @@ class StackTraining:
         reason = parameter_obstacle(parameters, optimizer) or option_obstacle(optimizer)
         if reason is not None:
             return reason
-        D, linears = layers.linears[-1].out_features, [heads.linear(name) for name in heads.active]
+        linears = [heads.linear(name) for name in heads.active]
+        widths = _widths(layers, linears[0].in_features)
+        if isinstance(widths, str):
+            return widths
+        D = widths[-1]
         if any(linear.in_features != D for linear in linears):
             return f"the encoder has {D} outputs, and the heads {linears[0].in_features} inputs"
         moved = [
@@ -83,25 +100,43 @@ class StackTraining:
         ]
         if any(state_of(optimizer, p) is None for p in moved):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
-        widths = [layers.linears[0].in_features, *(linear.out_features for linear in layers.linears)]
         sizes = [linear.out_features for linear in linears]
         return stack_step_obstacle([p.detach() for p in parameters], widths, sizes)
 
-    def declines(self, inputs: Any) -> str | None:
-        """Return why this step cannot be taken, or None."""
-        if self._modules.have_changed() or self._held.have_changed():
+    def declines(self, inputs: Sequence[Any]) -> str | None:
+        """Return why a step on batches with these inputs cannot be taken, or None."""
+        if self._modules.have_changed() or self._held.have_changed() or self._front_has_changed():
             if reason := self.obstacle(self._encoder, self._heads, self._optimizer):
                 return reason
             self._hold()
-        return option_obstacle(self._optimizer) or self._held.obstacle() or self._inputs_obstacle(inputs)
+        reason = option_obstacle(self._optimizer) or self._held.obstacle()
+        reason = reason or next(filter(None, map(self._inputs_obstacle, inputs)), None)
+        return reason or (self._joined_obstacle(inputs) if len(inputs) > 1 else None)
+
+    def _joined_obstacle(self, inputs: Sequence[Tensor]) -> str | None:
+        if len({each.shape[-1] for each in inputs}) > 1:
+            return "the rows of its batches are of different lengths"
+        n_inputs, *n_outputs = self._widths()
+        width = n_inputs + 2 * sum(n_outputs)
+        n_rows, most = sum(each.shape[:-1].numel() for each in inputs), MOST_JOINED // width
+        return (
+            f"its batches have {n_rows:,} rows, of which its kernel joins up to {most:,}"
+            if n_rows > most
+            else None
+        )
+
+    def _rows_of(self, inputs: Tensor) -> Tensor:
+        return inputs.flatten(0, -2) if self._front is None and inputs.dim() > 2 else inputs
+
+    def _front_has_changed(self) -> bool:
+        front = self._layers.front
+        return front is not None and options_of(front.module) != self._front_options
 
     def _inputs_obstacle(self, inputs: Any) -> str | None:
-        F = self._layers.linears[0].in_features
         if type(inputs) is not Tensor or inputs.layout is not torch.strided or inputs.device.type != "cpu":
             return "the inputs are not one plain tensor on the CPU"
-        if inputs.dtype is not torch.float32 or inputs.dim() != 2 or inputs.shape[1] != F:
-            shape = f"{tuple(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
-            return f"its kernel takes inputs (N, {F}) of float32, not {shape}"
+        if (reason := stack_inputs_obstacle(self._rows_of(inputs), self._n_inputs, self._front)) is not None:
+            return reason
         return "the inputs want a gradient" if inputs.requires_grad else None
 
     def __call__(
@@ -113,18 +148,28 @@ class StackTraining:
         *,
         again: bool = False,
     ) -> Tensor:
-        """Take one step on N rows; returns the losses (K,) of the active tasks, 0 for a task without a target here.
+        """Take one step on inputs (..., F); returns the losses (K,) of the active tasks, 0 without a target here.
 
         again: drop the same numbers as the previous call.
 
         Raises what `stack_step` and the heads raise, with nothing moved.
         """
-        batch = self._heads.batch(targets, inputs.shape[:1], weights, inputs.device)
+        batch = self._heads.batch(targets, inputs.shape[:-1], weights, inputs.device)
         # Learning rates may fall at every step; everything else stays for the phase.
         rules, decays = rules_of(self._optimizer)
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
-        found = stack_step(model, rules, decays, inputs, batch.targets, batch.weights, self._dropped, moves)
+        found = stack_step(
+            model,
+            rules,
+            decays,
+            self._rows_of(inputs),
+            batch.targets,
+            batch.weights,
+            self._dropped,
+            moves,
+            self._clip_norm,
+        )
         return self._heads.over_active(found.losses, batch)
 
     def _dropout(self) -> list[Dropout]:
@@ -149,7 +194,12 @@ class StackTraining:
             id(p): self._made(p, groups[id(p)] if is_moved else FROZEN)
             for p, is_moved in zip(parameters, are_moved(parameters, self._optimizer), strict=True)
         }
-        n_weights = sum(parameter.numel() for parameter in parameters)
+        self._n_inputs, self._front = self._widths()[0], self._made_front()
+        self._front_options = [] if layers.front is None else options_of(layers.front.module)
+        table = None if self._front is None else self._front.table.parameter
+        n_weights = sum(p.numel() for p in parameters)
+        if table is not None:  # of which a model has no copies, but a number for each row
+            n_weights += len(table) - table.numel()
         self._models: KeptModels[StackModel] = KeptModels(max(1, min(MOST_MODELS, KEPT_WEIGHTS // n_weights)))
         self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
 
@@ -160,11 +210,22 @@ class StackTraining:
         assert found is not None
         return Dense(parameter.detach(), found[0], group, found[1])
 
+    def _widths(self) -> list[int]:
+        widths = _widths(self._layers, self._heads.linear(self._heads.active[0]).in_features)
+        assert not isinstance(widths, str)
+        return widths
+
+    def _made_front(self) -> Front | None:
+        if self._layers.front is None:
+            return None
+        module, how = self._layers.front
+        return Front(self._dense[id(module.weight)], how, module.padding_idx)
+
     def _new_model(self, layout: HeadLayout) -> StackModel:
         linears, activations = self._layers.linears, self._layers.activations
         return StackModel(
             [Layer(*self._linear(each), name) for each, name in zip(linears, activations, strict=True)],
-            [self._linear(self._heads.linear(name)) for name in layout.names], layout,
+            [self._linear(self._heads.linear(name)) for name in layout.names], layout, self._front,
         )  # fmt: skip
 
     def _linear(self, linear: nn.Linear) -> tuple[Dense, Dense | None]:
@@ -172,5 +233,23 @@ class StackTraining:
 
 
 def _parameters(layers: StackLayers, heads: MultiTaskHeads) -> list[nn.Parameter]:
-    """Return the parameters of the layers, then those of the active heads."""
-    return [*(p for linear in layers.linears for p in linear.parameters()), *head_parameters(heads)]
+    """Return the parameters of table and layers, then those of the active heads."""
+    modules = [*([] if layers.front is None else [layers.front.module]), *layers.linears]
+    return [*(p for module in modules for p in module.parameters()), *head_parameters(heads)]
+
+
+def _widths(layers: StackLayers, n_features: int) -> list[int] | str:
+    """Return the inputs of the first layer, then the outputs of each, or why they do not fit together.
+
+    n_features: of the heads. It says how many vectors lie side by side if no layer does.
+    """
+    of_layers = [linear.out_features for linear in layers.linears]
+    n_inputs = layers.linears[0].in_features if layers.linears else n_features
+    if layers.front is None:
+        return [n_inputs, *of_layers]
+    D = layers.front.module.weight.shape[1]
+    if layers.front.how != "beside" and not layers.linears:
+        return [D]
+    if n_inputs % D if layers.front.how == "beside" else n_inputs != D:
+        return f"its table has rows of {D} numbers, and the first layer or the heads {n_inputs} inputs"
+    return [n_inputs, *of_layers]

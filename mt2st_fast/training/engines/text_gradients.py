@@ -1,7 +1,7 @@
 """Gradients of a word encoder and its heads by one kernel call per batch, for steps that need the gradients.
 
-Clipping, a step of several batches and several processes do: they work on gradients between the backward pass
-and the optimizer.
+A step of several batches, several processes, and clipping beside tasks on words do: they work on gradients between
+the backward pass and the optimizer.
 """
 
 from __future__ import annotations

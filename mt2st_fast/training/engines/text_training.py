@@ -37,9 +37,22 @@ from mt2st_fast.training.optim import RowSparseOptimizer
 
 
 class TextTraining(TextCalls):
-    """Steps table, hidden layer and heads as encoder, heads, backward pass and optimizer would, up to rounding."""
+    """Steps table, hidden layer and heads as encoder, heads, backward pass and optimizer would, up to rounding.
+
+    clip_norm: as a Trainer's.
+    """
 
     _dropped = Dropout(0.0, 0)  # of the previous call
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: MultiTaskHeads,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(encoder, heads, optimizer)
+        self._clip_norm = clip_norm
 
     @classmethod
     def obstacle(
@@ -90,7 +103,16 @@ class TextTraining(TextCalls):
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
         found = text_step(
-            model, rules, decays, words, batch.targets, batch.weights, self._dropped, moves, beside
+            model,
+            rules,
+            decays,
+            words,
+            batch.targets,
+            batch.weights,
+            self._dropped,
+            moves,
+            beside,
+            self._clip_norm,
         )
         return self._heads.over_active(found.losses, batch)
 

@@ -1,0 +1,129 @@
+"""The memory of the table before a stack of layers, and a batch's indices, checked and copied to it."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from ...bags.batch import NONE
+from ...machine.jit import entry
+from ...machine.simd import WIDTH
+from ..front import HOWS, Front
+
+SUM, MEAN, BESIDE = range(len(HOWS))
+GROWTH = 1.25
+
+# What comes before the first layer: inputs (N, F), copied to x (N, ld), or a table (V, D) and indices (N, L), from
+# which x is made. Addresses; of float32, unless another type is stated; 0 for what is not there.
+FRONT = np.dtype(
+    [
+        ("x", np.int64),
+        ("ld", np.int64),  # of x and d_x
+        ("d_x", np.int64),
+        ("F", np.int64),
+        ("table", np.int64),  # 0: there is none
+        ("V", np.int64),
+        ("D", np.int64),
+        ("how", np.int64),  # SUM, MEAN or BESIDE
+        ("per_row", np.int64),
+        ("first", np.int64),
+        ("second", np.int64),
+        ("rule", np.int64),
+        ("L", np.int64),
+        ("n", np.int64),  # N L
+        ("ids", np.int64),  # (N, L) int32; NONE does not count
+        ("trained", np.int64),  # the same, with NONE where the row has no gradient
+        ("scales", np.int64),  # (N,) the factor of the sum of a row's vectors
+        (
+            "d_vectors",
+            np.int64,
+        ),  # (N, D) gradients of the rows of all indices of a row; BESIDE: (N, L, D), of each
+        # The batch by rows of the table: rows[r] has the gradients owners[begins[r] : begins[r + 1]] of d_vectors.
+        ("n_rows", np.int64),  # R
+        ("rows", np.int64),  # (R,) int32
+        ("begins", np.int64),  # (R + 1,) int64
+        ("owners", np.int64),  # int32
+        ("slots", np.int64),  # (N, L) int32: the number r of each index
+        ("slot_of_row", np.int64),  # (V,) int32: the number r of each row; NONE between steps
+    ]
+)
+
+
+@entry
+def take_indices(given, V, padding, counts_padding, ids, trained):
+    """Copy indices (n,) to int32, in trained with NONE for the padding, in ids only if that does not count.
+
+    Returns the position of the first index outside [0, V), or -1.
+    """
+    outside = 0
+    for i in range(len(given)):
+        row = given[i]
+        outside += np.int64(row < 0) + np.int64(row >= V)
+        trained[i] = NONE if row == padding else row
+    if outside:
+        for i in range(len(given)):
+            if given[i] < 0 or given[i] >= V:
+                return i
+    for i in range(len(given)):
+        ids[i] = given[i] if counts_padding else trained[i]
+    return -1
+
+
+class FrontMemory:
+    """The record of what comes before the first layer, and the memory of a table's batches, which grows with them.
+
+    x, d_x: addresses of (N, ld); F: how many of the ld numbers there are.
+    """
+
+    def __init__(self, front: Front | None, x: int, ld: int, F: int, d_x: int) -> None:
+        self.record = np.zeros(1, FRONT)
+        self._of = self.record[0]  # the same memory
+        self._front, self._sizes, self._held = front, (-1, -1), dict[str, np.ndarray]()
+        self._set(x=x, ld=ld, F=F, d_x=d_x)
+        self._F = F
+        if front is not None:
+            table, state = front.table.parameter, front.table.state
+            self._slot_of_row = np.full(len(table), NONE, np.int32)
+            per_row, first, second = (0 if part is None else part.data_ptr() for part in state)
+            self._set(
+                table=table.data_ptr(), V=len(table), D=table.shape[1], how=HOWS.index(front.how), per_row=per_row,
+                first=first, second=second, rule=front.table.rule, slot_of_row=self._slot_of_row.ctypes.data,
+            )  # fmt: skip
+
+    def _set(self, **values: int) -> None:
+        for name, value in values.items():
+            self._of[name] = value
+
+    def hold(self, indices: Tensor) -> None:
+        """Take over a batch's indices (N, L). Raises ValueError if one of them is not in the table."""
+        front = self._front
+        assert front is not None
+        N, L = indices.shape
+        V = len(front.table.parameter)
+        self._grow(N * L, N * self._F, V)
+        given, held = indices.contiguous().view(-1).numpy(), self._held
+        padding = NONE if front.padding is None else front.padding
+        wrong = take_indices(given, V, padding, front.how == "beside", held["ids"], held["trained"])
+        if wrong >= 0:
+            raise ValueError(
+                f"inputs contain the index {given[wrong]}; valid are 0 up to, but not including, {V:,}"
+            )
+        self._set(L=L, n=N * L)
+
+    def _grow(self, n: int, n_floats: int, V: int) -> None:
+        """Make memory for n indices and so many numbers of gradients, unless there is enough."""
+        if n <= self._sizes[0] and n_floats <= self._sizes[1]:
+            return
+        n, n_floats = (
+            max(needed, int(GROWTH * held)) if needed > held else held
+            for needed, held in zip((n, n_floats), self._sizes, strict=True)
+        )
+        R = min(n, V)
+        sizes = {"ids": n, "trained": n, "owners": n, "slots": n, "rows": R}
+        self._held = {name: np.empty(size, np.int32) for name, size in sizes.items()}
+        self._held["begins"] = np.empty(R + 1, np.int64)
+        self._held["scales"], self._held["d_vectors"] = (
+            np.empty(n, np.float32), np.empty(n_floats + WIDTH, np.float32)
+        )  # fmt: skip
+        self._sizes = n, n_floats
+        self._set(**{name: array.ctypes.data for name, array in self._held.items()})

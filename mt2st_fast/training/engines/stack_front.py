@@ -1,0 +1,51 @@
+"""The table of words before a stack of layers: `nn.EmbeddingBag`, or `nn.Embedding` with an `nn.Flatten` after it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+MOST_ROWS = (1 << 31) - 1  # of a table, which are numbered by 32 bits
+Table = nn.EmbeddingBag | nn.Embedding
+
+
+class FrontTable(NamedTuple):
+    """A module with a table, and how the vectors of a row's words are combined: see `Front` of the kernels."""
+
+    module: Table
+    how: Literal["sum", "mean", "beside"]
+
+
+# What `front_table` reads of either module, and may be set at any time.
+_OPTIONS = ("mode", "padding_idx", "max_norm", "scale_grad_by_freq", "sparse", "include_last_offset")
+
+
+def options_of(module: Table) -> list[Any]:
+    """Return the options of such a module."""
+    return [getattr(module, name, None) for name in _OPTIONS]
+
+
+def is_table(module: nn.Module) -> bool:
+    """Whether a module is one of those that may come before the layers."""
+    return type(module) in (nn.EmbeddingBag, nn.Embedding)
+
+
+def front_table(module: nn.Module) -> FrontTable | str:
+    """Return such a module as the front of a stack, or why it cannot be that."""
+    assert isinstance(module, Table)
+    name = type(module).__name__
+    for option in ("sparse", "scale_grad_by_freq"):
+        if getattr(module, option):
+            return f"its kernel does not support {option}=True of {name}"
+    if len(module.weight) > MOST_ROWS:
+        return f"its kernel takes tables of at most {MOST_ROWS:,} rows"
+    if module.max_norm is not None:
+        return f"its kernel does not support max_norm of {name}"
+    if isinstance(module, nn.Embedding):
+        return FrontTable(module, "beside")
+    if module.mode not in ("sum", "mean"):
+        return f"its kernel does not support mode={module.mode!r} of {name}"
+    if module.include_last_offset:
+        return f"its kernel does not support include_last_offset=True of {name}"
+    return FrontTable(module, "sum" if module.mode == "sum" else "mean")
