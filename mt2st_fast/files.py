@@ -79,6 +79,20 @@ def is_stream(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+STANDARD_OUTPUT = "standard output"
+
+
+@contextmanager
+def naming(what: str | Path) -> Iterator[None]:
+    """Let an error of the system's that names no file, as when a disk is full, name `what` is written in the block."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(what)
+        raise
+
+
 @contextmanager
 def writing_atomically(path: Path) -> Iterator[BinaryIO]:
     """Yield an open file that replaces `path` at the end of the block, as `replacing` does."""

@@ -83,6 +83,7 @@ def folder() -> Path | None:
 @lru_cache(maxsize=1)
 def _tell(why: str) -> None:
     """Warn, once, that nothing can be cached."""
+    clock.is_kept = False
     log.warning(
         "compiled kernels cannot be cached in %s (%s), so every run compiles them again; set %s to a writable folder",
         _root(), why, FOLDER_VARIABLE,

@@ -18,6 +18,7 @@ class CompileClock:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.is_kept = True  # False where nothing can be cached, which has been said then
         self._depth = threading.local()
         self._listeners: list[Listener] = []
         self._told = False
@@ -43,9 +44,8 @@ class CompileClock:
             listener(name)
         if not self._listeners and not self._told:
             self._told = True
-            log.warning(
-                "compiling kernels for this machine, only once; the first run takes up to a minute longer"
-            )
+            when = ", only once; the first run" if self.is_kept else "; the run"
+            log.warning("compiling kernels for this machine%s takes up to a minute longer", when)
 
     @contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:

@@ -23,6 +23,7 @@ from mt2st_fast.cli.test import measure
 from mt2st_fast.cli.train import train
 from mt2st_fast.cli.tune import tune
 from mt2st_fast.errors import INTERRUPTED, InputError, LostProcessError
+from mt2st_fast.files import STANDARD_OUTPUT
 
 app = typer.Typer(
     name="mt2st-fast",
@@ -46,6 +47,10 @@ app.command()(tune)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Errors that the user can fix end in one line on standard error and exit code 2."""
+    if (
+        sys.stderr is None
+    ):  # closed: `print` would put what is meant for it among the answers on standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an ASCII-only terminal must not end a run
             stream.reconfigure(errors="replace")
@@ -70,12 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("MT2ST_DEBUG"):
             raise
         _leave(str(error))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails as well
-        sys.exit(141)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _leave(f"{where}{error.strerror or error}; choose another --out or free some space there")
+        fix = "send it elsewhere" if error.filename == STANDARD_OUTPUT else "choose another --out"
+        _leave(f"{where}{error.strerror or error}; {fix} or free some space there")
     except (KeyboardInterrupt, typer.Abort):
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from mt2st_fast.cli.output import out_file
 from mt2st_fast.cli.tasks import tasks_named
+from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import check_not_read
 
@@ -78,22 +77,22 @@ def _written(folder: Path, file: Path, form: str, tasks: list[str] | None) -> Ex
 
 
 def _say(written: Exported) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     size = written.graph.stat().st_size
     shown = [
         ", ".join(f"{name} ({' x '.join(map(str, axes))})" for name, axes in some.items())
         for some in (written.inputs, written.outputs)
     ]
-    console.print(escape(f"{written.graph} ({size:,} bytes): {shown[0]} -> {shown[1]}"))
-    console.print(
-        escape(f"{written.description}: describes the inputs, words and labels; see mt2st_fast.TextInputs")
-    )
+    say(console, f"{written.graph} ({size:,} bytes): {shown[0]} -> {shown[1]}")
+    say(console, f"{written.description}: describes the inputs, words and labels; see mt2st_fast.TextInputs")
     if written.compared_by:
-        console.print(
+        say(
+            console,
             f"checked with {written.compared_by}: logits differ from the model's by at most "
-            f"{written.largest_difference:.1e}"
+            f"{written.largest_difference:.1e}",
         )
     else:
-        console.print(
-            "not checked against the model, as onnxruntime is not installed: pip install 'mt2st-fast[export]'"
+        say(
+            console,
+            "not checked against the model, as onnxruntime is not installed: pip install 'mt2st-fast[export]'",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -16,9 +16,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from mt2st_fast.cli.output import out_file
 from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
 from mt2st_fast.cli.tasks import tasks_named
-from mt2st_fast.cli.terminal import plain_console
+from mt2st_fast.cli.terminal import leave_unread, plain_console
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import at_home, check_not_read, is_packed, is_stream, reading, writing
+from mt2st_fast.files import (
+    STANDARD_OUTPUT,
+    at_home,
+    check_not_read,
+    is_packed,
+    is_stream,
+    naming,
+    reading,
+    writing,
+)
 
 CHUNK_BYTES = 1 << 19
 
@@ -222,6 +231,8 @@ def _standard_input() -> Path:
 def _chunks(path: Path | None) -> Iterator[bytes]:
     """Yield the bytes to read, from standard input for None, with a progress bar on a terminal."""
     if path is None:
+        if sys.stdin is None:  # as after `<&-`, or in a program without a console
+            raise InputError("standard input is closed; name a FILE to read")
         yield from iter(lambda: sys.stdin.buffer.read1(CHUNK_BYTES), b"")  # type: ignore[union-attr]
         return
     console = plain_console(stderr=True)
@@ -245,5 +256,17 @@ def _chunks(path: Path | None) -> Iterator[bytes]:
 def _sink(out: Path | None) -> AbstractContextManager[BinaryIO]:
     """Return what to write to: a device or a pipe cannot be replaced, and gets the answers as they come."""
     if out is None:
-        return nullcontext(sys.stdout.buffer)
+        return _standard_output()
     return out.open("wb") if is_stream(out) else writing(out)
+
+
+@contextmanager
+def _standard_output() -> Iterator[BinaryIO]:
+    if sys.stdout is None:
+        raise InputError("standard output is closed; set --out to a file")
+    try:
+        with naming(STANDARD_OUTPUT):
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        leave_unread()

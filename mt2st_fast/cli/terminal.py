@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from mt2st_fast.files import STANDARD_OUTPUT, naming
+
 MOST_NOTES = 8
 MOST_TABLE_WIDTH = 200  # a single word may be longer than any screen
 
 
+class _Console(Console):
+    """A console whose errors are those of its stream, for `main` to tell."""
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print as rich does; an error of a full disk names the stream."""
+        with naming("standard error" if self.stderr else STANDARD_OUTPUT):
+            super().print(*args, **kwargs)
+
+    def on_broken_pipe(self) -> None:
+        """Leave: rich would do so with the exit code of a failure."""
+        leave_unread()
+
+
+def leave_unread() -> NoReturn:
+    """End a command whose output nobody reads any more, as SIGPIPE does: with nothing said, and exit code 141.
+
+    It is called where the error is, as typer would end the command with the exit code of a failure.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails as well
+    sys.exit(141)
+
+
 def plain_console(*, stderr: bool = False) -> Console:
     """Return a console without markup and emoji codes: a column may be named `[/5]` or `:heart:`."""
-    return Console(stderr=stderr, markup=False, emoji=False)
+    return _Console(stderr=stderr, markup=False, emoji=False)
 
 
 def say(console: Console, *parts: str | tuple[str, str]) -> None:

@@ -33,7 +33,7 @@ from mt2st_fast.data.tokens import MISSING_WORD
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import check_not_read, is_packed, is_same_file
+from mt2st_fast.files import check_not_read, is_packed, is_same_file, naming
 from mt2st_fast.folder_lock import made
 
 log = logging.getLogger("mt2st_fast")
@@ -90,7 +90,7 @@ def prepare(
         raise InputError(f"processes must be at least 1, not {wanted}")
     workers = _Workers(min(wanted, -(-total // BLOCK_BYTES)) if processes is None else wanted)
     seen, found = _SeenWords(), _Oddities()
-    with made(out.parent), tempfile.TemporaryFile(dir=out.parent) as waiting:
+    with naming(out), made(out.parent), tempfile.TemporaryFile(dir=out.parent) as waiting:
         with workers:
             for block, worker, (encoded, new_words, odd) in workers.encode(_blocks_of(files), lower):
                 ids = seen.add(worker, encoded, new_words)

@@ -228,3 +228,20 @@ def test_real_sentences(tmp_path: Path) -> None:
     assert tokens.n_units > 10_000
     assert sentences_of(tokens) == expected("\n".join(lines), 5)
     assert set(np.bincount(tokens.ids)) == set(tokens.vocabulary.counts)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of a file")
+def test_a_full_disk_is_told_of_the_token_file(tmp_path: Path) -> None:
+    """The ids that wait for the end of the first pass lie in a file without a name."""
+    import resource
+
+    (tmp_path / "text.txt").write_text("a b c d e f g h\n" * 20_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as error:
+            prepare(tmp_path / "text.txt", tmp_path / "out.tokens", min_count=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.filename == str(tmp_path / "out.tokens")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]

@@ -120,19 +120,25 @@ def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[Task
             f"column {columns.text!r}: {empty:,} cells are empty, so {empty:,} documents have no words"
         )
     if request.main is None and main != columns.behind_text:
+        as_lists = f", or --main {columns.behind_text}:multilabel" * columns.holds_lists(columns.behind_text)
         notes.append(
-            f"column {columns.behind_text!r} has {len(columns.values(columns.behind_text))} classes, so the main "
-            f"task is {main!r}; use --label-column to choose another one"
+            f"{_why_unfit(columns, columns.behind_text)}, so the main task is {main!r}; use --label-column to choose "
+            f"another one{as_lists}"
         )
     if request.auxiliary is None:
         notes += [
-            f"column {task!r} has {'lists' if lists else f'{len(columns.values(task))} classes'}, so it is not used as "
-            f"an auxiliary task{f' (--aux {task}:multilabel)' if lists else ''}"
+            f"{_why_unfit(columns, task)}, so it is not used as an auxiliary task"
+            f"{f' (--aux {task}:multilabel)' if columns.holds_lists(task) else ''}"
             for task in columns.unfit
-            for lists in [columns.holds_lists(task)]
             if task != main
         ]
     return [*notes, *chain.from_iterable(_notes_on_cells(columns, task) for task in tasks)]
+
+
+def _why_unfit(columns: Columns, name: str) -> str:
+    n = len(columns.values(name))
+    held = "lists" if columns.holds_lists(name) else f"{n} class{'' if n == 1 else 'es'}"
+    return f"column {name!r} has {held}"
 
 
 def _notes_on_cells(columns: Columns, task: TaskRequest) -> Iterator[str]:
@@ -145,6 +151,11 @@ def _notes_on_cells(columns: Columns, task: TaskRequest) -> Iterator[str]:
         )
     if kind == "labels" and columns.holds_single_labels(name):
         yield f"column {name!r}: no cell has | or ;, which separate labels, so each cell is one label"
+    if kind == "labels" and (empty := columns.read_as(name, "").empty):
+        yield (
+            f"column {name!r}: {empty:,} cells are empty, which is read as labels that are not known, not as rows "
+            "without any; give those rows a label of their own, such as none"
+        )
     if kind == "values" and columns.has_decimal_commas(name):
         yield f"column {name!r}: commas are read as decimal points (1,5 is 1.5)"
     if not (nan := columns.read_as(name, "").nan):

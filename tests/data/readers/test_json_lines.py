@@ -61,7 +61,7 @@ def test_what_is_left_out_by_default_is_said(folder):
     assert splits.notes[:3] == (
         "column 'rating' has 3 classes, so it is not used as an auxiliary task",
         "column 'tags' has lists, so it is not used as an auxiliary task (--aux tags:multilabel)",
-        "column 'meta.topic.name' has 1 classes, so it is not used as an auxiliary task",
+        "column 'meta.topic.name' has 1 class, so it is not used as an auxiliary task",
     )
     assert splits.notes[3:4] == (
         "train.jsonl: not every object has the keys tags, meta.topic.name: 1 have no 'tags', the first on line 4",
@@ -247,3 +247,19 @@ def test_lists_of_another_file_are_found_under_a_name_in_another_case(write):
     ):
         folder = write(**{"train.jsonl": one, "dev.jsonl": f"{other}\n" * 4})
         assert message in message_of(f"jsonl:{folder}")
+
+
+def test_rows_with_an_empty_list_are_said_to_be_unlabelled(write):
+    objects = [
+        {"text": "film", "tags": [["a"], ["a", "b"], []][i % 3], "tone": "up" if i % 2 else "down"}
+        for i in range(30)
+    ]
+    data = f"jsonl:{write(**{'x.jsonl': lines(objects)}) / 'x.jsonl'}"
+    assert open_data(data, main="tags:multilabel", auxiliary=[]).notes == (
+        "column 'tags': 10 cells are empty, which is read as labels that are not known, not as rows without any; give "
+        "those rows a label of their own, such as none",
+    )
+    assert (
+        "column 'tags' has lists, so the main task is 'tone'; use --label-column to choose another one, or --main "
+        "tags:multilabel"
+    ) in open_data(data).notes

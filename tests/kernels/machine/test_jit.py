@@ -174,6 +174,14 @@ def test_the_clock_counts_what_is_outermost_and_tells_who_listens(caplog, monkey
     assert "compiling kernels for this machine, only once" in caplog.messages[0]
 
 
+def test_where_nothing_is_cached_compiling_is_not_said_to_happen_once(caplog):
+    clock = compiling.CompileClock()
+    clock.is_kept = False
+    clock.start("outer")
+    clock.stop()
+    assert caplog.messages == ["compiling kernels for this machine; the run takes up to a minute longer"]
+
+
 def test_the_package_has_one_clock():
     before, heard = compile_seconds(), []
     with on_compile(heard.append):
