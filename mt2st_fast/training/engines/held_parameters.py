@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -17,7 +17,9 @@ from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.schedules.base import Part
 
 # What is asked at every step is asked by functions that loop in C: in Python it would take as long as the rest of it.
-_TRAINS = attrgetter("requires_grad")
+_ASKED: tuple[Callable[[Tensor], Any], ...] = (
+    Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("requires_grad")
+)  # fmt: skip
 _HOOKS_OF_MODULES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOKS_OF_PARAMETERS = (attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks"))
 
@@ -137,9 +139,8 @@ class HeldParameters:
     def _now(self) -> list[Any]:
         """Return where and how parameters lie, which of them train, and the parameters and momentum of each group."""
         parameters, groups = self._parameters, self._optimizer.param_groups
-        asked = (Tensor.data_ptr, Tensor.size, Tensor.stride, _TRAINS)
         grouped = [(list(map(id, group["params"])), bool(group.get("momentum"))) for group in groups]
-        return [*(list(map(ask, parameters)) for ask in asked), grouped]
+        return [*(list(map(ask, parameters)) for ask in _ASKED), grouped]
 
     def _state_values(self) -> list[Any]:
         # Of all parameters: looking up a few would cost more, as a tensor's hash is a call of Python's.
