@@ -26,10 +26,12 @@ class Front(NamedTuple):
     padding: int | None = None
 
     def check(self, n_inputs: int) -> None:
-        """Raise ValueError if its outputs are no inputs of so many numbers, or if it has too many rows."""
+        """Raise ValueError for too many rows, a padding that is none of them, and if its outputs are no such inputs."""
         V, D = self.table.parameter.shape
         if V > MOST_ROWS:
             raise ValueError(f"the table has {V:,} rows, and its kernel takes at most {MOST_ROWS:,}")
+        if self.padding is not None and not 0 <= self.padding < V:
+            raise ValueError(f"the padding is {self.padding}, and the table has {V:,} rows")
         if n_inputs != D and (self.how != "beside" or n_inputs % D):
             raise ValueError(f"the table has rows of {D} numbers, and what follows it {n_inputs} inputs")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -94,6 +95,25 @@ def state_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[RowSt
     return adam_state(optimizer.state[parameter], parameter), True
 
 
+def state_obstacle(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> str | None:
+    """Return why a kernel cannot move dense parameters with their state, or None; makes what is missing of that."""
+    for parameter in parameters:
+        found = state_of(optimizer, parameter)
+        if found is None:
+            return f"{type(optimizer).__name__} steps dense parameters by another rule"
+        # Made for what the parameter was before, perhaps: kernels read and write it by its address.
+        for part in (found[0].first, found[0].second):
+            if part is None:
+                continue
+            if (
+                part.dtype is not torch.float32
+                or not part.is_contiguous()
+                or part.numel() != parameter.numel()
+            ):
+                return "its kernel requires contiguous float32 state, as large as the parameter"
+    return None
+
+
 def _momentum_state(optimizer: torch.optim.SGD, parameter: Tensor) -> RowState:
     """Return the sum of gradients that SGD keeps with momentum; zeros, to which torch adds like to none."""
     groups = (group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
@@ -102,4 +122,4 @@ def _momentum_state(optimizer: torch.optim.SGD, parameter: Tensor) -> RowState:
     state = optimizer.state[parameter]
     if state.get("momentum_buffer") is None:
         state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-    return RowState(first=state["momentum_buffer"].view(-1))
+    return RowState(first=state["momentum_buffer"])

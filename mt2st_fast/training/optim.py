@@ -248,7 +248,13 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         def kept(name: str, shape: tuple[int, ...]) -> Tensor:
             if prefix + name not in state:
                 state[prefix + name] = torch.zeros(shape, dtype=torch.float32, device=parameter.device)
-            return state[prefix + name]
+            found = state[prefix + name]
+            if found.shape != shape:  # kernels read and write it by its address
+                raise InputError(
+                    f"the optimizer's {prefix + name} of a parameter {tuple(parameter.shape)} is "
+                    f"{tuple(found.shape)}, not {shape}: the parameter was given other data; start a new run with it"
+                )
+            return found
 
         return self.kind.new_state(kept, n_rows, n_columns)
 
@@ -440,7 +446,7 @@ def adam_state(state: dict[str, Any], parameter: Tensor) -> RowState:
     for moment in ("exp_avg", "exp_avg_sq"):
         if moment not in state:
             state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-    return RowState(steps.view(-1), *(state[name].view(-1) for name in ("exp_avg", "exp_avg_sq")))
+    return RowState(steps.view(-1), state["exp_avg"], state["exp_avg_sq"])
 
 
 def counted_steps(state: dict[str, Any], device: torch.device | None = None) -> Tensor:

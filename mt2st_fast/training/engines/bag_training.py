@@ -73,6 +73,8 @@ class BagTraining:
             return reason
         assert isinstance(encoder, BagEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
+        if type(encoder.dropout) is not nn.Dropout:
+            return "the encoder's layers are not as they were made"
         if encoder.dropout.p > 0:
             return "the encoder has dropout"
         if encoder.rows_of_type is not None:
@@ -96,9 +98,9 @@ class BagTraining:
     def declines(self) -> str | None:
         """Return why this step cannot be taken, or None."""
         if self._held.have_changed():
+            if reason := self.obstacle(self._encoder, self._heads, self._optimizer):
+                return reason
             self._hold()
-        if _is_partly_frozen(self._held.moved[1:], self._heads):
-            return PARTLY_FROZEN
         return option_obstacle(self._optimizer, decays=False) or self._held.obstacle()
 
     def _hold(self) -> None:

@@ -16,6 +16,7 @@ from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.training.batch import Batch, PlainBatch, materialised, to_device
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import Engine, StepParts
+from mt2st_fast.training.engines.held_parameters import group_of
 from mt2st_fast.training.engines.shares import Shares, labelled_in, shares_here
 from mt2st_fast.training.fused_adam import step_fused
 from mt2st_fast.training.learnt_weights import weights_by_losses
@@ -106,7 +107,10 @@ class EagerSteps(Engine):
             parts.scaler.unscale_(parts.optimizer)
             if isinstance(parts.optimizer, RowSparseOptimizer):
                 parts.optimizer.drop_frozen_rows()
-            clip_gradients(parts.trainable(), parts.options.clip_norm, parts.processes.add_up)
+            held = group_of(parts.optimizer)
+            # Not the gradients of what a callback has unfrozen, which no step takes yet.
+            stepped = [p for p in parts.trainable() if id(p) in held]
+            clip_gradients(stepped, parts.options.clip_norm, parts.processes.add_up)
         if parts.scaler.is_enabled() or not step_fused(parts.optimizer):
             parts.scaler.step(parts.optimizer)
         parts.scaler.update()

@@ -1,8 +1,8 @@
-"""The parameters that a one-call step moves: why it may not move them, and where they lie in memory."""
+"""The parameters that a one-call step moves: why it may not move them, and where they are and lie in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -17,7 +17,9 @@ from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.schedules.base import Part
 
 # What is asked at every step is asked by functions that loop in C: in Python it would take as long as the rest of it.
-_TRAINS = attrgetter("requires_grad")
+_ASKED: tuple[Callable[[Tensor], Any], ...] = (
+    Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("requires_grad")
+)  # fmt: skip
 _HOOKS_OF_MODULES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOKS_OF_PARAMETERS = (attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks"))
 
@@ -83,6 +85,8 @@ def parameter_obstacle(parameters: Sequence[nn.Parameter], optimizer: torch.opti
         return "every parameter is frozen"
     if len(set(map(id, parameters))) < len(parameters):
         return "a parameter occurs twice"
+    if len(set(map(Tensor.data_ptr, parameters))) < len(parameters):
+        return "two parameters lie in one memory"
     return hook_obstacle([], parameters, optimizer)
 
 
@@ -104,7 +108,10 @@ def group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:
 
 
 class HeldParameters:
-    """Which parameters move, and the addresses of them and their optimizer state, which were given to kernels."""
+    """Which parameters move, and the addresses of them and their optimizer state, which were given to kernels.
+
+    modules: those that the parameters were found in.
+    """
 
     def __init__(
         self,
@@ -114,17 +121,26 @@ class HeldParameters:
     ) -> None:
         self._optimizer, self._parameters = optimizer, list(parameters)
         self._hooks_of_modules = hooks_of(modules)
+        parts = [part for module in modules for part in module.modules()]
+        self._places: list[dict[str, Any]] = [
+            place for part in parts for place in (part._modules, part._parameters)
+        ]
+        self._in_place = self._found()
         self.moved = are_moved(parameters, optimizer)
         self.group_of = group_of(optimizer)
         self._last = self._now()
         # The tensors themselves: while they are held, no other object gets their id().
         self._states = self._state_values()
 
-    def _now(self) -> tuple[list[int], list[bool], list[tuple[list[int], bool]]]:
-        """Return addresses of parameters, which of them train, and the parameters and the momentum of each group."""
+    def _found(self) -> list[Any]:
+        """Return what is in the modules: modules and parameters."""
+        return list(chain.from_iterable(map(dict.values, self._places)))
+
+    def _now(self) -> list[Any]:
+        """Return where and how parameters lie, which of them train, and the parameters and momentum of each group."""
         parameters, groups = self._parameters, self._optimizer.param_groups
         grouped = [(list(map(id, group["params"])), bool(group.get("momentum"))) for group in groups]
-        return list(map(Tensor.data_ptr, parameters)), list(map(_TRAINS, parameters)), grouped
+        return [*(list(map(ask, parameters)) for ask in _ASKED), grouped]
 
     def _state_values(self) -> list[Any]:
         # Of all parameters: looking up a few would cost more, as a tensor's hash is a call of Python's.
@@ -137,8 +153,16 @@ class HeldParameters:
         return hook_obstacle(self._hooks_of_modules, self._parameters, self._optimizer)
 
     def have_changed(self) -> bool:
-        """Return whether a parameter has other memory, another state or group, or was frozen or unfrozen."""
-        states = self._state_values()
-        if len(states) != len(self._states) or not all(map(is_, states, self._states)):
-            return True
-        return self._last != self._now()
+        """Return whether a parameter or a module has another one in its place, or none.
+
+        Or if a parameter has other memory, another state or group, or was frozen or unfrozen.
+        """
+        return not (
+            _are_the_same(self._found(), self._in_place)
+            and _are_the_same(self._state_values(), self._states)
+            and self._last == self._now()
+        )
+
+
+def _are_the_same(now: list[Any], before: list[Any]) -> bool:
+    return len(now) == len(before) and all(map(is_, now, before))

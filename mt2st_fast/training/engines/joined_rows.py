@@ -37,7 +37,10 @@ def joined(heads: MultiTaskHeads, batches: Sequence[PlainBatch]) -> PlainBatch:
     }
     # Not by torch, whose threads would then spin on the cores of the kernel's.
     rows = np.concatenate(
-        [inputs.detach().numpy().reshape(n, -1) for (inputs, _), n in zip(batches, sizes, strict=True)]
+        [
+            inputs.detach().numpy().reshape(n, inputs.shape[-1])
+            for (inputs, _), n in zip(batches, sizes, strict=True)
+        ]
     )
     return torch.from_numpy(rows), targets
 

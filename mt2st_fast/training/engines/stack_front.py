@@ -11,10 +11,11 @@ Table = nn.EmbeddingBag | nn.Embedding
 
 
 class FrontTable(NamedTuple):
-    """A module with a table, and how the vectors of a row's words are combined: see `Front` of the kernels."""
+    """A module with a table, how the vectors of a row's words are combined, and its padding: see `Front` of kernels."""
 
     module: Table
     how: Literal["sum", "mean", "beside"]
+    padding: int | None
 
 
 # What `front_table` reads of either module, and may be set at any time.
@@ -42,10 +43,15 @@ def front_table(module: nn.Module) -> FrontTable | str:
         return f"its kernel takes tables of at most {MOST_ROWS:,} rows"
     if module.max_norm is not None:
         return f"its kernel does not support max_norm of {name}"
+    V, padding = len(module.weight), module.padding_idx
+    if padding is not None:
+        if not -V <= padding < V:  # torch raises an error
+            return f"padding_idx={padding} of {name} is no row of its table"
+        padding %= V
     if isinstance(module, nn.Embedding):
-        return FrontTable(module, "beside")
+        return FrontTable(module, "beside", padding)
     if module.mode not in ("sum", "mean"):
         return f"its kernel does not support mode={module.mode!r} of {name}"
     if module.include_last_offset:
         return f"its kernel does not support include_last_offset=True of {name}"
-    return FrontTable(module, "sum" if module.mode == "sum" else "mean")
+    return FrontTable(module, "sum" if module.mode == "sum" else "mean", padding)

@@ -6,8 +6,6 @@ Before the layers, or instead of them, there may be a table of words (stack_fron
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import chain
-from operator import is_
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -116,21 +114,3 @@ def _activate(module: nn.Module, found: StackLayers) -> str | None:
 
 def _name(module: nn.Module) -> str:
     return type(module).__name__
-
-
-class HeldModules:
-    """Which modules an encoder consists of, and which parameters they have: whoever has looked may look again."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        self._places: list[dict[str, Any]] = [
-            place for module in encoder.modules() for place in (module._modules, module._parameters)
-        ]
-        self._held = self._now()
-
-    def _now(self) -> list[Any]:
-        return list(chain.from_iterable(map(dict.values, self._places)))
-
-    def have_changed(self) -> bool:
-        """Return whether another module or parameter is in the place of one, or one was added or removed."""
-        now = self._now()
-        return len(now) != len(self._held) or not all(map(is_, now, self._held))

@@ -24,7 +24,13 @@ from mt2st_fast.kernels import (
     stack_step_obstacle,
 )
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.dense_rules import optimizer_obstacle, option_obstacle, rules_of, state_of
+from mt2st_fast.training.dense_rules import (
+    optimizer_obstacle,
+    option_obstacle,
+    rules_of,
+    state_obstacle,
+    state_of,
+)
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
     are_moved,
@@ -36,7 +42,7 @@ from mt2st_fast.training.engines.held_parameters import (
 )
 from mt2st_fast.training.engines.kept_models import MOST_MODELS, KeptModels
 from mt2st_fast.training.engines.stack_front import options_of
-from mt2st_fast.training.engines.stack_layers import HeldModules, StackLayers, stack_layers
+from mt2st_fast.training.engines.stack_layers import StackLayers, stack_layers
 
 NOT_DROPPED = Dropout(0.0, 0)
 # Numbers in the memory of a step whose batches are joined: who takes many batches a step may not have room for them.
@@ -98,14 +104,13 @@ class StackTraining:
         moved = [
             p for p, is_moved in zip(parameters, are_moved(parameters, optimizer), strict=True) if is_moved
         ]
-        if any(state_of(optimizer, p) is None for p in moved):
-            return f"{type(optimizer).__name__} steps dense parameters by another rule"
         sizes = [linear.out_features for linear in linears]
-        return stack_step_obstacle([p.detach() for p in parameters], widths, sizes)
+        reason = stack_step_obstacle([p.detach() for p in parameters], widths, sizes)
+        return reason or state_obstacle(optimizer, moved)
 
     def declines(self, inputs: Sequence[Any]) -> str | None:
         """Return why a step on batches with these inputs cannot be taken, or None."""
-        if self._modules.have_changed() or self._held.have_changed() or self._front_has_changed():
+        if self._held.have_changed() or self._front_has_changed():
             if reason := self.obstacle(self._encoder, self._heads, self._optimizer):
                 return reason
             self._hold()
@@ -186,7 +191,7 @@ class StackTraining:
         """Record the layers, where their parameters lie, and which of them move."""
         layers = stack_layers(self._encoder)
         assert isinstance(layers, StackLayers)
-        self._layers, self._modules = layers, HeldModules(self._encoder)
+        self._layers = layers
         parameters = _parameters(self._layers, self._heads)
         # Asking for states creates missing ones, so do it before recording what there is.
         groups = {id(p): g for g, group in enumerate(self._optimizer.param_groups) for p in group["params"]}
@@ -218,8 +223,8 @@ class StackTraining:
     def _made_front(self) -> Front | None:
         if self._layers.front is None:
             return None
-        module, how = self._layers.front
-        return Front(self._dense[id(module.weight)], how, module.padding_idx)
+        module, how, padding = self._layers.front
+        return Front(self._dense[id(module.weight)], how, padding)
 
     def _new_model(self, layout: HeadLayout) -> StackModel:
         linears, activations = self._layers.linears, self._layers.activations

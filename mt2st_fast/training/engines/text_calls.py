@@ -53,8 +53,6 @@ class TextCalls(ABC):
         assert isinstance(encoder, WindowEncoder | BagEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
         self.encoder, self._heads, self._optimizer = encoder, heads, optimizer
-        self._parameters = text_parameters(encoder, heads)
-        self._models: KeptModels[TextStepModel] = KeptModels()
         self._key = torch.empty((), dtype=torch.int64, device="cpu")  # of the dropout of the latest step
         self._hold()
 
@@ -82,7 +80,8 @@ class TextCalls(ABC):
     def declines(self) -> str | None:
         """Return why this step cannot be taken, or None."""
         if self._held.have_changed():
-            self._models = KeptModels()
+            if reason := self.obstacle(self.encoder, self._heads, self._optimizer):
+                return reason
             self._hold()
         return self._held.obstacle()
 
@@ -134,6 +133,8 @@ class TextCalls(ABC):
 
     def _hold(self) -> None:
         """Record where the parameters lie, and which of them move."""
+        self._models: KeptModels[TextStepModel] = KeptModels()
+        self._parameters = text_parameters(self.encoder, self._heads)
         self._held = HeldParameters(self._parameters, self._optimizer, (self.encoder, self._heads))
 
 

@@ -23,7 +23,7 @@ from mt2st_fast.kernels import (
 )
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.dense_rules import option_obstacle, rules_of, state_of
+from mt2st_fast.training.dense_rules import option_obstacle, rules_of, state_obstacle, state_of
 from mt2st_fast.training.engines.held_parameters import are_moved, group_of
 from mt2st_fast.training.engines.text_calls import (
     Inputs,
@@ -69,9 +69,7 @@ class TextTraining(TextCalls):
             return reason
         _, *dense = text_parameters(encoder, heads)
         moved = [p for p, is_moved in zip(dense, are_moved(dense, optimizer), strict=True) if is_moved]
-        if any(state_of(optimizer, p) is None for p in moved):
-            return f"{type(optimizer).__name__} steps dense parameters by another rule"
-        return None
+        return state_obstacle(optimizer, moved)
 
     def declines(self) -> str | None:
         """Return why this step cannot be taken, or None."""
@@ -118,7 +116,7 @@ class TextTraining(TextCalls):
 
     def _hold(self) -> None:
         # Asking for states creates missing ones, so do it before recording what there is.
-        for parameter in self._parameters[1:]:
+        for parameter in text_parameters(self.encoder, self._heads)[1:]:
             self._dense(parameter)
         self._table()
         super()._hold()
