@@ -61,13 +61,17 @@ def heads_obstacle(sizes: Sequence[int], n_features: int) -> str | None:
 def check_targets(
     layout: HeadLayout, targets: Sequence[Tensor], task_weights: Tensor, n_rows: int, rows: str
 ) -> None:
-    """Raise ValueError unless all shapes fit: the kernel reads raw addresses. rows: what a step's rows are called."""
+    """Raise ValueError unless all shapes fit: the kernel reads raw addresses. rows: what a step's rows are called.
+
+    Raises TypeError for targets of a type that their head does not accept.
+    """
     if not len(targets) == len(task_weights) == len(layout):
         raise ValueError(
             f"there are {len(layout)} heads, but {len(targets)} targets and {len(task_weights)} weights"
         )
     for name, spec, target in zip(layout.names, layout.heads, targets, strict=True):
-        if target.shape != ((n_rows,) if spec.kind.takes_classes else (n_rows, spec.size)):
+        spec.check_target_type(name, target)
+        if target.shape != spec.target_shape(n_rows):
             raise ValueError(
                 f"targets of {name} have shape {tuple(target.shape)}, but there are {n_rows} {rows}"
             )

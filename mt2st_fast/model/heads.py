@@ -236,7 +236,9 @@ class MultiTaskHeads(HeadBank):
             # A number is filled in: a CUDA graph cannot capture a copy to the device.
             device = target.device if isinstance(target, Tensor) else None
             counts[name] = (
-                count.float() if isinstance(count, Tensor) else torch.full((), float(count), device=device)
+                count.float()
+                if isinstance(count, Tensor)
+                else torch.full((), float(count), dtype=torch.float32, device=device)
             )
         return counts
 

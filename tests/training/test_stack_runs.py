@@ -236,6 +236,33 @@ def test_a_wrong_shape_in_one_of_several_batches_is_named_and_moves_nothing():
     assert all(map(torch.equal, before, parameters(run.encoder, run.heads)))
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_targets_of_a_wrong_type_are_named_in_one_of_several_batches_too(accumulate):
+    (inputs, targets), (others, without) = batch(20), batch(12)
+    wrong = targets | {"c": torch.ones(20, 3, dtype=torch.int64)}
+    without = {"a": without["a"]}
+    run = trainer(schedule=MultiTask(), accumulate=accumulate)
+    before = parameters(run.encoder, run.heads)
+    with pytest.raises(TypeError, match=r"targets of c must be floating point, not torch\.int64"):
+        run.fit([(inputs, wrong), (others, without)], epochs=1)
+    assert all(map(torch.equal, before, parameters(run.encoder, run.heads)))
+
+
+@pytest.mark.parametrize("backward", ["auto", "autograd"])
+@pytest.mark.parametrize("schedule", [FAMO, Uncertainty])
+def test_weights_are_learnt_under_a_default_of_float64_too(schedule, backward):
+    found, batches = [], loader()
+    for dtype in (torch.float32, torch.float64):
+        run = trainer(backward, schedule=schedule())
+        torch.set_default_dtype(dtype)
+        try:
+            run.fit(batches, epochs=2)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append(parameters(run.encoder, run.heads))
+    assert all(map(torch.equal, *found))
+
+
 def test_more_rows_than_there_is_room_for_are_left_to_another_engine(monkeypatch):
     monkeypatch.setattr(stack_training, "MOST_JOINED", 90 * (7 + 2 * 20 + 2 * 33))
     run = trainer(schedule=MultiTask(), accumulate=2)

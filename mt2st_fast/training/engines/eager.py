@@ -192,7 +192,7 @@ class EagerSteps(Engine):
     @torch.no_grad()
     def _losses_alone(self, encoded: list[Encoded]) -> Tensor:
         """(K,) the unweighted losses of one batch per loader."""
-        ones_k = torch.ones(len(self._parts.heads.active), device=self._parts.device)
+        ones_k = torch.ones(len(self._parts.heads.active), dtype=torch.float32, device=self._parts.device)
         return torch.stack([self._losses(each, ones_k).losses for each in encoded]).sum(0)
 
     @torch.no_grad()

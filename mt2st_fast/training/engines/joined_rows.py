@@ -21,9 +21,11 @@ def joined(heads: MultiTaskHeads, batches: Sequence[PlainBatch]) -> PlainBatch:
     if len(batches) == 1:
         return batches[0]
     found = [heads.batch(targets, inputs.shape[:-1], None, inputs.device) for inputs, targets in batches]
-    specs = {
-        name: spec for each in found for name, spec in zip(each.layout.names, each.layout.heads, strict=True)
-    }
+    specs: dict[str, HeadSpec] = {}
+    for each in found:
+        for name, spec, target in zip(each.layout.names, each.layout.heads, each.targets, strict=True):
+            spec.check_target_type(name, target)  # before rows without a target make them floating point
+            specs[name] = spec
     of_batches = [dict(zip(each.layout.names, each.targets, strict=True)) for each in found]
     sizes = [inputs.shape[:-1].numel() for inputs, _ in batches]
     targets = {

@@ -172,7 +172,7 @@ class OneCallSteps(Engine):
         """Take a step with weights from its own losses, which are computed before it, and once more after it."""
         assert self._training is not None
         active = self._parts.heads.active
-        ones_k = torch.ones(len(active), device="cpu")
+        ones_k = torch.ones(len(active), dtype=torch.float32, device="cpu")
         before = self._training(inputs, targets, ones_k, LOSSES_ALONE)
         weights_k = weights_by_losses(learnt, active, before)
         losses = self._training(inputs, targets, weights_k, MOVES[self._parts.part], again=True)

@@ -56,7 +56,7 @@ class FAMO(nn.Module):
         """Start every task of these heads at zeros, in every run."""
         self.kept = nn.Module()
         for name in map(module_name, heads.names):
-            self.kept.register_buffer(name, torch.zeros(LEAST + 1))
+            self.kept.register_buffer(name, torch.zeros(LEAST + 1, dtype=torch.float32))
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
         """Return weight 1 for all tasks, always."""

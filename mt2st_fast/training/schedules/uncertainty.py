@@ -38,7 +38,7 @@ class Uncertainty(nn.Module):
             task = heads.tasks.get(name)
             squared = isinstance(task, Regression) and task.huber_delta is None
             self._factors[name] = 0.5 if squared else 1.0
-            self.log_variances[module_name(name)] = nn.Parameter(torch.zeros(()))
+            self.log_variances[module_name(name)] = nn.Parameter(torch.zeros((), dtype=torch.float32))
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
         """Return weight 1 for all tasks, always."""
