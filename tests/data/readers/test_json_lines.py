@@ -168,7 +168,7 @@ def test_lists_in_another_file_than_that_of_training_are_no_class(write):
         ),
         ("{}\n", "x.jsonl: no object has a key with a text or a label"),
         ('{"people": [{}]}\n', "x.jsonl: no object has a key with a text or a label"),
-        ('{"text": ' + "[" * 3000 + "]" * 3000 + "}\n", "is not JSON (nested too deeply)"),
+        ('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "is not JSON (nested too deeply)"),
     ],
 )
 def test_what_is_no_table_is_refused_by_its_line(write, text, message):
