@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-MOST_ROWS = (1 << 31) - 1  # of a table, which are numbered by 32 bits
+from mt2st_fast.kernels.step.front import MOST_ROWS, How
+
 Table = nn.EmbeddingBag | nn.Embedding
 
 
@@ -14,7 +15,7 @@ class FrontTable(NamedTuple):
     """A module with a table, how the vectors of a row's words are combined, and its padding: see `Front` of kernels."""
 
     module: Table
-    how: Literal["sum", "mean", "beside"]
+    how: How
     padding: int | None
 
 

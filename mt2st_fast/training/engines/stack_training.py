@@ -34,6 +34,7 @@ from mt2st_fast.training.dense_rules import (
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
     are_moved,
+    group_of,
     head_parameters,
     heads_obstacle,
     hook_obstacle,
@@ -194,7 +195,7 @@ class StackTraining:
         self._layers = layers
         parameters = _parameters(self._layers, self._heads)
         # Asking for states creates missing ones, so do it before recording what there is.
-        groups = {id(p): g for g, group in enumerate(self._optimizer.param_groups) for p in group["params"]}
+        groups = group_of(self._optimizer)
         self._dense = {
             id(p): self._made(p, groups[id(p)] if is_moved else FROZEN)
             for p, is_moved in zip(parameters, are_moved(parameters, self._optimizer), strict=True)
