@@ -78,14 +78,14 @@ def square(p, pieces, column_of, n_tiles, table, index, b, squares):
 
 @helper
 def _square_of_rows(p, table, index, b):
+    """Of the rows that move: the index has no others."""
     D, total, gradient = table.D, 0.0, np.empty(table.D + WIDTH, np.float32)
     for r in range(p * ROWS_A_PIECE, min(index.counts[1], (p + 1) * ROWS_A_PIECE)):
-        if moves(index.rows[r], table.frozen):
-            sum_rows(
-                address_of(b.d_vectors), D, index.row_types, index.row_begins[r], index.row_begins[r + 1], b.no_scales,
-                address_of(gradient),
-            )  # fmt: skip
-            total += sum_of_squares(gradient[:D])
+        sum_rows(
+            address_of(b.d_vectors), D, index.row_types, index.row_begins[r], index.row_begins[r + 1], b.no_scales,
+            address_of(gradient),
+        )  # fmt: skip
+        total += sum_of_squares(gradient[:D])
     return total
 
 
