@@ -25,10 +25,34 @@ from mt2st_fast.training.history import History
 
 def run_page(report: Mapping[str, Any], history: History) -> bytes:
     """Return the report.html of a run."""
-    main, data, score = report["main"], report["data"], report["score"]
+    sections = run_sections(report, history)
+    return page(run_title(report), run_lead(report), sections, environment_line(report["environment"]))
+
+
+def run_title(report: Mapping[str, Any]) -> str:
+    """Return the title of the report of a run."""
+    return f"{report['main']['task']} on {report['data']['name']}, strategy {report['strategy']}"
+
+
+def run_lead(report: Mapping[str, Any]) -> str:
+    """Return what comes before all sections of the report of a run."""
+    main, data, backend = report["main"], report["data"], report["backend"]
+    ended = early_end_of(report)
+    return (
+        f"The main task {main['task']}: {quality_of(main)}. {report['steps']:,} steps, {report['epochs']:.1f} epochs, "
+        f"{report['train_seconds']:.1f} s of training, {report['tokens_per_second']:,.0f} tokens/s. "
+        f"{data['rows']['train']:,} rows of training data, {data['main_labels']:,} of them with a label of the main "
+        f"task; {data['vocabulary']:,} word types. Backend {backend['name']}: {backend['reason']}."
+        + (f" {ended}" if ended else "")
+    )
+
+
+def run_sections(report: Mapping[str, Any], history: History) -> list[Section]:
+    """Return the sections of the report of a run, for its page and for report.md."""
+    main, score = report["main"], report["score"]
     curves = {report["strategy"]: [[(e.train_seconds, e.metrics[history.main]) for e in history.evaluations]]}
     curves_label = f"{main['task']}: development {main['metric']}"
-    sections = [
+    return [
         *second_run.sections_of(report["against"], main),
         Section(
             "Curves",
@@ -36,6 +60,7 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
                 Picture(
                     lambda: plot_curves(history, main["metric"]),
                     "losses, task weights and quality over steps",
+                    "curves.png",
                 ),
                 Picture(
                     lambda: plot_seconds(curves, curves_label),
@@ -58,7 +83,7 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
             ],
             tables=[_classes(score["classes"])] if score["classes"] else [],
         ),
-        section_on_data(data),
+        section_on_data(report["data"]),
         Section(
             "Nearest neighbours",
             lines=[line for line in [left_out_of_vectors(report["vectors"])] if line],
@@ -66,13 +91,6 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
         ),
         Section("Options", tables=[_options(report["config"])]),
     ]
-    lead = (
-        f"The main task {main['task']}: {quality_of(main)}. {report['steps']:,} steps, "
-        f"{report['train_seconds']:.1f} s of training, {report['tokens_per_second']:,.0f} tokens/s."
-        + (f" {ended}" if (ended := early_end_of(report)) else "")
-    )
-    title = f"{main['task']} on {data['name']}, strategy {report['strategy']}"
-    return page(title, lead, sections, _environment(report["environment"]))
 
 
 def comparison_page(comparison: Mapping[str, Any]) -> bytes:
@@ -104,7 +122,7 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
         Section("Options", tables=[_options(comparison["config"])]),
     ]
     title = f"{comparison['main']} on {comparison['data']}: strategies compared"
-    return page(title, lead(comparison), sections, _environment(comparison["environment"]))
+    return page(title, lead(comparison), sections, environment_line(comparison["environment"]))
 
 
 def _number(quality: float | None) -> float:
@@ -124,5 +142,6 @@ def _options(config: Mapping[str, Any]) -> Table:
     return Table(("option", "value"), [(name, option(value)) for name, value in config.items()])
 
 
-def _environment(environment: Mapping[str, Any]) -> str:
+def environment_line(environment: Mapping[str, Any]) -> str:
+    """Return what a report says of the machine and the versions, in one line."""
     return ", ".join(f"{key} {value}" for key, value in environment.items())

@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mt2st_fast.files import json_text, write_atomically
-from mt2st_fast.markdown import markdown_table, one_line
+from mt2st_fast.markdown import one_line
 from mt2st_fast.runs import chosen_parts, second_run
-from mt2st_fast.runs.formatting import early_end_of, left_out_of_vectors, quality_of, spans_line
-from mt2st_fast.runs.pages import run_page
+from mt2st_fast.runs.pages import environment_line, run_lead, run_page, run_sections, run_title
 from mt2st_fast.runs.plots import plot_curves, png
 from mt2st_fast.runs.run_facts import read_facts, read_history
-from mt2st_fast.runs.run_tables import NEIGHBOURS, PHASES, TASKS, neighbour_rows, phase_rows, task_rows
 from mt2st_fast.runs.sections import Picture, sections_in_markdown
-from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History, PhaseRecord
 
 OPTIONAL_PICTURES = (chosen_parts.PICTURE, second_run.PICTURE)
@@ -39,7 +36,7 @@ def write_report(folder: Path) -> dict[str, Any]:
         **{picture.file: png(picture.draw()) for picture in _optional_pictures(report)},
         "report.json": json_text(report, indent=2).encode(),
         "report.html": run_page(report, history),
-        "report.md": render(report).encode("utf-8", "replace"),
+        "report.md": render(report, history).encode("utf-8", "replace"),
     }
     for name, content in files.items():
         write_atomically(folder / name, content)
@@ -139,38 +136,15 @@ def _optional_pictures(report: Mapping[str, Any]) -> list[Picture]:
     return [picture for section in sections for picture in section.pictures]
 
 
-def render(report: dict[str, Any]) -> str:
-    """Return the report as Markdown."""
-    main, data = report["main"], report["data"]
+def render(report: dict[str, Any], history: History) -> str:
+    """Return the report as Markdown: the sections of its page."""
     lines = [
-        one_line(f"# {main['task']} on {data['name']}, strategy {report['strategy']}"),
+        one_line(f"# {run_title(report)}"),
         "",
-        f"The main task **{main['task']}**: {quality_of(main)}.",
-        *([f"On the test rows, {spans_line(spans)}."] if (spans := report["score"]["spans"]) else []),
+        one_line(run_lead(report)),
         "",
-        f"{report['steps']:,} steps, {report['epochs']:.1f} epochs, {report['train_seconds']:.1f} s of training, "
-        f"{report['tokens_per_second']:,.0f} tokens/s. Backend {report['backend']['name']}: "
-        f"{report['backend']['reason']}.",
-        "",
-        *([ended, ""] if (ended := early_end_of(report)) else []),
-        *sections_in_markdown(second_run.sections_of(report["against"], main)),
-        "![losses, task weights and quality over steps](curves.png)",
-        "",
-        *markdown_table(TASKS, task_rows(report)),
-        "",
-        *markdown_table(PHASES, phase_rows(report)),
-        "",
-        *(f"- {one_line(decision)}" for decision in report["decisions"]),
-        *([""] if report["decisions"] else []),
-        *sections_in_markdown(chosen_parts.sections_of(report["chosen_parts"])),
-        *markdown_table(NEIGHBOURS, neighbour_rows(report)),
-        "",
-        *([f"{left_out}.", ""] if (left_out := left_out_of_vectors(report["vectors"])) else []),
-        f"Training: {data['rows']['train']:,} rows, {data['main_labels']:,} of them with a label of the main task; "
-        f"{data['vocabulary']:,} word types.",
-        "",
-        *sections_in_markdown([section_on_data(data)]),
-        "Environment: " + ", ".join(f"{key} {value}" for key, value in report["environment"].items()) + ".",
+        *sections_in_markdown(run_sections(report, history)),
+        f"Environment: {environment_line(report['environment'])}.",
         "",
     ]
     return "\n".join(lines)
