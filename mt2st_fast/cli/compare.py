@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -28,12 +27,13 @@ from mt2st_fast.cli.terminal import plain_console, say, say_notes, say_table
 from mt2st_fast.data import Splits
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import json_text, write_atomically
+from mt2st_fast.files import write_atomically
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_CONFIG, has_comparison
 from mt2st_fast.runs.comparison import compare_runs
 from mt2st_fast.runs.comparison_options import ComparisonOptions
 from mt2st_fast.runs.comparison_report import COMPARISON, REPORT_FILES, write_comparison_report
+from mt2st_fast.runs.comparison_schema import Comparison, ComparisonFacts
 from mt2st_fast.runs.comparison_state import CHECKPOINT, ComparisonState
 from mt2st_fast.runs.comparison_state import FILE as STATE_FILE
 from mt2st_fast.runs.comparison_tables import table_of
@@ -43,6 +43,7 @@ from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.formatting import counted
 from mt2st_fast.runs.intervals import LEAST_SEEDS
+from mt2st_fast.runs.json_files import write_json
 from mt2st_fast.runs.rehearsal import rehearsed
 from mt2st_fast.runs.tuning import TUNED, tuning_record
 from mt2st_fast.runs.what_was_read import summary, what_was_read
@@ -165,7 +166,7 @@ def _compare(
         ComparisonState.clear(folder)
         raise InputError(f"{next(iter(state.diverged.values()))}; no seed is left to compare")
     comparison = _comparison(state, experiment)
-    write_atomically(folder / COMPARISON, json_text(comparison, indent=2).encode())
+    write_json(folder / COMPARISON, comparison)
     ComparisonState.clear(folder)
     _summarise(console, write_comparison_report(folder), folder)
 
@@ -177,11 +178,11 @@ def _kept(state: ComparisonState, first: Splits, output: OutputOptions) -> bytes
     return kept_config("compare", *parts, without=tuple(tuned))
 
 
-def _comparison(state: ComparisonState, experiment: Experiment) -> dict[str, Any]:
+def _comparison(state: ComparisonState, experiment: Experiment) -> Comparison:
     """Return the content of compare.json; experiment: a run of the first arm."""
     splits, heads = experiment.splits, experiment.trainer.heads
     options = state.config.resolved(splits).to_json()
-    facts = {
+    facts: ComparisonFacts = {
         "main": heads.main,
         "metric": experiment.metric,
         "data": splits.name,
@@ -207,7 +208,7 @@ def _comparison(state: ComparisonState, experiment: Experiment) -> dict[str, Any
     return compare_runs(state.whole_runs, state.arms, facts, asked.target, asked.plateau_margin)
 
 
-def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> None:
+def _summarise(console: Console, comparison: Comparison, folder: Path) -> None:
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -53,6 +53,7 @@ from mt2st_fast.runs.formatting import (
 from mt2st_fast.runs.rehearsal import rehearsed
 from mt2st_fast.runs.report import REPORT_FILES, pictures_of, write_report
 from mt2st_fast.runs.run_facts import LEFT, leave_run
+from mt2st_fast.runs.run_schema import Against, RunReport
 from mt2st_fast.runs.run_tables import NEIGHBOURS, neighbour_rows, phase_rows, task_rows
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.spelling import in_shell
@@ -146,7 +147,7 @@ def _train_beside(
     folder: Path,
     *,
     writes: bool,
-) -> dict[str, Any]:
+) -> Against:
     """Train with another strategy and return what reports show of both runs; the first run is already written."""
     label = f"{config.strategy}, to compare"
     try:
@@ -224,7 +225,7 @@ def _announce(console: Console, experiment: Experiment) -> None:
         say(console, f"vectors from {config.init}: {experiment.coverage}")
 
 
-def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
+def _summarise(console: Console, report: RunReport, folder: Path) -> None:
     main = report["main"]
     tasks = Table("task", "outputs", "metric", "dev, last active", "test, at the end", "retired at step")
     for name, _kind, *cells in task_rows(report):
