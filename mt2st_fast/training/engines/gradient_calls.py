@@ -91,7 +91,7 @@ class GradientCalls:
         shares_mk: the share of all labels that each micro-step has.
         """
         assert self.gradients is not None
-        weights_k, moves = self._parts.weights_k, MOVES[self._parts.part]
+        weights_k, moves = self._parts.state.weights_k, MOVES[self._parts.state.part]
         losses_k = torch.zeros(shares_mk.shape[1], dtype=torch.float32, device="cpu")
         self.gradients.begin()
         for share_k, batches in zip(shares_mk, micro_steps, strict=True):

@@ -66,7 +66,7 @@ def words_obstacle(parts: StepParts) -> str | None:
     """Return why gradients of active tasks on words cannot be made separately from those of the rows, or None."""
     if parts.learnt is not None:
         return "the weights of tasks on words are learned"
-    if parts.part != "all":
+    if parts.state.part != "all":
         return "tasks on words take turns"
     heads, of_encoder = parts.heads, set(map(id, parts.encoder.parameters()))
     for name in filter(heads.is_word_task, heads.active):
