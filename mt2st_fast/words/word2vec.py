@@ -73,7 +73,7 @@ class Word2Vec(GensimNames):
                                                             # token file of `mt2st-fast prepare`, which stays mapped
         model.wv.most_similar("king")                       # gensim's KeyedVectors
 
-    Arguments have gensim's names and meanings; docs/doors.md lists every name. `workers` parts of the corpus are read
+    Arguments have gensim's names and meanings; docs/gensim-fasttext.md lists every name. `workers` parts of the corpus are read
     side by side: the same seed and number of workers give the same bits on any number of threads. `words` are sorted by
     descending count and, for equal counts, alphabetically (gensim leaves their order undefined); with sorted_vocab=0
     they are in order of first appearance. `vectors` (V, vector_size) are their float32 vectors, and `losses` are the
