@@ -16,9 +16,9 @@ from torch.autograd.graph import increment_version
 
 from ..bags.op import in_kernel_types
 from ..bags.rules import SGD, RowRule
+from .common import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
 from .dense_model import Decay
 from .model import EVERYTHING, Moves
-from .room import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
 from .text_model import Beside, TextStepModel, Words
 
 

@@ -31,9 +31,9 @@ from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, head_panels
 from ...machine.jit import pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
+from ..common import Dropout
 from ..dense_model import Decay
 from ..model import NOTHING, Moves
-from ..room import Dropout
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, Beside, Moving, TextStepModel, Words
 from .dense_tiles import columns_by_task, copy_from, count_step, head_biases, store_losses
 from .dense_updates import ONE, clip_factor
