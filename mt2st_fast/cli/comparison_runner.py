@@ -14,11 +14,11 @@ from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.cli.terminal import say
 from mt2st_fast.data import Splits
 from mt2st_fast.runs.arms import Arm
+from mt2st_fast.runs.baseline_run import summary_of
 from mt2st_fast.runs.comparison_state import CHECKPOINT, ComparisonState
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.run_schema import RunSummary
-from mt2st_fast.runs.second_run import summary_of
 from mt2st_fast.runs.tuning import trial_result, with_values
 from mt2st_fast.spelling import in_shell
 from mt2st_fast.training.divergence import NonFiniteLossError

@@ -227,7 +227,7 @@ class Config:
             raise InputError("epochs are not known yet; call resolved(splits) before schedule()")
         return find_strategy(self.strategy).make(self.strategy_options, RunFacts(self.epochs))
 
-    def going_on_to(self, epochs: float) -> Config:
+    def extended_to(self, epochs: float) -> Config:
         """Return this configuration with other epochs, but with its strategy's decay as for the previous ones."""
         if self.epochs is None or epochs == self.epochs:
             return replace(self, epochs=epochs)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mt2st_fast.runs import chosen_parts, second_run
+from mt2st_fast.runs import baseline_run, chosen_parts
 from mt2st_fast.runs.comparison_plots import plot_comparison
 from mt2st_fast.runs.comparison_schema import Comparison
 from mt2st_fast.runs.comparison_tables import lead, sections_of, table_of
+from mt2st_fast.runs.data_summary import section_on_data
 from mt2st_fast.runs.formatting import (
     early_end_of,
     left_out_of_vectors,
@@ -21,7 +22,6 @@ from mt2st_fast.runs.plots import curve_of, plot_curves, plot_seconds
 from mt2st_fast.runs.run_schema import ClassResult, RunReport
 from mt2st_fast.runs.run_tables import NEIGHBOURS, PHASES, TASKS, neighbour_rows, phase_rows, task_rows
 from mt2st_fast.runs.sections import Picture, Section, Table, page
-from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History
 
 
@@ -55,7 +55,7 @@ def run_sections(report: RunReport, history: History) -> list[Section]:
     curves = {report["strategy"]: [[(e.train_seconds, e.metrics[history.main]) for e in history.evaluations]]}
     curves_label = f"{main['task']}: development {main['metric']}"
     return [
-        *second_run.sections_of(report["against"], main),
+        *baseline_run.sections_of(report["against"], main),
         Section(
             "Curves",
             pictures=[

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mt2st_fast.files import write_atomically
 from mt2st_fast.markdown import one_line
-from mt2st_fast.runs import chosen_parts, second_run
+from mt2st_fast.runs import baseline_run, chosen_parts
 from mt2st_fast.runs.json_files import json_bytes
 from mt2st_fast.runs.pages import environment_line, run_lead, run_page, run_sections, run_title
 from mt2st_fast.runs.plots import plot_curves, png
@@ -18,7 +18,7 @@ from mt2st_fast.runs.run_schema import Against, PhaseSummary, RunFacts, RunRepor
 from mt2st_fast.runs.sections import Picture, sections_in_markdown
 from mt2st_fast.training.history import History, PhaseRecord
 
-OPTIONAL_PICTURES = (chosen_parts.PICTURE, second_run.PICTURE)
+OPTIONAL_PICTURES = (chosen_parts.PICTURE, baseline_run.PICTURE)
 REPORT_FILES = ("report.json", "report.md", "report.html", "curves.png", *OPTIONAL_PICTURES)
 
 
@@ -30,7 +30,7 @@ def write_report(folder: Path) -> RunReport:
     """
     facts = read_facts(folder)
     history = read_history(folder, facts)
-    report = make_report(facts, history, second_run.read_against(folder))
+    report = make_report(facts, history, baseline_run.read_against(folder))
     files = {
         "curves.png": png(plot_curves(history, report["main"]["metric"])),
         **{picture.file: png(picture.draw()) for picture in _optional_pictures(report)},
@@ -131,7 +131,7 @@ def pictures_of(report: RunReport) -> tuple[str, ...]:
 
 def _optional_pictures(report: RunReport) -> list[Picture]:
     sections = [
-        *second_run.sections_of(report["against"], report["main"]),
+        *baseline_run.sections_of(report["against"], report["main"]),
         *chosen_parts.sections_of(report["chosen_parts"]),
     ]
     return [picture for section in sections for picture in section.pictures]

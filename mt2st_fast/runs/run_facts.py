@@ -17,10 +17,10 @@ from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.task_adapted import adapted_in
 from mt2st_fast.model_folder import RUN_MODEL
+from mt2st_fast.runs.data_summary import summarize_data
 from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.json_files import read_json, write_json
 from mt2st_fast.runs.run_schema import RunFacts, RunOutcome, ScoreSummary
-from mt2st_fast.runs.what_was_read import what_was_read
 from mt2st_fast.serving.scores import TaskScore, scores
 from mt2st_fast.training.history import History
 from mt2st_fast.training.schedules.abilities import evidence_of
@@ -28,11 +28,11 @@ from mt2st_fast.training.trained_heads import untrained
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
 FACTS, HISTORY, VECTORS = "facts.json", "history.jsonl", "vectors.txt"
-LEFT = (HISTORY, FACTS, VECTORS)
+RUN_FILES = (HISTORY, FACTS, VECTORS)
 FORMAT = "mt2st-fast run 2"
 
 
-def leave_run(experiment: Experiment, folder: Path) -> None:
+def write_run(experiment: Experiment, folder: Path) -> None:
     """Write the results of a finished run to `folder`; facts.json comes last and marks them as complete.
 
     If a finished run was continued, its earlier facts.json is removed before anything else is written.
@@ -63,7 +63,7 @@ def leave_run(experiment: Experiment, folder: Path) -> None:
 
 
 def read_facts(folder: Path) -> RunFacts:
-    """Read what `leave_run` wrote. Raises InputError where it is missing, damaged or of another version."""
+    """Read what `write_run` wrote. Raises InputError where it is missing, damaged or of another version."""
     path = folder / FACTS
     facts = cast(RunFacts, read_json(path, "train again"))
     try:
@@ -109,7 +109,7 @@ def _outcome(experiment: Experiment, test: dict[str, float]) -> RunOutcome:
     return {
         "environment": environment(trainer.device),
         "data": {
-            **what_was_read(splits),
+            **summarize_data(splits),
             "main_labels": int(splits.train.targets[main].labelled().sum()),
         },
         "config": config.to_json(),

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 AGAINST, PICTURE = "against.json", "against.png"
 
 
-def leave_against(against: Against, folder: Path) -> None:
-    """Write the result of `both_runs` to the folder of the first run."""
+def write_against(against: Against, folder: Path) -> None:
+    """Write the result of `against_baseline` to the folder of the first run."""
     write_json(folder / AGAINST, against)
 
 
 def read_against(folder: Path) -> Against | None:
-    """Read what `leave_against` wrote; None if there was no second run. Raises InputError for a damaged file."""
+    """Read what `write_against` wrote; None if there was no second run. Raises InputError for a damaged file."""
     path = folder / AGAINST
     if not path.exists():
         return None
@@ -50,7 +50,7 @@ def summary_of(experiment: Experiment) -> RunSummary:
     return summarise_seed(history, test, experiment.rows_read, by_spans)
 
 
-def both_runs(own: str, runs: Mapping[str, RunSummary]) -> Against:
+def against_baseline(own: str, runs: Mapping[str, RunSummary]) -> Against:
     """Return what reports show of two runs, {strategy: run}, one of them `own`: the target is the other one's best."""
     [other] = [name for name in runs if name != own]
     target = runs[other]["best"]
@@ -64,7 +64,7 @@ def both_runs(own: str, runs: Mapping[str, RunSummary]) -> Against:
 
 
 def sections_of(against: Against | None, main: MainResult) -> list[Section]:
-    """Return the section on the two runs, of what `both_runs` returned and of the main task (`make_report`).
+    """Return the section on the two runs, of what `against_baseline` returned and of the main task (`make_report`).
 
     There is none if there was no second run.
     """

@@ -15,7 +15,7 @@ MOST_FILES_NAMED = 3
 _OF_PARTS = ("dev", "test", "dev and test")  # keys of `understood` about parts without a file
 
 
-def what_was_read(splits: Splits) -> DataSummary:
+def summarize_data(splits: Splits) -> DataSummary:
     """Return what a report keeps about the data, as JSON-able values."""
     record = splits.record
     return {
