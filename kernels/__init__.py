@@ -50,7 +50,7 @@ from .step.text import (
     text_step_obstacle,
 )
 from .step.text_model import (
-    Beside,
+    ExtraGradients,
     Gradient,
     Pooled,
     TextStepModel,
@@ -72,12 +72,12 @@ __all__ = [
     "ROW_RULES",
     "RULES",
     "BagModel",
-    "Beside",
     "Choice",
     "Decay",
     "Dense",
     "DeviceBags",
     "Dropout",
+    "ExtraGradients",
     "Front",
     "FusedUpdate",
     "Gradient",

@@ -57,7 +57,7 @@ class EagerSteps(Engine):
             )
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         self._moves = False
-        with parts.others_still():
+        with parts.freezing_idle_heads():
             if len(plain) == 1:
                 losses = self._of_one_step(plain)
             else:

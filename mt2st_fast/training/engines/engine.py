@@ -117,16 +117,16 @@ class StepParts:
         ids = {id(p) for p in of_shared}
         return [p for module in self.modules[1:] for p in module.parameters() if id(p) not in ids]
 
-    def others_still(self) -> AbstractContextManager[Any]:
+    def freezing_idle_heads(self) -> AbstractContextManager[Any]:
         """Return the context in which parameters of heads that do not train in this step get no gradient.
 
         Those of the encoder have none where only the tasks' own train (see `encoding`), but for those that a head has,
         too.
         """
-        return _AS_IT_IS if self.state.part == "all" else self._others_still()
+        return _AS_IT_IS if self.state.part == "all" else self._freezing_idle_heads()
 
     @contextmanager
-    def _others_still(self) -> Iterator[None]:
+    def _freezing_idle_heads(self) -> Iterator[None]:
         moved = {id(p) for p in self.parameters_of(self.state.part)}
         still = [
             p

@@ -150,8 +150,8 @@ class OneCallSteps(Engine):
         """Run tasks on words first, since the kernel moves what they read; then step their own parameters."""
         assert isinstance(self._training, TextTraining)
         parts = self._parts
-        losses_k, beside = self._on_words([materialised(batch) for batch in on_words], parts.state.weights_k)
-        losses_k += self._training(inputs, targets, parts.state.weights_k, beside=beside)
+        losses_k, extra = self._on_words([materialised(batch) for batch in on_words], parts.state.weights_k)
+        losses_k += self._training(inputs, targets, parts.state.weights_k, extra=extra)
         parts.optimizer.step()
         parts.optimizer.zero_grad(set_to_none=True)
         return losses_k
