@@ -25,7 +25,7 @@ from bench.floors import copy_bytes_per_second
 from bench.interleaved import Candidate, Timings, interleave
 from bench.printing import Measured, field, record_and_print
 from mt2st_fast import BagEncoder, Classification, MultiTaskHeads, RowwiseAdagrad
-from mt2st_fast.kernels import ROOMS, RowRule, RowState, choose_embedding_backend
+from mt2st_fast.kernels import OPS, RowRule, RowState, choose_embedding_backend
 from mt2st_fast.kernels.bags import reference as oracle
 from mt2st_fast.kernels.bags.batch import Bags
 from mt2st_fast.kernels.bags.rules import ADAGRAD, ADAM, RowRuleKind
@@ -276,12 +276,12 @@ def _state(case: UpdateCase, table: Tensor) -> RowState:
 
 def _kernels_for(table: Tensor) -> ModuleType:
     """Return the protocol's functions for the table's device. Raises RuntimeError if they cannot serve it."""
-    room = ROOMS["bags"]
+    op = OPS["bags"]
     name = choose_embedding_backend(table.device).name
-    reason = None if name == REFERENCE else room.backends[name].obstacle(table.device.type, table.dtype)
+    reason = None if name == REFERENCE else op.backends[name].obstacle(table.device.type, table.dtype)
     if reason:
         raise RuntimeError(f"{name}: {reason}")
-    return room.load(name, "bags")
+    return op.load(name, "bags")
 
 
 def measure_updates(

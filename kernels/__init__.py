@@ -34,12 +34,12 @@ from .heads.plans import (
 )
 from .heads.pooling import POOLINGS, Pooling
 from .heads.reference import accepted_targets, head_correct, row_losses
-from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_backend
+from .machine.registry import OPS, REFERENCE, Choice, Op, asked_for, choose_backend
 from .step.bags import bag_step, bag_step_obstacle
+from .step.common import Dropout, StepResult
 from .step.dense_model import Decay, Dense
 from .step.front import Front
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
-from .step.room import Dropout, StepResult
 from .step.stack import stack_inputs_obstacle, stack_step, stack_step_obstacle
 from .step.stack_model import Layer, StackModel
 from .step.text import (
@@ -50,7 +50,7 @@ from .step.text import (
     text_step_obstacle,
 )
 from .step.text_model import (
-    Beside,
+    ExtraGradients,
     Gradient,
     Pooled,
     TextStepModel,
@@ -65,19 +65,19 @@ __all__ = [
     "EVERYTHING",
     "FROZEN",
     "NOTHING",
+    "OPS",
     "PADDING",
     "POOLINGS",
     "REFERENCE",
-    "ROOMS",
     "ROW_RULES",
     "RULES",
     "BagModel",
-    "Beside",
     "Choice",
     "Decay",
     "Dense",
     "DeviceBags",
     "Dropout",
+    "ExtraGradients",
     "Front",
     "FusedUpdate",
     "Gradient",
@@ -87,10 +87,10 @@ __all__ = [
     "Layer",
     "Moves",
     "MultitaskLoss",
+    "Op",
     "Pooled",
     "Pooling",
     "PreparedBags",
-    "Room",
     "RowRule",
     "RowRuleKind",
     "RowState",

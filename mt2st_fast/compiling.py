@@ -25,15 +25,15 @@ def counted_as_compiling(what: str) -> Iterator[None]:
 
 
 def is_first_on(level: str) -> bool:
-    """Whether kernels for training at this level on a CPU were never compiled or rehearsed here, and can be cached."""
+    """Whether kernels for training at this level on a CPU were never compiled or precompiled, and can be cached."""
     from mt2st_fast.kernels.machine.cache import folder, has_none_of  # loads the compiler
 
     place = folder()
     return place is not None and has_none_of(LONGEST) and not (place / _stamp(level)).exists()
 
 
-def note_rehearsed(level: str) -> None:
-    """Leave a mark in the kernel cache that a run on such a corpus was rehearsed."""
+def note_precompiled(level: str) -> None:
+    """Leave a mark in the kernel cache that a run on such a corpus was precompiled."""
     from mt2st_fast.kernels.machine.cache import folder
 
     if (place := folder()) is not None:
@@ -41,7 +41,7 @@ def note_rehearsed(level: str) -> None:
 
 
 def _stamp(level: str) -> str:
-    return f"rehearsed.{level}"
+    return f"precompiled.{level}"
 
 
-__all__ = ["compile_seconds", "counted_as_compiling", "is_first_on", "note_rehearsed", "on_compile"]
+__all__ = ["compile_seconds", "counted_as_compiling", "is_first_on", "note_precompiled", "on_compile"]

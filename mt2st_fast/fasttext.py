@@ -4,8 +4,8 @@
     model.predict("Which baking dish is best to bake a banana bread ?", k=-1, threshold=0.5)
     print(model.test("cooking.valid"))                          # (documents, precision, recall)
 
-docs/doors.md lists what is the same, what differs and what is refused. `mt2st_fast.train_supervised` is the same
-training with this library's own interface: several label families, prediction by family, and a metric for each.
+docs/gensim-fasttext.md lists what is the same, what differs and what is refused. `mt2st_fast.train_supervised` is the
+same training with this library's own interface: several label families, prediction by family, and a metric for each.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def test_kernels_import_nothing_of_the_package(module):
 WITHOUT_KERNELS = (
     "training.trainer", "training.run", "training.schedules", "runs", "cli", "integrations", "exporting",
 )  # fmt: skip
-CHOICES = {"Choice", "ROOMS", "choose_backend"}  # these say what would run, and run nothing
+CHOICES = {"Choice", "OPS", "choose_backend"}  # these say what would run, and run nothing
 ABOUT_KERNELS = ("cli.info", "cli.kernels", "cli.tune")
 
 
@@ -122,8 +122,8 @@ def test_triton_and_numba_are_imported_only_where_they_are_used():
         for origin, _, level in imports_of(tree, module, path.name == "__init__.py"):
             package = origin.split(".")[0]
             if not level and package in ("numba", "triton"):
-                room, _, name = module.removeprefix(f"{KERNELS}.").partition(".")
-                allowed = room == "machine" or name.startswith(f"on_{package}.")
+                op, _, name = module.removeprefix(f"{KERNELS}.").partition(".")
+                allowed = op == "machine" or name.startswith(f"on_{package}.")
                 # For type checkers alone: Triton gives a rule its `tl` when it compiles it.
-                allowed |= package == "triton" and room == "bags" and name.startswith("rules.")
+                allowed |= package == "triton" and op == "bags" and name.startswith("rules.")
                 assert allowed, f"{module} imports {package}"

@@ -90,8 +90,8 @@ def classifier(**options):
         train_supervised(path, **options)
 
 
-# A door: what has the options, and how it is called with one of them.
-DOORS = {
+# An entry point: what has the options, and how it is called with one of them.
+ENTRY_POINTS = {
     "Trainer": (Trainer, trainer),
     "Trainer.fit": (Trainer.fit, lambda **options: trainer().fit(DATA, **options)),
     "Config": (Config, Config),
@@ -130,25 +130,25 @@ def options_of(owner):
 
 
 def cases():
-    for door, (owner, _) in DOORS.items():
+    for entry_point, (owner, _) in ENTRY_POINTS.items():
         for name, (annotation, default) in options_of(owner).items():
             kinds = numeric(annotation)
-            if not kinds or (door, name) in WITHOUT_EFFECT or name in ("betas", "strategy_options"):
+            if not kinds or (entry_point, name) in WITHOUT_EFFECT or name in ("betas", "strategy_options"):
                 continue
             for value in (*FOR_ANY, *((1.5, 2.0) if "int" in kinds else ())):
                 if value is None and (default is None or "None" in str(annotation)):
                     continue
-                if value in MAY_BE.get((door, name), ()) and type(value) is not float:
+                if value in MAY_BE.get((entry_point, name), ()) and type(value) is not float:
                     continue
-                if value in MAY_BE.get((door, name), ()) and value == value:
+                if value in MAY_BE.get((entry_point, name), ()) and value == value:
                     continue
-                yield pytest.param(door, name, value, id=f"{door}-{name}-{value}")
+                yield pytest.param(entry_point, name, value, id=f"{entry_point}-{name}-{value}")
 
 
-@pytest.mark.parametrize(("door", "name", "value"), [*cases()])
-def test_nonsense_is_refused_by_name(door, name, value):
+@pytest.mark.parametrize(("entry_point", "name", "value"), [*cases()])
+def test_nonsense_is_refused_by_name(entry_point, name, value):
     with pytest.raises(InputError) as refused:
-        DOORS[door][1](**{name: value})
+        ENTRY_POINTS[entry_point][1](**{name: value})
     message = str(refused.value)
     assert name in message
     assert "\n" not in message
@@ -156,7 +156,7 @@ def test_nonsense_is_refused_by_name(door, name, value):
 
 def test_the_walk_sees_the_options_that_there_are():
     seen = {tuple(case.values[:2]) for case in cases()}
-    assert {door for door, _ in seen} == set(DOORS)
+    assert {entry_point for entry_point, _ in seen} == set(ENTRY_POINTS)
     for option in (
         ("Trainer", "lr"), ("Trainer", "accumulate"), ("Trainer.fit", "checkpoint_seconds"), ("Config", "dim"),
         ("Diminish", "nu"), ("Word2Vec", "alpha"), ("train_supervised", "epoch"), ("LazyAdam", "eps"),

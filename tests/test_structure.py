@@ -1,4 +1,4 @@
-"""The structure that a change can count on: no circles, no arrow between rooms that points up, nothing too long."""
+"""The structure that a change can count on: no circles, no import from a higher layer, nothing too long."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from tests.test_imports import KERNELS, ROOT, SOURCES, imports
 
-# From the first to the last floor: a room may import from its own floor and those before it.
-ROOMS = {"machine": 0, "heads": 1, "bags": 1, "text": 1, "context": 2, "step": 2}
+# Packages of kernels by layer: each may import from itself and from lower layers.
+LAYERS = {"machine": 0, "heads": 1, "bags": 1, "text": 1, "context": 2, "step": 2}
 MOST_LINES, MOST_ARGUMENTS = 500, 12
 # Signatures that are somebody else's, or a user's options by name.
 LONG_SIGNATURES = {
@@ -60,18 +60,18 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 @pytest.mark.parametrize("module", sorted(m for m in SOURCES if m.startswith(f"{KERNELS}.")))
-def test_no_arrow_between_rooms_points_up(module):
-    room = module.removeprefix(f"{KERNELS}.").split(".")[0]
+def test_no_package_of_kernels_imports_from_its_own_layer_or_a_higher_one(module):
+    package = module.removeprefix(f"{KERNELS}.").split(".")[0]
     for target in targets_of(module):
         if target.startswith(f"{KERNELS}."):
             other = target.removeprefix(f"{KERNELS}.").split(".")[0]
-            assert room == other or ROOMS[other] < ROOMS[room], f"{module} imports {target}"
+            assert package == other or LAYERS[other] < LAYERS[package], f"{module} imports {target}"
 
 
-def test_the_rooms_are_these():
+def test_these_are_the_packages_of_kernels():
     assert {
         m.removeprefix(f"{KERNELS}.").split(".")[0] for m in SOURCES if m.startswith(f"{KERNELS}.")
-    } == set(ROOMS)
+    } == set(LAYERS)
 
 
 @pytest.mark.parametrize("path", [*map(of_root, sorted(SOURCES.values())), *TESTS])

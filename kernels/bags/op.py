@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..machine.registry import Choice, Room
+from ..machine.registry import Choice, Op
 from . import reference as reference_embedding
 from .batch import NONE, Bags, DeviceBags, Order, TypeRows
 from .protocol import BagKernels
 from .rules import RowRule, RowState
 
-ROOM = Room("bags", __package__)
+OP = Op("bags", __package__)
 
 Mode = Literal["mean", "sum"]
 
@@ -58,7 +58,7 @@ def embedding_bag(
 
 def pools_types(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> bool:
     """Whether `embedding_bag_of_types` supports such a table: on a GPU. Raises as `choose_embedding_backend` does."""
-    choice = ROOM.choose(device.type, dtype, backend)
+    choice = OP.choose(device.type, dtype, backend)
     return bool(_loaded(choice).POOLS_TYPES)
 
 
@@ -111,7 +111,7 @@ def take_bags(ids: np.ndarray, bounds: np.ndarray, bags: np.ndarray) -> tuple[Te
     Bag b is ids[bounds[b]:bounds[b + 1]]; ids are int32, bounds and bags int64. Bags out of range are not rejected.
     """
     # By name: ids of text are on a CPU, whichever backend pools them.
-    taken, starts = ROOM.load("numba", "ids").take_bags(ids, bounds, bags)
+    taken, starts = OP.load("numba", "ids").take_bags(ids, bounds, bags)
     return torch.from_numpy(taken), torch.from_numpy(starts)
 
 
@@ -129,7 +129,7 @@ def choose_embedding_backend(device: torch.device, requested: str = "auto") -> C
 
     Raises as `choose_backend` does. "auto" falls back to plain torch if there is no kernel.
     """
-    return ROOM.choose(device.type, torch.float32, requested)
+    return OP.choose(device.type, torch.float32, requested)
 
 
 def sum_pieces(
@@ -328,8 +328,8 @@ def _check_range(module: BagKernels, ids: Tensor, V: int) -> None:
 
 def serving(table: Tensor, backend: str = "auto") -> BagKernels:
     """Return the backend's module for a table. Raises as `choose_embedding_backend` does."""
-    return _loaded(ROOM.choose(table.device.type, table.dtype, backend))
+    return _loaded(OP.choose(table.device.type, table.dtype, backend))
 
 
 def _loaded(choice: Choice) -> BagKernels:
-    return cast(BagKernels, ROOM.load(choice.name, "bags"))
+    return cast(BagKernels, OP.load(choice.name, "bags"))

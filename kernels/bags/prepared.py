@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from .op import ROOM, Mode, checked_bags, serving
+from .op import OP, Mode, checked_bags, serving
 
 # A thread that pools only rows that it also updates never waits for another's cache, but makes a partial sum of its own
 # for every bag. With 20 ids per bag and thread that pays off (python -m bench.bags documents); the limit is a guess.
@@ -40,7 +40,7 @@ def prepare_bags(table: Tensor, ids: Tensor, starts: Tensor, mode: Mode = "mean"
     """
     ids, starts = checked_bags(table, ids, starts, mode, serving(table))
     # By name: this prepares what that backend's `bag_step` takes.
-    kernels = ROOM.load("numba", "ids")
+    kernels = OP.load("numba", "ids")
     from ..machine.team import PARALLEL_FLOATS, thread_count
 
     V, D = table.shape

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .backends import load_numba
 from .batch import WordSampler, check_options
-from .room import load_numba
 from .training import NO_LOCKS, ContextOptions, TrainingInPlace
 from .workspace import ShardRows, Stream, Tables, floats, integers, make_shard_rows
 

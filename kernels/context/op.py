@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .backends import OP
 from .batch import LocalBatch
 from .reference import reference_loss
-from .room import ROOM
 
 
 def context_loss(inputs: Tensor, outputs: Tensor, batch: LocalBatch, backend: str = "auto") -> Tensor:
@@ -22,7 +22,7 @@ def context_loss(inputs: Tensor, outputs: Tensor, batch: LocalBatch, backend: st
     inputs (n_kept, D), outputs (U, D): vectors of the batch's words, float32 (or float64 with the reference).
     Raises ValueError for tables of another shape or dtype, and what `choose_backend` raises.
     """
-    chosen = ROOM.choose(inputs.device.type, inputs.dtype, backend).name
+    chosen = OP.choose(inputs.device.type, inputs.dtype, backend).name
     _check(inputs, outputs, batch, chosen)
     if chosen == "reference":
         return reference_loss(inputs, outputs, batch)
@@ -35,7 +35,7 @@ class _ContextLoss(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, inputs: Tensor, outputs: Tensor, batch: LocalBatch, backend: str
     ) -> Tensor:
-        compute = ROOM.load(backend, "context").loss_and_gradients
+        compute = OP.load(backend, "context").loss_and_gradients
         loss, *gradients = compute(inputs.detach().contiguous(), outputs.detach().contiguous(), batch)
         ctx.save_for_backward(*gradients)
         return loss

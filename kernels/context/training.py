@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .backends import load_numba
 from .batch import MODES, WordSampler, check_options
-from .room import load_numba
 from .workspace import (
     Steps,
     Stream,

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .backends import OP
 from .batch import MODES, WordSampler
-from .room import ROOM
 
 # Beyond this many, a GPU takes hardly more steps per second, but more of them are late.
 MOST_WALKERS = 128
@@ -45,8 +45,8 @@ def choose_walkers(n_words: int, counts: np.ndarray, sampler: WordSampler, optio
 def walk_obstacle(mode: str, window: int, D: int) -> str | None:
     """Why tables of D columns cannot be trained with such windows on a GPU, or None."""
     try:
-        ROOM.choose("cuda", torch.float32, "triton")
-        ROOM.load("triton", "training").choose_blocks(D, window, mode == "cbow")
+        OP.choose("cuda", torch.float32, "triton")
+        OP.load("triton", "training").choose_blocks(D, window, mode == "cbow")
     except (RuntimeError, ValueError) as error:
         return f"does not train it: {error}"
     return None
@@ -82,8 +82,8 @@ class WalkTraining:
             raise ValueError(
                 f"window, negatives and walkers must be positive, and the mode one of {MODES}: {options}"
             )
-        ROOM.choose(device.type, torch.float32, "triton")
-        self._kernels: Any = ROOM.load("triton", "training")
+        OP.choose(device.type, torch.float32, "triton")
+        self._kernels: Any = OP.load("triton", "training")
         self.inputs, self.outputs, self.options, self._device = inputs, outputs, options, device
         cbow = options.mode == "cbow"
         blocks = self._kernels.choose_blocks(outputs.shape[1], options.window, cbow)

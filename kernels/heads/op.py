@@ -21,7 +21,7 @@ from ..heads.plans import (
     check_plan,
     choose_plan,
 )
-from ..machine.registry import Room
+from ..machine.registry import Op
 from . import reference
 from .arguments import check_arguments
 from .call import Forward, Gradients, HeadsCall, Needs, Plan
@@ -30,7 +30,7 @@ from .parts import Rows, gradient_parts, take_parameters
 
 log = logging.getLogger("mt2st_fast")
 
-ROOM = Room("heads", __package__)
+OP = Op("heads", __package__)
 
 
 class MultitaskLoss(NamedTuple):
@@ -198,7 +198,7 @@ def _takes_no_autograd(features: Tensor) -> bool:
 
 
 def _chosen_backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:
-    choice = ROOM.choose(device.type, dtype, requested)
+    choice = OP.choose(device.type, dtype, requested)
     if choice.name == "reference" and requested == "auto":
         _log_once(choice.reason)
     return choice.name
@@ -225,7 +225,7 @@ def _cached_plan(backend: str, sizes: Shape, requested_plan: str, device: torch.
 
 
 def _plan(backend: str, sizes: Shape, requested_plan: str, device: torch.device) -> Plan:
-    return cast(Plan, ROOM.load(backend, choose_plan(backend, sizes, requested_plan, device).name))
+    return cast(Plan, OP.load(backend, choose_plan(backend, sizes, requested_plan, device).name))
 
 
 def warm_up(device: torch.device, dtype: torch.dtype) -> None:
@@ -233,10 +233,10 @@ def warm_up(device: torch.device, dtype: torch.dtype) -> None:
 
     Triton specializes on the sizes of a layout, so it compiles at the first call with that layout.
     """
-    by = ROOM.choose(device.type, dtype)
+    by = OP.choose(device.type, dtype)
     if by.name != "reference":
         for plan in dict.fromkeys(rule.plan for rule in RULES[by.name]):
-            ROOM.load(by.name, plan).warm_up()
+            OP.load(by.name, plan).warm_up()
 
 
 @lru_cache

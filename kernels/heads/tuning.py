@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .layout import HeadLayout, HeadSpec, Kind
-from .op import ROOM, multitask_loss
+from .op import OP, multitask_loss
 from .plans import (
     PLANS_OF,
     ROW_BLOCKS,
@@ -66,7 +66,7 @@ def tune(
     of: the backend, or "triton rows": there a "plan" is one of ROW_BLOCKS, the sizes of the packed plan's programs.
     `progress` is called for every trial. Raises RuntimeError if no kernels run on this device and dtype.
     """
-    backend = ROOM.choose(device.type, dtype)
+    backend = OP.choose(device.type, dtype)
     if backend.name == "reference":
         raise RuntimeError(f"nothing to tune: {backend.reason}")
     rows: list[dict[str, Any]] = []
@@ -148,7 +148,7 @@ def _runs_of_rows(
     trial: Trial, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield forward and backward of the packed plan by each of ROW_BLOCKS."""
-    use = ROOM.load("triton", "row_blocks").use
+    use = OP.load("triton", "row_blocks").use
     packed = dict(_runs(trial, device, dtype))["packed"]
     for name in ROW_BLOCKS:
 
@@ -171,7 +171,7 @@ def _runs(trial: Trial, device: torch.device, dtype: torch.dtype) -> Iterator[tu
     features, weight, bias = randn(trial.N, trial.D), randn(layout.width, trial.D), randn(layout.width)
     targets = [torch.randint(size, (trial.N,), generator=generator).to(device) for size in trial.sizes]
     task_weights = torch.ones(len(layout), dtype=torch.float32, device=device)
-    backend = ROOM.choose(device.type, dtype).name
+    backend = OP.choose(device.type, dtype).name
     for plan in PLANS_OF[backend]:
 
         def run(plan: str = plan) -> None:

@@ -1,6 +1,6 @@
 """Choice of the backend for an op: each backend says what it supports, and every choice carries its reason.
 
-An op lives in a room (`heads`, `bags`, ...); its backends are the folders `on_<name>` in that room. Such a folder has a
+An op is a package (`heads`, `bags`, ...); its backends are the folders `on_<name>` in it. Such a folder has a
 `BACKEND` in its `__init__`, which must not import anything slow: kernels are loaded when they are chosen.
 """
 
@@ -32,7 +32,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Backend:
-    """What a backend of a room supports.
+    """What a backend of an op supports.
 
     package: what must be installed.
     devices: the device types that it runs on.
@@ -58,23 +58,23 @@ class Backend:
         return None
 
 
-class Room:
-    """The backends of one op. Creating a room registers it in `ROOMS`."""
+class Op:
+    """An op and its backends. Creating one registers it in `OPS`."""
 
-    def __init__(self, op: str, package: str) -> None:
-        self.op, self._package = op, package
-        ROOMS[op] = self
+    def __init__(self, name: str, package: str) -> None:
+        self.name, self._package = name, package
+        OPS[name] = self
 
     @cached_property
     def backends(self) -> dict[str, Backend]:
-        """The backends in the room's folders, by name; REFERENCE is not among them."""
+        """The backends in the op's folders, by name; REFERENCE is not among them."""
         path = importlib.import_module(self._package).__path__
         folders = [info.name for info in pkgutil.iter_modules(path) if info.name.startswith("on_")]
         found = [importlib.import_module(f"{self._package}.{folder}").BACKEND for folder in sorted(folders)]
         return {backend.name: backend for backend in found}
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def backend_names(self) -> tuple[str, ...]:
         """The names that may be requested besides "auto"."""
         return (REFERENCE, *self.backends)
 
@@ -94,11 +94,11 @@ class Room:
         return _choose(self, device_type, dtype, requested, asked_by)
 
     def load(self, backend: str, part: str) -> ModuleType:
-        """Load a module of a backend, or for REFERENCE the room's own. Slow to import, so loaded once."""
+        """Load a module of a backend, or for REFERENCE the op's own. Slow to import, so loaded once."""
         return _load(f"{self._package}.{REFERENCE if backend == REFERENCE else f'on_{backend}.{part}'}")
 
 
-ROOMS: dict[str, Room] = {}
+OPS: dict[str, Op] = {}
 
 
 def asked_for(requested: str) -> tuple[str, str]:
@@ -109,23 +109,23 @@ def asked_for(requested: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=256)
-def _choose(room: Room, device_type: str, dtype: torch.dtype, requested: str, asked_by: str) -> Choice:
-    if requested not in ("auto", *room.names):
-        raise ValueError(f"{asked_by}{requested} is unknown; available: auto, {', '.join(room.names)}")
+def _choose(op: Op, device_type: str, dtype: torch.dtype, requested: str, asked_by: str) -> Choice:
+    if requested not in ("auto", *op.backend_names):
+        raise ValueError(f"{asked_by}{requested} is unknown; available: auto, {', '.join(op.backend_names)}")
     if requested == REFERENCE:
         return Choice(REFERENCE, f"requested by {asked_by}{REFERENCE}")
     if requested != "auto":
-        obstacle = room.backends[requested].obstacle(device_type, dtype)
+        obstacle = op.backends[requested].obstacle(device_type, dtype)
         if obstacle:
             raise RuntimeError(f"{asked_by}{requested} cannot be honoured: {obstacle}")
         return Choice(requested, f"requested by {asked_by}{requested}")
-    at_home = [backend for backend in room.backends.values() if device_type in backend.devices]
+    at_home = [backend for backend in op.backends.values() if device_type in backend.devices]
     obstacles = {backend.name: backend.obstacle(device_type, dtype) for backend in at_home}
     able = [name for name, obstacle in obstacles.items() if obstacle is None]
     if able:
         return Choice(able[0], f"tensors are on {device_type}")
     why = "; ".join(f"{name} cannot run: {obstacle}" for name, obstacle in obstacles.items())
-    return Choice(REFERENCE, why or f"no kernels of {room.op} run on {device_type}")
+    return Choice(REFERENCE, why or f"no kernels of {op.name} run on {device_type}")
 
 
 @lru_cache
@@ -138,6 +138,6 @@ def choose_backend(
 ) -> Choice:
     """Choose the backend of an op for tensors of this device and dtype, with the reason.
 
-    Raises as `Room.choose` does.
+    Raises as `Op.choose` does.
     """
-    return ROOMS[op].choose(device.type, dtype, requested)
+    return OPS[op].choose(device.type, dtype, requested)

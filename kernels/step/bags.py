@@ -14,10 +14,10 @@ from torch.autograd.graph import increment_version
 
 from ..bags.prepared import PreparedBags
 from ..bags.rules import RowRule
+from .common import OP, StepResult, check_targets, parameters_obstacle, step_kernels
 from .model import EVERYTHING, BagModel, Moves
-from .room import ROOM, StepResult, check_targets, parameters_obstacle, step_kernels
 
-__all__ = ["ROOM", "StepKernels", "StepResult", "bag_step", "bag_step_obstacle"]
+__all__ = ["OP", "StepKernels", "StepResult", "bag_step", "bag_step_obstacle"]
 
 
 def bag_step_obstacle(

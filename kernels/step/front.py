@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .dense_model import Dense
 
-How = Literal["sum", "mean", "beside"]
+How = Literal["sum", "mean", "concat"]
 HOWS: tuple[str, ...] = get_args(How)
 MOST_ROWS = (1 << 31) - 1  # of a table, and of indices in a batch: they are numbered by 32 bits
 
@@ -32,13 +32,13 @@ class Front(NamedTuple):
             raise ValueError(f"the table has {V:,} rows, and its kernel takes at most {MOST_ROWS:,}")
         if self.padding is not None and not 0 <= self.padding < V:
             raise ValueError(f"the padding is {self.padding}, and the table has {V:,} rows")
-        if n_inputs != D and (self.how != "beside" or n_inputs % D):
+        if n_inputs != D and (self.how != "concat" or n_inputs % D):
             raise ValueError(f"the table has rows of {D} numbers, and what follows it {n_inputs} inputs")
 
 
 def indices_obstacle(front: Front, indices: Tensor, n_inputs: int) -> str | None:
     """Return why these are no indices (N, L) of the rows of a table, or None; the indices themselves are not read."""
-    L = n_inputs // front.table.parameter.shape[1] if front.how == "beside" else None
+    L = n_inputs // front.table.parameter.shape[1] if front.how == "concat" else None
     fits = indices.dim() == 2 and indices.shape[1] > 0 and L in (None, indices.shape[1])
     if not fits or indices.dtype not in (torch.int32, torch.int64):
         return f"its kernel takes indices (N, {L or 'L'}) of int64 or int32, not {described(indices)}"

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..bags.rules import RowRule
+from .common import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
 from .dense_model import Decay
 from .front import Front, described, indices_obstacle
 from .model import EVERYTHING, Moves
-from .room import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
 from .stack_model import StackModel
 
 # Of a layer, in inputs or outputs. Up to here a step took 0.3 to 0.99 of the eager engine's time, with 8,192 inputs

@@ -16,10 +16,10 @@ from torch.autograd.graph import increment_version
 
 from ..bags.op import in_kernel_types
 from ..bags.rules import SGD, RowRule
+from .common import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
 from .dense_model import Decay
 from .model import EVERYTHING, Moves
-from .room import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
-from .text_model import Beside, TextStepModel, Words
+from .text_model import ExtraGradients, TextStepModel, Words
 
 
 class BatchGradients(NamedTuple):
@@ -58,13 +58,13 @@ def text_step(
     task_weights: Tensor,
     dropout: Dropout,
     moves: Moves = EVERYTHING,
-    beside: Beside | None = None,
+    extra: ExtraGradients | None = None,
     clip_norm: float | None = None,
 ) -> StepResult:
     """Train table, hidden layer and heads, or one side of them, on N rows, in place.
 
     The caller must check `text_step_obstacle` first.
-    words: windows or bags, whichever the model pools. Gradients of the words in `beside` go into the same step of the
+    words: windows or bags, whichever the model pools. Gradients of the words in `extra` go into the same step of the
     table.
     rules: those that the model's parameters refer to, with the rates of this step. decays (len(rules),): how each
     decays dense parameters. clip_norm: the largest 2-norm of the gradients of all parameters that the step updates;
@@ -76,7 +76,7 @@ def text_step(
     """
     if model.gathers_rows:
         raise ValueError("a gradient_model is not stepped; call text_gradients")
-    return _step(model, rules, decays, words, targets, task_weights, dropout, moves, beside, clip_norm)
+    return _step(model, rules, decays, words, targets, task_weights, dropout, moves, extra, clip_norm)
 
 
 def _step(
@@ -88,15 +88,15 @@ def _step(
     task_weights: Tensor,
     dropout: Dropout,
     moves: Moves,
-    beside: Beside | None,
+    extra: ExtraGradients | None,
     clip_norm: float | None = None,
 ) -> StepResult:
     words = _in_kernel_types(model, words)
     check_targets(model.layout, targets, task_weights, words.n_rows, _ROWS[model.pooled.how])
-    _check_beside(model, beside)
+    _check_extra(model, extra)
     kernels = _kernels(model)
     found = StepResult(
-        *kernels.step(model, rules, decays, words, targets, task_weights, dropout, moves, beside, clip_norm)
+        *kernels.step(model, rules, decays, words, targets, task_weights, dropout, moves, extra, clip_norm)
     )
     increment_version(model.moving(moves).parameters)
     return found
@@ -109,7 +109,7 @@ def text_gradients(
     task_weights: Tensor,
     dropout: Dropout,
     moves: Moves = EVERYTHING,
-    beside: Beside | None = None,
+    extra: ExtraGradients | None = None,
 ) -> BatchGradients:
     """Return the gradients by which `text_step` would update a `gradient_model`, for the sides given by `moves`.
 
@@ -119,9 +119,7 @@ def text_gradients(
     if not model.gathers_rows:
         raise ValueError("text_gradients requires a gradient_model; call text_step for this one")
     # Such a step updates the gradients themselves: gradient - rate * (new gradient), with rate -1.
-    found = _step(
-        model, [RowRule(SGD, -1.0)], [Decay()], words, targets, task_weights, dropout, moves, beside
-    )
+    found = _step(model, [RowRule(SGD, -1.0)], [Decay()], words, targets, task_weights, dropout, moves, extra)
     rows, d_rows = _kernels(model).gathered(model, moves)
     return BatchGradients(found.losses, found.correct, rows, d_rows)
 
@@ -165,14 +163,14 @@ def _in_kernel_types(model: TextStepModel, words: Words) -> Words:
     return words
 
 
-def _check_beside(model: TextStepModel, beside: Beside | None) -> None:
+def _check_extra(model: TextStepModel, extra: ExtraGradients | None) -> None:
     """Raise ValueError unless the shapes fit: the kernel copies from raw addresses."""
-    if beside is None:
+    if extra is None:
         return
-    expected = (beside.types.numel(), model.table.parameter.shape[1])
-    if beside.d_vectors.shape != expected or beside.d_vectors.dtype != torch.float32:
+    expected = (extra.types.numel(), model.table.parameter.shape[1])
+    if extra.d_vectors.shape != expected or extra.d_vectors.dtype != torch.float32:
         raise ValueError(
-            f"the gradients in beside have shape {tuple(beside.d_vectors.shape)}, but must have shape {expected} and "
+            f"the gradients in extra have shape {tuple(extra.d_vectors.shape)}, but must have shape {expected} and "
             "be float32"
         )
 
@@ -190,7 +188,7 @@ class TextKernels(Protocol):
         task_weights: Tensor,
         dropout: Dropout,
         moves: Moves,
-        beside: Beside | None,
+        extra: ExtraGradients | None,
         clip_norm: float | None,
     ) -> tuple[Tensor, Tensor]:
         """Update the parameters; return (losses (K,), correct (K,)) as `text_step` does."""

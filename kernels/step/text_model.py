@@ -51,7 +51,7 @@ class Words(NamedTuple):
         return len(self.types) if self.starts is None else len(self.starts) - 1
 
 
-class Beside(NamedTuple):
+class ExtraGradients(NamedTuple):
     """Words besides the rows of the batch: types whose vectors have gradients (E, D) float32 from elsewhere."""
 
     types: Tensor  # (E,) integers, -1 = none

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,8 +16,8 @@ from mt2st_fast.cli.options import (
     Given,
     another_value,
     check_used,
-    going_on,
     kept_config,
+    resumed_config,
     takes_options,
 )
 from mt2st_fast.cli.output import OutputOptions, check_not_lost, check_not_of, writable
@@ -28,24 +27,26 @@ from mt2st_fast.cli.terminal import plain_console, say, say_notes, say_table
 from mt2st_fast.data import Splits
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import json_text, write_atomically
+from mt2st_fast.files import write_atomically
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_CONFIG, has_comparison
 from mt2st_fast.runs.comparison import compare_runs
 from mt2st_fast.runs.comparison_options import ComparisonOptions
 from mt2st_fast.runs.comparison_report import COMPARISON, REPORT_FILES, write_comparison_report
+from mt2st_fast.runs.comparison_schema import Comparison, ComparisonFacts
 from mt2st_fast.runs.comparison_state import CHECKPOINT, ComparisonState
 from mt2st_fast.runs.comparison_state import FILE as STATE_FILE
 from mt2st_fast.runs.comparison_tables import table_of
 from mt2st_fast.runs.conclusions import sentence
 from mt2st_fast.runs.config import MOST_SEED, Config
 from mt2st_fast.runs.config_file import read_config_file
+from mt2st_fast.runs.data_summary import summarize_data, summary
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.formatting import counted
 from mt2st_fast.runs.intervals import LEAST_SEEDS
-from mt2st_fast.runs.rehearsal import rehearsed
+from mt2st_fast.runs.json_files import write_json
+from mt2st_fast.runs.precompilation import precompiling
 from mt2st_fast.runs.tuning import TUNED, tuning_record
-from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.spelling import in_shell
 from mt2st_fast.training.energy import energy_counter
 
@@ -85,10 +86,10 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
         else:
             state = _stored(folder, asked, given)
             if (kept := folder / RUN_CONFIG).exists():
-                output = output.going_on(read_config_file(kept, "compare", COMMANDS["compare"]), given)
+                output = output.resumed(read_config_file(kept, "compare", COMMANDS["compare"]), given)
         state.note_load()
         by_kernels = "fused" in state.comparison.engine
-        with rehearsed(state.config) if by_kernels else nullcontext():
+        with precompiling(state.config) if by_kernels else nullcontext():
             _compare(state, folder, output, stopping)
 
 
@@ -136,7 +137,9 @@ def _stored(folder: Path, asked: ComparisonState, given: Given) -> ComparisonSta
         )
         if own != then:
             raise another_value(name, given[name], own, then, f"the comparison in {folder}")
-    going_on(stored.config, asked.config, {name: given[name] for name in given if name != "engine"}, folder)
+    resumed_config(
+        stored.config, asked.config, {name: given[name] for name in given if name != "engine"}, folder
+    )
     judged_by = {
         name: getattr(asked.comparison, name) for name in ("target", "plateau_margin") if name in given
     }
@@ -149,7 +152,7 @@ def _compare(
     """Run the remaining part of a comparison, and write its report."""
     console = plain_console()
     first = read_data(state.config)
-    say(console, summary(what_was_read(first)))
+    say(console, summary(summarize_data(first)))
     say_notes(console, first.notes, "compare.md")
     state.check_data(first)
     runner = ComparisonRunner(state, folder, first, console, stopping, output.checkpoint_seconds)
@@ -165,7 +168,7 @@ def _compare(
         ComparisonState.clear(folder)
         raise InputError(f"{next(iter(state.diverged.values()))}; no seed is left to compare")
     comparison = _comparison(state, experiment)
-    write_atomically(folder / COMPARISON, json_text(comparison, indent=2).encode())
+    write_json(folder / COMPARISON, comparison)
     ComparisonState.clear(folder)
     _summarise(console, write_comparison_report(folder), folder)
 
@@ -177,15 +180,15 @@ def _kept(state: ComparisonState, first: Splits, output: OutputOptions) -> bytes
     return kept_config("compare", *parts, without=tuple(tuned))
 
 
-def _comparison(state: ComparisonState, experiment: Experiment) -> dict[str, Any]:
+def _comparison(state: ComparisonState, experiment: Experiment) -> Comparison:
     """Return the content of compare.json; experiment: a run of the first arm."""
     splits, heads = experiment.splits, experiment.trainer.heads
     options = state.config.resolved(splits).to_json()
-    facts = {
+    facts: ComparisonFacts = {
         "main": heads.main,
         "metric": experiment.metric,
         "data": splits.name,
-        "read": what_was_read(splits),
+        "read": summarize_data(splits),
         "auxiliary": [name for name in heads.names if name != heads.main],
         "config": {
             name: value for name, value in options.items() if name not in ("strategy", "engine", "against")
@@ -207,7 +210,7 @@ def _comparison(state: ComparisonState, experiment: Experiment) -> dict[str, Any
     return compare_runs(state.whole_runs, state.arms, facts, asked.target, asked.plateau_margin)
 
 
-def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> None:
+def _summarise(console: Console, comparison: Comparison, folder: Path) -> None:
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.console import Console
@@ -15,10 +14,11 @@ from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.cli.terminal import say
 from mt2st_fast.data import Splits
 from mt2st_fast.runs.arms import Arm
-from mt2st_fast.runs.comparison_state import CHECKPOINT, DIVERGED, ComparisonState
+from mt2st_fast.runs.baseline_run import summary_of
+from mt2st_fast.runs.comparison_state import CHECKPOINT, ComparisonState
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.runs.second_run import summary_of
+from mt2st_fast.runs.run_schema import RunSummary
 from mt2st_fast.runs.tuning import trial_result, with_values
 from mt2st_fast.spelling import in_shell
 from mt2st_fast.training.divergence import NonFiniteLossError
@@ -68,7 +68,7 @@ class ComparisonRunner:
                 result = trial_result(values, summary, None)
             except NonFiniteLossError as error:  # such a learning rate must not be chosen
                 result = trial_result(values, None, str(error).removeprefix(f"{label}: "))
-            state.end(self.folder, result)
+            state.end_trial(self.folder, result)
         for strategy in asked.strategies:
             values = state.tuned(strategy)
             shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
@@ -89,9 +89,10 @@ class ComparisonRunner:
                 try:
                     summary = self._run(replace(config, seed=seed), splits, label, resumes)
                 except NonFiniteLossError as error:  # one run must not cost all others their report
-                    summary = {DIVERGED: str(error)}
                     say(self.console, f"{error}; the other runs go on")
-                state.end(self.folder, {"seed": seed, **summary})
+                    state.end_run(self.folder, {"seed": seed, "diverged": str(error)})
+                else:
+                    state.end_run(self.folder, {"seed": seed, **summary})
 
     def _warm_up(self) -> None:
         """Take a few uncounted steps of every arm, so that no arm's time includes costs that occur once per process.
@@ -106,7 +107,7 @@ class ComparisonRunner:
     def _config(self, arm: Arm) -> Config:
         return self.state.config.for_strategy(arm.strategy).on_engine(arm.engine)
 
-    def _run(self, config: Config, splits: Splits, label: str, resumes: bool) -> dict[str, Any]:
+    def _run(self, config: Config, splits: Splits, label: str, resumes: bool) -> RunSummary:
         """Return the summary of one run.
 
         Raises Exit if a signal stopped it, which leaves its checkpoint, and NonFiniteLossError, naming the run, if it

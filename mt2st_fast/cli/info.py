@@ -8,7 +8,7 @@ from rich.table import Table
 from mt2st_fast.cli.terminal import plain_console, say, say_table
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels import REFERENCE, ROOMS, RULES, Choice, Room, table_path
+from mt2st_fast.kernels import OPS, REFERENCE, RULES, Choice, Op, table_path
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -41,22 +41,22 @@ def info() -> None:
 def _choices() -> Table:
     """Return a table of what would compute each op: one row per answer, with all dtypes it applies to."""
     table = Table("op", "device", "dtypes", "backend", "why", title="What would run")
-    for op, room in ROOMS.items():
+    for op in OPS.values():
         for device, name in _devices():
             dtypes_of: dict[Choice, list[str]] = {}
             for dtype in DTYPES:
-                choice = _choose(room, device, dtype)
+                choice = _choose(op, device, dtype)
                 dtypes_of.setdefault(choice, []).append(str(dtype).removeprefix("torch."))
             for choice, dtypes in dtypes_of.items():
-                table.add_row(op, name, ", ".join(dtypes), choice.name, choice.reason)
+                table.add_row(op.name, name, ", ".join(dtypes), choice.name, choice.reason)
     return table
 
 
-def _choose(room: Room, device: torch.device, dtype: torch.dtype) -> Choice:
+def _choose(op: Op, device: torch.device, dtype: torch.dtype) -> Choice:
     try:
-        choice = room.choose(device.type, dtype)
+        choice = op.choose(device.type, dtype)
         reason = choice.reason.replace(str(dtype), "this dtype")
-        if choice.name == REFERENCE and not room.has_reference:
+        if choice.name == REFERENCE and not op.has_reference:
             return Choice("none", f"{reason}; its parts are computed one by one")
         return Choice(choice.name, reason)
     except RuntimeError as error:  # MT2ST_BACKEND asks for a backend that cannot run here

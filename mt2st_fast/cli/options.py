@@ -250,7 +250,7 @@ def kept_config(command: str, *parts: Any, without: tuple[str, ...] = ()) -> byt
     return config_file(options, values)
 
 
-def going_on(stored: Config, config: Config, given: Given, folder: Path) -> Config:
+def resumed_config(stored: Config, config: Config, given: Given, folder: Path) -> Config:
     """Return the configuration of the run in a folder, with the number of epochs that is given now.
 
     Raises InputError for any other option whose value differs from that run's.
@@ -262,7 +262,7 @@ def going_on(stored: Config, config: Config, given: Given, folder: Path) -> Conf
         if own != then:
             raise another_value(name, places[name], own, then, f"the run in {folder}")
     if "epochs" in given and config.epochs is not None:
-        return stored.going_on_to(config.epochs)
+        return stored.extended_to(config.epochs)
     return stored
 
 

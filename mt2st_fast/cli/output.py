@@ -54,7 +54,7 @@ class OutputOptions:
         """Return the folder to write to."""
         return Path("runs") / command if self.out is None else out_path(self.out)
 
-    def going_on(self, stored: Mapping[str, Any], given: Collection[str]) -> OutputOptions:
+    def resumed(self, stored: Mapping[str, Any], given: Collection[str]) -> OutputOptions:
         """Return the options of a resumed run: its stored interval of checkpoints, unless one is given now."""
         name = "checkpoint_every"
         return replace(self, checkpoint_every=stored[name]) if name in stored and name not in given else self

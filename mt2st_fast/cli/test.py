@@ -88,7 +88,7 @@ def _measure_corpus(
     from mt2st_fast.data.readers import READERS, parse_spec, takes
     from mt2st_fast.data.readers.same_data import same_data
     from mt2st_fast.data.record import repeated_texts
-    from mt2st_fast.runs.what_was_read import summary, what_was_read
+    from mt2st_fast.runs.data_summary import summarize_data, summary
     from mt2st_fast.serving.scores import scores
     from mt2st_fast.serving.text_model import TextModel
 
@@ -114,7 +114,7 @@ def _measure_corpus(
     splits = _named_as(splits, names)
     console = plain_console()
     measured = scores(found, splits, parts, names)
-    say(console, summary(what_was_read(splits), parts=chosen != "all"))
+    say(console, summary(summarize_data(splits), parts=chosen != "all"))
     # Of a run's own data, its report has the notes; this one is on the result.
     for note in repeated_texts(splits, [p for p in parts if p != "train"]) if as_then else splits.notes:
         say(console, note)

@@ -18,8 +18,8 @@ from mt2st_fast.cli.options import (
     Given,
     check_used,
     config_of,
-    going_on,
     kept_config,
+    resumed_config,
     takes_options,
 )
 from mt2st_fast.cli.output import (
@@ -39,9 +39,10 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import at_home, check_not_read, write_atomically
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_CONFIG, RUN_MODEL
-from mt2st_fast.runs import second_run
+from mt2st_fast.runs import baseline_run
 from mt2st_fast.runs.config import NONE, Config
 from mt2st_fast.runs.config_file import read_config_file
+from mt2st_fast.runs.data_summary import summarize_data, summary
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.formatting import (
     early_end_of,
@@ -50,16 +51,16 @@ from mt2st_fast.runs.formatting import (
     quality_of,
     spans_line,
 )
-from mt2st_fast.runs.rehearsal import rehearsed
+from mt2st_fast.runs.precompilation import precompiling
 from mt2st_fast.runs.report import REPORT_FILES, pictures_of, write_report
-from mt2st_fast.runs.run_facts import LEFT, leave_run
+from mt2st_fast.runs.run_facts import RUN_FILES, write_run
+from mt2st_fast.runs.run_schema import Against, RunReport
 from mt2st_fast.runs.run_tables import NEIGHBOURS, neighbour_rows, phase_rows, task_rows
-from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.spelling import in_shell
 from mt2st_fast.training.divergence import NonFiniteLossError
 
 # The files of a run in its folder; the configuration comes last, as it marks the folder as a run's.
-OF_A_RUN = (CHECKPOINT, *LEFT, *REPORT_FILES, second_run.AGAINST, RUN_MODEL, RUN_CONFIG)
+OF_A_RUN = (CHECKPOINT, *RUN_FILES, *REPORT_FILES, baseline_run.AGAINST, RUN_MODEL, RUN_CONFIG)
 
 
 @takes_options(without=("engine",))
@@ -82,11 +83,11 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
             check_not_of("compare", folder)
             if output.resume:
                 stored = _stored_options(folder)
-                config = going_on(config_of(stored), config, given, folder)
-                output = output.going_on(stored, given)
+                config = resumed_config(config_of(stored), config, given, folder)
+                output = output.resumed(stored, given)
             _check_out(config, folder)
             processes.barrier()  # all processes have read the folder before anything is written
-            with rehearsed(config) if processes.writes else nullcontext():
+            with precompiling(config) if processes.writes else nullcontext():
                 _train(config, output, folder, writes=processes.writes)
 
 
@@ -119,12 +120,12 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
             )
             raise typer.Exit(stopping.exit_code)
         if writes:
-            leave_run(experiment, folder)
+            write_run(experiment, folder)
             report = write_report(folder)
         if other is not None:
-            against = _train_beside(console, experiment, other, stopping, folder, writes=writes)
+            against = _train_baseline(console, experiment, other, stopping, folder, writes=writes)
             if writes:
-                second_run.leave_against(against, folder)
+                baseline_run.write_against(against, folder)
                 report = write_report(folder)
     if writes:
         _summarise(console, report, folder)
@@ -138,7 +139,7 @@ def _run(experiment: Experiment, label: str, stopping: StoppingOnSignals, writes
         experiment.run(**how)
 
 
-def _train_beside(
+def _train_baseline(
     console: Console,
     own: Experiment,
     config: Config,
@@ -146,11 +147,11 @@ def _train_beside(
     folder: Path,
     *,
     writes: bool,
-) -> dict[str, Any]:
+) -> Against:
     """Train with another strategy and return what reports show of both runs; the first run is already written."""
     label = f"{config.strategy}, to compare"
     try:
-        own_summary = second_run.summary_of(own)
+        own_summary = baseline_run.summary_of(own)
     except InputError as error:
         raise InputError(
             f"{error}; the run itself is complete, in {folder}, but nothing can be compared"
@@ -167,8 +168,8 @@ def _train_beside(
             f"complete, in {folder}. Finish with: mt2st-fast train --resume --out {in_shell(folder)}",
         )
         raise typer.Exit(stopping.exit_code)
-    runs = {own.config.strategy: own_summary, config.strategy: second_run.summary_of(experiment)}
-    return second_run.both_runs(own.config.strategy, runs)
+    runs = {own.config.strategy: own_summary, config.strategy: baseline_run.summary_of(experiment)}
+    return baseline_run.against_baseline(own.config.strategy, runs)
 
 
 def _clear(folder: Path, *, of_the_run: bool) -> None:
@@ -176,7 +177,7 @@ def _clear(folder: Path, *, of_the_run: bool) -> None:
 
     For a resumed run, only remove its comparison with another strategy, which is made again at the end.
     """
-    for name in OF_A_RUN if of_the_run else (second_run.AGAINST, second_run.PICTURE):
+    for name in OF_A_RUN if of_the_run else (baseline_run.AGAINST, baseline_run.PICTURE):
         if name == RUN_MODEL:
             shutil.rmtree(folder / name, ignore_errors=True)
         else:
@@ -207,7 +208,7 @@ def _stored_options(folder: Path) -> dict[str, Any]:
 def _announce(console: Console, experiment: Experiment) -> None:
     splits, config = experiment.splits, experiment.config
     labelled = int(splits.train.targets[splits.main].labelled().sum())  # type: ignore[index]
-    say(console, summary(what_was_read(splits)))
+    say(console, summary(summarize_data(splits)))
     say_notes(console, splits.notes, "report.md")
     say(
         console,
@@ -224,7 +225,7 @@ def _announce(console: Console, experiment: Experiment) -> None:
         say(console, f"vectors from {config.init}: {experiment.coverage}")
 
 
-def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
+def _summarise(console: Console, report: RunReport, folder: Path) -> None:
     main = report["main"]
     tasks = Table("task", "outputs", "metric", "dev, last active", "test, at the end", "retired at step")
     for name, _kind, *cells in task_rows(report):
@@ -248,8 +249,8 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     if report["stopped"]:
         say(console, early_end_of(report))
     if report["against"] is not None:
-        say(console, second_run.sentence(report["against"], main["metric"]))
-    files = "report.html", "report.md", "report.json", *pictures_of(report), *LEFT, RUN_CONFIG
+        say(console, baseline_run.sentence(report["against"], main["metric"]))
+    files = "report.html", "report.md", "report.json", *pictures_of(report), *RUN_FILES, RUN_CONFIG
     written = f"{', '.join(files)}, model/, checkpoint/"
     say(console, f"Written to {folder}: {written}")
     if left_out := left_out_of_vectors(report["vectors"]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypedDict
 
 import numpy as np
 
@@ -146,7 +147,18 @@ def rows_with(column: TargetColumn, chosen: np.ndarray) -> int:
     return int((column.values[:, chosen] == 1).any(axis=1).sum())
 
 
-def labels_read(splits: Splits) -> list[dict[str, object]]:
+class LabelsRead(TypedDict):
+    """The labels of a task; labelled: rows that have one, by part; unseen: rows of classes new to training, by part."""
+
+    task: str
+    kind: str
+    classes: int
+    first_classes: list[str]
+    labelled: dict[str, int]
+    unseen: dict[str, int]
+
+
+def labels_read(splits: Splits) -> list[LabelsRead]:
     """Return what a report says of each task's labels: kind, classes, labelled rows by part, unseen rows by part."""
     unseen = {each.task: each.rows for each in unseen_classes(splits)}
     return [

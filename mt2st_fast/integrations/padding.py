@@ -13,8 +13,8 @@ from mt2st_fast.model.pooling import pooling_of
 from mt2st_fast.model.tasks import Task
 
 
-class Room(NamedTuple):
-    """The range of a row's tokens among the places of a batch."""
+class TokenSpan(NamedTuple):
+    """Where a row's tokens are among the places of a padded batch."""
 
     first: int
     tokens: int
@@ -22,7 +22,7 @@ class Room(NamedTuple):
 
 
 def label_batch(
-    tasks: Mapping[str, Task], rows: Sequence[Mapping[str, Any]], rooms: Sequence[Room]
+    tasks: Mapping[str, Task], rows: Sequence[Mapping[str, Any]], spans: Sequence[TokenSpan]
 ) -> dict[str, Tensor]:
     """Return labels (N, places) or (N,) by task, for values with a last axis C; labels that are None or missing are
     marked.
@@ -35,20 +35,20 @@ def label_batch(
         raise InputError(
             f"there are labels of {unknown[0]}, which is not a task; available: {', '.join(tasks)}"
         )
-    places = list(enumerate(zip(rows, rooms, strict=True)))
+    places = list(enumerate(zip(rows, spans, strict=True)))
     return {
         name: torch.stack(
-            [_placed(f"{name} in row {i}", task, row.get(name), room) for i, (row, room) in places]
+            [_placed(f"{name} in row {i}", task, row.get(name), span) for i, (row, span) in places]
         )
         for name, task in tasks.items()
     }
 
 
-def _placed(where: str, task: Task, labels: Any, room: Room) -> Tensor:
+def _placed(where: str, task: Task, labels: Any, span: TokenSpan) -> Tensor:
     """Place one row's labels of a task among all places, or its single label."""
     head, on_tokens = task.head, pooling_of(task) == "none"
     classes, of_one = head.kind.takes_classes, () if head.kind.takes_classes else (head.size,)
-    places = (room.places,) if on_tokens else ()
+    places = (span.places,) if on_tokens else ()
     dtype = torch.int64 if classes else torch.float32
     placed = torch.full((*places, *of_one), head.ignore_index if classes else float("nan"), dtype=dtype)
     if labels is None:
@@ -59,7 +59,7 @@ def _placed(where: str, task: Task, labels: Any, room: Room) -> Tensor:
         raise InputError(f"the labels of {where} must be numbers of one shape, not {labels!r}") from None
     if classes and (given.is_floating_point() or given.dtype == torch.bool):
         raise InputError(f"the labels of {where} must be whole numbers, not {given.dtype}")
-    wanted = ((room.tokens,) if on_tokens else ()) + of_one
+    wanted = ((span.tokens,) if on_tokens else ()) + of_one
     if of_one == (1,) and given.shape == wanted[:-1]:
         given = given.unsqueeze(-1)
     if given.shape != wanted:
@@ -67,5 +67,5 @@ def _placed(where: str, task: Task, labels: Any, room: Room) -> Tensor:
         raise InputError(f"the labels of {where} must be {wanted}, {each}, not {tuple(given.shape)}")
     if not on_tokens:
         return given.to(dtype)
-    placed[room.first : room.first + room.tokens] = given.to(dtype)
+    placed[span.first : span.first + span.tokens] = given.to(dtype)
     return placed

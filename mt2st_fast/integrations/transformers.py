@@ -35,7 +35,7 @@ from transformers.utils import ModelOutput
 from mt2st_fast.errors import InputError
 from mt2st_fast.integrations.encoder_making import AUTO, Making, made, making_of, way_to_load
 from mt2st_fast.integrations.finding import heads_of
-from mt2st_fast.integrations.padding import Room, label_batch
+from mt2st_fast.integrations.padding import TokenSpan, label_batch
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model.tasks import Task
@@ -323,8 +323,8 @@ class DataCollatorForMultiTask:
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
         places = batch["input_ids"].shape[1]
         left = getattr(self.tokenizer, "padding_side", "right") == "left"
-        rooms = [
-            Room(places - n if left else 0, n, places) for n in (len(row["input_ids"]) for row in inputs)
+        spans = [
+            TokenSpan(places - n if left else 0, n, places) for n in (len(row["input_ids"]) for row in inputs)
         ]
-        batch["labels"] = label_batch(self.tasks, labels, rooms)
+        batch["labels"] = label_batch(self.tasks, labels, spans)
         return batch

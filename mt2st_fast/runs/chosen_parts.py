@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from mt2st_fast.runs.plots import plot_importance
+from mt2st_fast.runs.run_schema import PartsChosen
 from mt2st_fast.runs.sections import Picture, Section, Table
 from mt2st_fast.training.history import History
 
@@ -16,7 +14,7 @@ MEASURES = {
 }
 
 
-def chosen_parts(history: History) -> dict[str, Any] | None:
+def chosen_parts(history: History) -> PartsChosen | None:
     """Return what a run's history says about the selection of parts, JSON-able; None if none were selected."""
     if not history.selections:
         return None
@@ -44,7 +42,7 @@ def chosen_parts(history: History) -> dict[str, Any] | None:
     }
 
 
-def sections_of(chosen: Mapping[str, Any] | None) -> list[Section]:
+def sections_of(chosen: PartsChosen | None) -> list[Section]:
     """Return the section on the map, of what `chosen_parts` returned; none if no parts were selected."""
     if chosen is None:
         return []
@@ -57,7 +55,7 @@ def sections_of(chosen: Mapping[str, Any] | None) -> list[Section]:
     return [Section("Parts selected for the main task", [line], [_map(chosen)], [picture])]
 
 
-def _map(chosen: Mapping[str, Any]) -> Table:
+def _map(chosen: PartsChosen) -> Table:
     columns = (
         "part",
         "rows:",

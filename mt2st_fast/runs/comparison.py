@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Literal
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.runs.arms import BASELINES, Arm
+from mt2st_fast.runs.comparison_schema import (
+    ArmDifferences,
+    ArmResult,
+    Arrival,
+    Comparison,
+    ComparisonFacts,
+    Difference,
+    Measure,
+    MeasuredComparison,
+    Quality,
+    RunNumber,
+    SeedRun,
+)
 from mt2st_fast.runs.conclusions import conclusions, verdicts
 from mt2st_fast.runs.intervals import (
+    Statistic,
     change_of_medians,
     difference,
     median,
     median_of_differences,
     spread,
 )
-from mt2st_fast.runs.targets import PLATEAU, Run, Runs, Target, first_reaching, make_targets, plateau
+from mt2st_fast.runs.run_schema import CurvePoint, RunSummary
+from mt2st_fast.runs.targets import PLATEAU, Runs, Target, first_reaching, make_targets, plateau
 from mt2st_fast.training.history import History
 
-MEASURES = ("seconds", "steps", "examples", "joules")
-OF_RUNS = ("best", "test", "test_span_f1", *MEASURES)
+MEASURES: tuple[Measure, ...] = ("seconds", "steps", "examples", "joules")
+QUALITIES: tuple[Quality, ...] = ("best", "test", "test_span_f1")
+
+_TO_TARGET: tuple[tuple[str, Literal["seconds_to_target_median", "steps_to_target_median"]], ...] = (
+    ("", "seconds_to_target_median"),
+    ("steps_", "steps_to_target_median"),
+)
+
+Points = Sequence[CurvePoint | None]  # of an arm's runs, in the order of seeds
 
 
 def summarise_seed(
     history: History, test: float, rows_read: Callable[[int], int], test_span_f1: float | None = None
-) -> dict[str, Any]:
-    """Return one run as JSON-able values; its evaluations are kept, so that a target can be set afterwards.
+) -> RunSummary:
+    """Summarize one run; its evaluations are kept, so that a target can be set afterwards.
 
     rows_read: gives the rows of all steps up to a step. test_span_f1: beside `test`, if classes are tags of spans.
     Raises InputError where no evaluation has a value to compare by.
@@ -70,28 +93,27 @@ def summarise_seed(
 def compare_runs(
     runs: Runs,
     arms: Sequence[Arm],
-    facts: Mapping[str, Any],
+    facts: ComparisonFacts,
     target: float | None = None,
     plateau_margin: float = 0.002,
-) -> dict[str, Any]:
+) -> Comparison:
     """Return the content of compare.json: `facts`, and the runs' targets, medians, quartiles, differences and
     conclusions.
 
-    runs: by the names of the arms, in the order of seeds. facts: metric, n_seeds, engines, environment, load, and
-    further entries for the report. target: a quality of the main task; None takes the highest that every run reached.
-    plateau_margin: a run has reached its plateau once its best rises by less than this. A run that never arrives has
-    None, and so has the median if most runs do not arrive.
+    runs: by the names of the arms, in the order of seeds. target: a quality of the main task; None takes the
+    highest that every run reached. plateau_margin: a run has reached its plateau once its best rises by less than this.
+    A run that never arrives has None, and so has the median if most runs do not arrive.
     """
     targets = make_targets(runs, arms, target)
     arrivals = {arm.name: _arrivals(runs[arm.name], targets, plateau_margin) for arm in arms}
-    strategies = {arm.name: _strategy(arm, runs[arm.name], arrivals[arm.name], targets[0]) for arm in arms}
+    strategies = {arm.name: _arm_result(arm, runs[arm.name], arrivals[arm.name], targets[0]) for arm in arms}
     by_place = {(arm.strategy, arm.engine): arm.name for arm in arms}
 
-    def against(own: str, base: str | None) -> dict[str, Any] | None:
-        return None if base in (None, own) else _differences(runs, arrivals, own, str(base))
+    def against(own: str, base: str) -> ArmDifferences:
+        return _differences(runs, arrivals, own, base)
 
     first = arms[0].engine
-    comparison: dict[str, Any] = {
+    measured: MeasuredComparison = {
         **facts,
         "target": targets[0].median,
         "targets": {each.key: each.to_json() for each in targets},
@@ -104,7 +126,11 @@ def compare_runs(
         },
         # What the algorithm saves, within one engine.
         "differences": {
-            arm.name: {base: against(arm.name, by_place.get((base, arm.engine))) for base in BASELINES}
+            arm.name: {
+                base: against(arm.name, name) if name not in (None, arm.name) else None
+                for base in BASELINES
+                for name in (by_place.get((base, arm.engine)),)
+            }
             for arm in arms
         },
         # What the engine saves: the same strategy on the first engine against each of the others.
@@ -120,16 +146,16 @@ def compare_runs(
             if base.engine != first and base.strategy in BASELINES
         },
     }
-    comparison["verdicts"] = verdicts(comparison)
-    return comparison | {"conclusions": conclusions(comparison)}
+    found = verdicts(measured)
+    return {**measured, "verdicts": found, "conclusions": conclusions(measured, len(found))}
 
 
-def has_spans(runs: Iterable[Run]) -> bool:
+def has_spans(runs: Iterable[RunSummary]) -> bool:
     """Return whether any of these runs was tested by spans."""
     return any(run["test_span_f1"] is not None for run in runs)
 
 
-def _arrivals(runs: Sequence[Run], targets: Sequence[Target], margin: float) -> dict[str, list[Any]]:
+def _arrivals(runs: Sequence[SeedRun], targets: Sequence[Target], margin: float) -> dict[str, Points]:
     """Return the points at which an arm's runs reach each target and their plateau; None for a run that does not."""
     to_targets = {
         target.key: [first_reaching(run, target.of_seed[run["seed"]]) for run in runs] for target in targets
@@ -137,31 +163,45 @@ def _arrivals(runs: Sequence[Run], targets: Sequence[Target], margin: float) -> 
     return {**to_targets, PLATEAU: [plateau(run, margin) for run in runs]}
 
 
-def _taken(points: Sequence[Mapping[str, Any] | None], measure: str) -> list[float | None]:
-    """Return what each run had spent by its point: seconds, steps, examples or joules."""
-    name = "step" if measure == "steps" else measure
-    return [None if point is None else point[name] for point in points]
+def taken(point: CurvePoint | None, measure: Measure) -> float | None:
+    """Return what a run had spent by a point of its curve; None for a run that never arrived."""
+    if point is None:
+        return None
+    return point["step"] if measure == "steps" else point[measure]
 
 
-def _strategy(
-    arm: Arm, runs: Sequence[Run], arrivals: Mapping[str, Sequence[Any]], first: Target
-) -> dict[str, Any]:
-    """Return an arm's medians and quartiles, and its runs."""
-    spreads: dict[str, Any] = {name: spread([run[name] for run in runs]) for name in OF_RUNS}
-    reached = arrivals[first.key]
-    to: dict[str, Any] = {
-        key: {
-            "reached": sum(point is not None for point in points),
-            **{measure: spread(_taken(points, measure)) for measure in MEASURES},
-        }
-        for key, points in arrivals.items()
+def _all_taken(points: Points, measure: Measure) -> list[float | None]:
+    return [taken(point, measure) for point in points]
+
+
+def _arrival(points: Points) -> Arrival:
+    """Return what an arm's runs had spent by these points."""
+    return {
+        "reached": sum(point is not None for point in points),
+        "seconds": spread(_all_taken(points, "seconds")),
+        "steps": spread(_all_taken(points, "steps")),
+        "examples": spread(_all_taken(points, "examples")),
+        "joules": spread(_all_taken(points, "joules")),
     }
-    to[PLATEAU]["quality"] = spread(_taken(arrivals[PLATEAU], "quality"))
+
+
+def _arm_result(
+    arm: Arm, runs: Sequence[SeedRun], arrivals: Mapping[str, Points], first: Target
+) -> ArmResult:
+    """Return an arm's medians and quartiles, and its runs."""
+    to = {key: _arrival(points) for key, points in arrivals.items()}
+    to[PLATEAU]["quality"] = spread([point and point["quality"] for point in arrivals[PLATEAU]])
     return {
         "strategy": arm.strategy,
         "engine": arm.engine,
-        **{f"{name}_median": median([run[name] for run in runs]) for name in OF_RUNS},
-        "spread": spreads,
+        "best_median": statistics.median([run["best"] for run in runs]),
+        "test_median": median([run["test"] for run in runs]),
+        "test_span_f1_median": median([run["test_span_f1"] for run in runs]),
+        "seconds_median": statistics.median([run["seconds"] for run in runs]),
+        "steps_median": statistics.median([run["steps"] for run in runs]),
+        "examples_median": statistics.median([run["examples"] for run in runs]),
+        "joules_median": median([run["joules"] for run in runs]),
+        "spread": {name: spread([run[name] for run in runs]) for name in (*QUALITIES, *MEASURES)},
         "steps_to_target_median": to[first.key]["steps"]["median"],
         "seconds_to_target_median": to[first.key]["seconds"]["median"],
         "to": to,
@@ -173,20 +213,21 @@ def _strategy(
                 "seconds_to_target": point and point["seconds"],
                 "to": {key: points[i] for key, points in arrivals.items()},
             }
-            for i, (run, point) in enumerate(zip(runs, reached, strict=True))
+            for i, (run, point) in enumerate(zip(runs, arrivals[first.key], strict=True))
         ],
     }
 
 
 def _reductions(
-    strategies: Mapping[str, Mapping[str, Any]], own: str, bases: Mapping[str, str | None]
+    strategies: Mapping[str, ArmResult], own: str, bases: Mapping[str, str | None]
 ) -> dict[str, float | None]:
     """Return 1 - time / time of the baseline, in seconds and in steps to target; None where either never arrived."""
-    return {
-        f"{prefix}vs_{baseline}": _reduction(strategies[own][key], strategies.get(name or "", {}).get(key))
-        for prefix, key in (("", "seconds_to_target_median"), ("steps_", "steps_to_target_median"))
-        for baseline, name in bases.items()
-    }
+    found = {}
+    for prefix, key in _TO_TARGET:
+        for baseline, name in bases.items():
+            theirs = None if name is None else strategies[name][key]
+            found[f"{prefix}vs_{baseline}"] = _reduction(strategies[own][key], theirs)
+    return found
 
 
 def _reduction(value: float | None, baseline: float | None) -> float | None:
@@ -194,28 +235,24 @@ def _reduction(value: float | None, baseline: float | None) -> float | None:
 
 
 def _differences(
-    runs: Runs, arrivals: Mapping[str, Mapping[str, Sequence[Any]]], own: str, base: str
-) -> dict[str, Any]:
+    runs: Runs, arrivals: Mapping[str, Mapping[str, Points]], own: str, base: str
+) -> ArmDifferences:
     """Return how much more (+) or less (-) an arm needs than another, as a share, and how much better (+) it ends."""
-    found: dict[str, Any] = {
-        name: difference(
-            median_of_differences, [run[name] for run in runs[own]], [run[name] for run in runs[base]]
-        )
-        for name in ("best", "test")
+
+    def of_runs(statistic: Statistic, name: RunNumber) -> Difference:
+        return difference(statistic, [run[name] for run in runs[own]], [run[name] for run in runs[base]])
+
+    return {
+        "best": of_runs(median_of_differences, "best"),
+        "test": of_runs(median_of_differences, "test"),
+        "whole": {measure: of_runs(change_of_medians, measure) for measure in MEASURES},
+        "to": {
+            key: {
+                measure: difference(
+                    change_of_medians, _all_taken(points, measure), _all_taken(arrivals[base][key], measure)
+                )
+                for measure in MEASURES
+            }
+            for key, points in arrivals[own].items()
+        },
     }
-    found["whole"] = {
-        measure: difference(
-            change_of_medians, [run[measure] for run in runs[own]], [run[measure] for run in runs[base]]
-        )
-        for measure in MEASURES
-    }
-    found["to"] = {
-        key: {
-            measure: difference(
-                change_of_medians, _taken(points, measure), _taken(arrivals[base][key], measure)
-            )
-            for measure in MEASURES
-        }
-        for key, points in arrivals[own].items()
-    }
-    return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from mt2st_fast.runs.comparison import taken
+from mt2st_fast.runs.comparison_schema import ArmResult, Comparison, Measure, SeedResult
 from mt2st_fast.runs.formatting import counted, short
 from mt2st_fast.runs.plots import new_figure, plain
 from mt2st_fast.runs.targets import PLATEAU
@@ -13,13 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MEASURES = {"seconds": "seconds of training", "steps": "steps"}
+MEASURES: dict[Measure, str] = {"seconds": "seconds of training", "steps": "steps"}
 HATCHES = ("", "///", "xxx")  # by engine
 MOST_RATIO = 30  # of the longest to the shortest, for a scale that begins at 0
 ROOM = 1.3  # times the longest bar: medians are written to the right of all bars
 
 
-def plot_comparison(comparison: Mapping[str, Any]) -> Figure:
+def plot_comparison(comparison: Comparison) -> Figure:
     """Plot seconds and steps to every target and to the plateau: bars are medians, lines quartiles, dots runs."""
     keys = [*comparison["targets"], PLATEAU]
     height = 0.75 + 0.27 * len(comparison["strategies"])  # inches per panel
@@ -41,15 +43,15 @@ def plot_comparison(comparison: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _title(comparison: Mapping[str, Any], key: str) -> str:
+def _title(comparison: Comparison, key: str) -> str:
     if key == PLATEAU:
         return f"to the plateau (later rises below {100 * comparison['plateau_margin']:g} points)"
     target = comparison["targets"][key]
     return plain(f"to {target['label']} (median {target['median']:.4f})")
 
 
-def _panel(axes: Axes, comparison: Mapping[str, Any], key: str, measure: str) -> None:
-    strategies: Mapping[str, Any] = comparison["strategies"]
+def _panel(axes: Axes, comparison: Comparison, key: str, measure: Measure) -> None:
+    strategies = comparison["strategies"]
     kinds = list(dict.fromkeys(strategy["strategy"] for strategy in strategies.values()))
     every = [dot for strategy in strategies.values() for dot in _dots(strategy["seeds"], key, measure)]
     wide = bool(every) and min(every) > 0 and max(every) > MOST_RATIO * min(every)
@@ -89,12 +91,12 @@ def _set_range(axes: Axes, every: Sequence[float], wide: bool) -> None:
         axes.locator_params(axis="x", nbins=5)
 
 
-def _dots(seeds: Sequence[Mapping[str, Any]], key: str, measure: str) -> list[float]:
-    name = "step" if measure == "steps" else measure
-    return [run["to"][key][name] for run in seeds if run["to"][key] is not None]
+def _dots(seeds: Sequence[SeedResult], key: str, measure: Measure) -> list[float]:
+    spent = (taken(run["to"][key], measure) for run in seeds)
+    return [value for value in spent if value is not None]
 
 
-def _said(strategy: Mapping[str, Any], key: str, measure: str) -> str:
+def _said(strategy: ArmResult, key: str, measure: Measure) -> str:
     """Return the median, and how many runs reached the target if not all did."""
     to, n = strategy["to"][key], len(strategy["seeds"])
     median = to[measure]["median"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-from mt2st_fast.errors import InputError
-from mt2st_fast.files import reading, write_atomically
+from mt2st_fast.files import write_atomically
 from mt2st_fast.runs.comparison_plots import plot_comparison
+from mt2st_fast.runs.comparison_schema import Comparison
 from mt2st_fast.runs.comparison_tables import render
+from mt2st_fast.runs.json_files import read_json
 from mt2st_fast.runs.pages import comparison_page
 from mt2st_fast.runs.plots import png
 
@@ -17,19 +16,13 @@ COMPARISON = "compare.json"
 REPORT_FILES = ("compare.md", "compare.png", "report.html")
 
 
-def write_comparison_report(folder: Path) -> dict[str, Any]:
+def write_comparison_report(folder: Path) -> Comparison:
     """Write the report of the comparison in `folder` and return the comparison; nothing is written before all is made.
 
     Raises InputError where there is no comparison, and KeyError, TypeError or ValueError for another content of the
     file.
     """
-    path = folder / COMPARISON
-    with reading(path) as file:
-        content = file.read()
-    try:
-        comparison: dict[str, Any] = json.loads(content)
-    except ValueError:
-        raise InputError(f"{path}: is damaged; compare again") from None
+    comparison: Comparison = read_json(folder / COMPARISON, "compare again")
     files = {
         "compare.md": render(comparison).encode("utf-8", "replace"),
         "compare.png": png(plot_comparison(comparison)),

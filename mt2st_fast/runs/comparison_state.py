@@ -7,20 +7,35 @@ import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, TypeGuard
 
 from mt2st_fast.data import Splits
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 from mt2st_fast.runs.arms import Arm, arms_of
 from mt2st_fast.runs.comparison_options import ComparisonOptions
+from mt2st_fast.runs.comparison_schema import SeedRun, Trial
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.tuning import chosen, trials_of
 from mt2st_fast.spelling import in_shell
 
-DIVERGED = "diverged"  # in place of the results of a run
 FILE = "compare.progress.json"
 CHECKPOINT = "checkpoint/last.safetensors"
+
+
+class DivergedRun(TypedDict):
+    """A run without results; diverged: the line that says where its loss ceased to be finite."""
+
+    seed: int
+    diverged: str
+
+
+def _has_diverged(run: SeedRun | DivergedRun) -> TypeGuard[DivergedRun]:
+    return "diverged" in run
+
+
+def _has_results(run: SeedRun | DivergedRun) -> TypeGuard[SeedRun]:
+    return "diverged" not in run
 
 
 @dataclass
@@ -35,8 +50,8 @@ class ComparisonState:
     config: Config
     comparison: ComparisonOptions
     fixed: list[str] = field(default_factory=list)
-    trials: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    trials: dict[str, list[Trial]] = field(default_factory=dict)
+    runs: dict[str, list[SeedRun | DivergedRun]] = field(default_factory=dict)
     current: list[Any] = field(default_factory=list)
     data: str = ""  # digest of the first seed's data
     # Highest load of the machine at the start and when resumed, where the system has it.
@@ -83,16 +98,22 @@ class ComparisonState:
     def diverged(self) -> dict[int, str]:
         """The seeds of which a run diverged, with the line of the first arm that did."""
         lines = [
-            (r["seed"], r[DIVERGED]) for a in reversed(self.arms) for r in self.runs[a.name] if DIVERGED in r
+            (run["seed"], run["diverged"])
+            for arm in reversed(self.arms)
+            for run in self.runs[arm.name]
+            if _has_diverged(run)
         ]
         return dict(sorted(dict(lines).items()))
 
     @property
-    def whole_runs(self) -> dict[str, list[dict[str, Any]]]:
+    def whole_runs(self) -> dict[str, list[SeedRun]]:
         """The runs of each arm, of the seeds that no arm diverged on: those of a seed are compared with each other."""
         diverged = self.diverged
         return {
-            arm.name: [run for run in self.runs[arm.name] if run["seed"] not in diverged] for arm in self.arms
+            arm.name: [
+                run for run in self.runs[arm.name] if _has_results(run) and run["seed"] not in diverged
+            ]
+            for arm in self.arms
         }
 
     @property
@@ -110,8 +131,7 @@ class ComparisonState:
     def tuned(self, strategy: str) -> dict[str, float]:
         """Return the values that the trials selected, the same for every engine; empty without trials."""
         trials = self.trials.get(strategy, [])
-        values: dict[str, float] = trials[chosen(strategy, trials)]["values"] if trials else {}
-        return values
+        return trials[chosen(strategy, trials)]["values"] if trials else {}
 
     def is_done(self, arm: str, seed: int) -> bool:
         """Whether that run is finished."""
@@ -131,10 +151,17 @@ class ComparisonState:
         self.write(folder)
         return False
 
-    def end(self, folder: Path, result: dict[str, Any]) -> None:
-        """Store the result of the current run, which is finished."""
-        kind, name, _ = self.current
-        (self.trials if kind == "trial" else self.runs).setdefault(name, []).append(result)
+    def end_trial(self, folder: Path, trial: Trial) -> None:
+        """Store the current trial, which is finished."""
+        self.trials.setdefault(self.current[1], []).append(trial)
+        self._end(folder)
+
+    def end_run(self, folder: Path, run: SeedRun | DivergedRun) -> None:
+        """Store the current run, which is finished."""
+        self.runs.setdefault(self.current[1], []).append(run)
+        self._end(folder)
+
+    def _end(self, folder: Path) -> None:
         self.current = []
         self.write(folder)
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from mt2st_fast.markdown import one_line
-from mt2st_fast.runs.comparison import MEASURES, has_spans
+from mt2st_fast.runs.comparison import MEASURES, QUALITIES, has_spans
+from mt2st_fast.runs.comparison_schema import (
+    ArmDifferences,
+    ArmResult,
+    Comparison,
+    Measure,
+    Quality,
+    Spread,
+    TargetSummary,
+)
+from mt2st_fast.runs.data_summary import section_on_data
 from mt2st_fast.runs.formatting import change, counted, in_percent, in_points, option, short, shown
 from mt2st_fast.runs.intervals import LEAST_SEEDS
 from mt2st_fast.runs.sections import Section, Table, sections_in_markdown
 from mt2st_fast.runs.targets import PLATEAU, POINT
-from mt2st_fast.runs.what_was_read import section_on_data
 
 TAKEN = ("steps:", "seconds:", "steps to target:", "seconds to target:", "time to target vs stl:", "vs mtl:")
 
 
-def sections_of(comparison: Mapping[str, Any]) -> list[Section]:
+def sections_of(comparison: Comparison) -> list[Section]:
     """Return all sections on the results, in their order."""
-    on_quality = [ON_SPANS * bool(_by_spans(comparison)), _stopped(comparison), _taken_by(comparison)]
+    on_quality = [ON_SPANS * _by_spans(comparison), _stopped(comparison), _taken_by(comparison)]
     return [
         _verdicts(comparison),
         Section("Quality", [line for line in on_quality if line], [_quality(comparison)]),
@@ -36,7 +44,7 @@ def sections_of(comparison: Mapping[str, Any]) -> list[Section]:
     ]
 
 
-def lead(comparison: Mapping[str, Any]) -> str:
+def lead(comparison: Comparison) -> str:
     """Explain how to read the numbers."""
     machine = comparison["environment"]
     return (
@@ -47,7 +55,7 @@ def lead(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def render(comparison: Mapping[str, Any]) -> str:
+def render(comparison: Comparison) -> str:
     """Return the comparison as Markdown."""
     lines = [
         one_line(f"# {comparison['main']} on {comparison['data']}: strategies compared"),
@@ -62,10 +70,9 @@ def render(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def table_of(comparison: Mapping[str, Any]) -> Table:
+def table_of(comparison: Comparison) -> Table:
     """Return the summary, with one row per arm."""
-    by_spans = _by_spans(comparison)
-    columns = ["strategy", "best development:", "test:", *("test, span F1:" for _ in by_spans), *TAKEN]
+    columns = ["strategy", "best development:", "test:", *_on_spans(comparison), *TAKEN]
     rows = []
     for name, strategy in comparison["strategies"].items():
         steps, seconds = strategy["steps_to_target_median"], strategy["seconds_to_target_median"]
@@ -75,7 +82,7 @@ def table_of(comparison: Mapping[str, Any]) -> Table:
         rows.append(
             [
                 name,
-                *(shown(strategy[f"{which}_median"]) for which in ("best", "test", *by_spans)),
+                *(shown(strategy["spread"][which]["median"]) for which in _qualities(comparison)),
                 f"{strategy['steps_median']:,.0f}",
                 short(strategy["seconds_median"]),
                 missing if steps is None else f"{steps:,.0f}",
@@ -86,10 +93,18 @@ def table_of(comparison: Mapping[str, Any]) -> Table:
     return Table(columns, rows)
 
 
-def _by_spans(comparison: Mapping[str, Any]) -> list[str]:
-    """Return the name of what runs were tested by beside their metric: spans, if classes are tags of them."""
-    runs = (run for strategy in comparison["strategies"].values() for run in strategy["seeds"])
-    return ["test_span_f1"] * has_spans(runs)
+def _by_spans(comparison: Comparison) -> bool:
+    """Return whether runs were also tested by spans."""
+    return has_spans(run for strategy in comparison["strategies"].values() for run in strategy["seeds"])
+
+
+def _qualities(comparison: Comparison) -> tuple[Quality, ...]:
+    return QUALITIES if _by_spans(comparison) else ("best", "test")
+
+
+def _on_spans(comparison: Comparison) -> list[str]:
+    """Return the column of the quality by spans, if there is one."""
+    return ["test, span F1:"] if _by_spans(comparison) else []
 
 
 def _reduced(reduction: float | None) -> str:
@@ -99,15 +114,16 @@ def _reduced(reduction: float | None) -> str:
 # --- cells ------------------------------------------------------------------------------------------------
 
 
-def _spread(spread: Mapping[str, float | None], show: Any) -> str:
+def _spread(spread: Spread, show: Callable[[float], str]) -> str:
     """Format the median, with quartiles in brackets; a quartile that falls on a run that never arrived is left open."""
     if spread["median"] is None:
         return "–"
-    low, high = (spread[name] for name in ("q1", "q3"))
-    return f"{show(spread['median'])} ({show(low)}–{'…' if high is None else show(high)})"
+    # The lower quartile is known where the median is.
+    low, high = ("…" if end is None else show(end) for end in (spread["q1"], spread["q3"]))
+    return f"{show(spread['median'])} ({low}–{high})"
 
 
-def _taken(spread: Mapping[str, float | None], measure: str) -> str:
+def _taken(spread: Spread, measure: Measure) -> str:
     """Format what a target took; examples are shown with the steps, whose quartiles suffice."""
     if measure == "examples":
         return "–" if spread["median"] is None else _whole(spread["median"])
@@ -121,20 +137,21 @@ def _whole(value: float) -> str:
 # --- tables -----------------------------------------------------------------------------------------------
 
 
-def _bases(comparison: Mapping[str, Any]) -> list[str]:
+def _bases(comparison: Comparison) -> list[str]:
     """Return the baselines that are part of the comparison."""
     bases = next(iter(comparison["differences"].values()))
     strategies = {strategy["strategy"] for strategy in comparison["strategies"].values()}
     return [base for base in bases if base in strategies]
 
 
-def _arms(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (name, results, differences from the baselines) of every arm."""
+def _arms(comparison: Comparison) -> Iterator[tuple[str, ArmResult, list[ArmDifferences | None]]]:
+    """Yield (name, results, differences from each baseline) of every arm."""
+    bases = _bases(comparison)
     for name, strategy in comparison["strategies"].items():
-        yield name, strategy, comparison["differences"][name]
+        yield name, strategy, [comparison["differences"][name][base] for base in bases]
 
 
-def _verdicts(comparison: Mapping[str, Any]) -> Section:
+def _verdicts(comparison: Comparison) -> Section:
     columns = [
         "strategy",
         "against",
@@ -143,36 +160,39 @@ def _verdicts(comparison: Mapping[str, Any]) -> Section:
         "time of the whole run",
         "quality at the end",
     ]
-    names = ("own", "base", "time", "plateau", "whole", "quality")
-    rows = [[v[name] for name in names] for v in comparison["verdicts"]]
+    rows = [
+        [v["own"], v["base"], v["time"], v["plateau"], v["whole"], v["quality"]]
+        for v in comparison["verdicts"]
+    ]
     enough = comparison["n_seeds"] >= LEAST_SEEDS
     return Section(
         "What can be concluded", comparison["conclusions"], [Table(columns, rows)] if enough else []
     )
 
 
-def _quality(comparison: Mapping[str, Any]) -> Table:
-    bases, by_spans = _bases(comparison), _by_spans(comparison)
-    columns = ["strategy", "best on development:", "test, at the end:", *("test, span F1:" for _ in by_spans)]
+def _quality(comparison: Comparison) -> Table:
+    bases, measured = _bases(comparison), _qualities(comparison)
+    columns = ["strategy", "best on development:", "test, at the end:", *_on_spans(comparison)]
     columns += [f"{where} vs {base}, points:" for where in ("development", "test") for base in bases]
     rows = [
         [
             name,
-            *(_spread(strategy["spread"][where], shown) for where in ("best", "test", *by_spans)),
-            *(in_points(found[base] and found[base][w]) for w in ("best", "test") for base in bases),
+            *(_spread(strategy["spread"][quality], shown) for quality in measured),
+            *(in_points(d and d["best"]) for d in found),
+            *(in_points(d and d["test"]) for d in found),
         ]
         for name, strategy, found in _arms(comparison)
     ]  # fmt: skip
     return Table(columns, rows)
 
 
-def _measured(comparison: Mapping[str, Any]) -> list[str]:
+def _measured(comparison: Comparison) -> list[Measure]:
     """Return the measures to show; energy only if a run measured it."""
     strategies = comparison["strategies"].values()
     return [m for m in MEASURES if m != "joules" or any(s["joules_median"] for s in strategies)]
 
 
-def _whole_runs(comparison: Mapping[str, Any]) -> Table:
+def _whole_runs(comparison: Comparison) -> Table:
     """Table of what every arm needs from its first step to its last."""
     bases, measured = _bases(comparison), _measured(comparison)
     columns = ["strategy", *(f"{m}:" for m in measured)]
@@ -181,7 +201,8 @@ def _whole_runs(comparison: Mapping[str, Any]) -> Table:
         [
             name,
             *(_taken(strategy["spread"][m], m) for m in measured),
-            *(in_percent(found[b] and found[b]["whole"][m]) for m in ("seconds", "examples") for b in bases),
+            *(in_percent(d and d["whole"]["seconds"]) for d in found),
+            *(in_percent(d and d["whole"]["examples"]) for d in found),
         ]
         for name, strategy, found in _arms(comparison)
     ]
@@ -199,7 +220,7 @@ ON_WHOLE_RUNS = (
 )
 
 
-def _to(comparison: Mapping[str, Any], key: str) -> Table:
+def _to(comparison: Comparison, key: str) -> Table:
     """Table of what every arm needs to reach one target, or its plateau."""
     bases = _bases(comparison)
     measured = _measured(comparison)
@@ -212,7 +233,8 @@ def _to(comparison: Mapping[str, Any], key: str) -> Table:
             f"{to['reached']} of {len(strategy['seeds'])}",
             *(_taken(to[m], m) for m in measured),
             *(_spread(to["quality"], shown) for _ in at_plateau),
-            *(in_percent(found[b] and found[b]["to"][key][m]) for m in ("seconds", "steps") for b in bases),
+            *(in_percent(d and d["to"][key]["seconds"]) for d in found),
+            *(in_percent(d and d["to"][key]["steps"]) for d in found),
         ]
         for name, strategy, found in _arms(comparison)
         for to in (strategy["to"][key],)
@@ -220,7 +242,7 @@ def _to(comparison: Mapping[str, Any], key: str) -> Table:
     return Table(columns, rows)
 
 
-def _of_seeds(target: Mapping[str, Any]) -> str:
+def _of_seeds(target: TargetSummary) -> str:
     values = sorted(target["of_seed"].values())
     if values[0] == values[-1]:
         return f"{shown(values[0])} on development rows, for every seed."
@@ -230,7 +252,7 @@ def _of_seeds(target: Mapping[str, Any]) -> str:
     )
 
 
-def _on_plateau(comparison: Mapping[str, Any]) -> str:
+def _on_plateau(comparison: Comparison) -> str:
     return (
         f"The first evaluation after which a run's best rises by less than "
         f"{comparison['plateau_margin'] / POINT:g} points: the earliest time to stop. A run that still rises at its "
@@ -238,7 +260,7 @@ def _on_plateau(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def _stopped(comparison: Mapping[str, Any]) -> str:
+def _stopped(comparison: Comparison) -> str:
     """Say how many runs --patience ended; "" for none."""
     ended = [f"{n}: {s['stopped']} of {len(s['seeds'])}" for n, s in comparison["strategies"].items()]
     if comparison["config"]["patience"] is None:
@@ -250,7 +272,7 @@ def _stopped(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def _taken_by(comparison: Mapping[str, Any]) -> str:
+def _taken_by(comparison: Comparison) -> str:
     """Say how the arms took their steps (see `training/engines`)."""
     arms_of: dict[str, list[str]] = {}
     for name, strategy in comparison["strategies"].items():
@@ -260,7 +282,7 @@ def _taken_by(comparison: Mapping[str, Any]) -> str:
     return f"Steps were taken by {'; by '.join(told)}."
 
 
-def _engines(comparison: Mapping[str, Any]) -> Iterator[Section]:
+def _engines(comparison: Comparison) -> Iterator[Section]:
     """The section on what the engine saves with the same strategy."""
     found = comparison["engine_differences"]
     if not found:
@@ -271,8 +293,6 @@ def _engines(comparison: Mapping[str, Any]) -> Iterator[Section]:
     rows = []
     for other, differences in found.items():
         own = next(n for n, s in strategies.items() if s["strategy"] == strategies[other]["strategy"])
-        if differences is None:
-            continue
         per_step = [
             1e3 * strategies[n]["seconds_median"] / strategies[n]["steps_median"] for n in (own, other)
         ]
@@ -298,7 +318,7 @@ def _engines(comparison: Mapping[str, Any]) -> Iterator[Section]:
     )
 
 
-def _joint(comparison: Mapping[str, Any]) -> Iterator[Section]:
+def _joint(comparison: Comparison) -> Iterator[Section]:
     """The section on what algorithm and engine save together."""
     targets = comparison["targets"]
     rows = [
@@ -312,7 +332,7 @@ def _joint(comparison: Mapping[str, Any]) -> Iterator[Section]:
         yield Section("What algorithm and engine save together", tables=[Table(columns, rows)])
 
 
-def _retired(comparison: Mapping[str, Any]) -> Iterator[Section]:
+def _retired(comparison: Comparison) -> Iterator[Section]:
     """The section on the tasks that an adaptive schedule retired, over the seeds."""
     rows = []
     for name, strategy in comparison["strategies"].items():
@@ -337,7 +357,7 @@ def _retired(comparison: Mapping[str, Any]) -> Iterator[Section]:
         )
 
 
-def _tuning(comparison: Mapping[str, Any]) -> Iterator[Section]:
+def _tuning(comparison: Comparison) -> Iterator[Section]:
     """The section on all trials, with the selected one marked."""
     tuning = comparison["tuning"]
     if tuning is None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from mt2st_fast.runs.arms import BASELINES
+from mt2st_fast.runs.comparison_schema import (
+    ArmDifferences,
+    ArmResult,
+    Difference,
+    MeasuredComparison,
+    Verdict,
+)
 from mt2st_fast.runs.formatting import counted, in_percent, in_points
 from mt2st_fast.runs.intervals import FEW_SEEDS, LEAST_SEEDS, LEVEL
 from mt2st_fast.runs.targets import PLATEAU
@@ -15,14 +21,12 @@ OWN_TARGET = {"stl": "stl_best", "mtl": "mtl_best_less"}
 LESS_OR_MORE = ("less time", "more time")
 BUSY = 0.5  # share of the CPUs that others use: from here on, times depend on them
 
-Difference = Mapping[str, float | None]
 
-
-def conclusions(comparison: Mapping[str, Any]) -> list[str]:
+def conclusions(comparison: MeasuredComparison, n_verdicts: int) -> list[str]:
     """Return sentences on how much the number of seeds and the machine allow one to conclude at all."""
-    n_seeds, verdicts = comparison["n_seeds"], comparison["verdicts"]
+    n_seeds = comparison["n_seeds"]
     said = [_on_seeds(n_seeds), *_on_diverged(comparison), *_on_load(comparison)]
-    if n_seeds >= LEAST_SEEDS and len(verdicts) > 1:
+    if n_seeds >= LEAST_SEEDS and n_verdicts > 1:
         said.append(
             "Each difference has its own interval: of twenty intervals where there is no real difference, about one "
             "would exclude 0 by chance."
@@ -49,12 +53,12 @@ def _on_seeds(n: int) -> str:
     return f"{seeds}; {intervals}."
 
 
-def _on_diverged(comparison: Mapping[str, Any]) -> Iterator[str]:
+def _on_diverged(comparison: MeasuredComparison) -> Iterator[str]:
     for seed, line in comparison["diverged"].items():
         yield f"Seed {seed} is left out for all strategies, as a run of it diverged: {line}."
 
 
-def _on_load(comparison: Mapping[str, Any]) -> Iterator[str]:
+def _on_load(comparison: MeasuredComparison) -> Iterator[str]:
     load, cpus = comparison["load"], comparison["environment"]["cores"]
     if load is not None and cpus and load > BUSY * cpus:
         yield (
@@ -63,11 +67,10 @@ def _on_load(comparison: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def verdicts(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
+def verdicts(comparison: MeasuredComparison) -> list[Verdict]:
     """Return what is shown for each arm against STL and MTL on its engine, and for each engine with the same strategy.
 
-    Each has "own", "base" and, as texts, "time" (to the target that it names), "plateau", "whole" (the time of the run)
-    and "quality".
+    Its time is to the target that it names, and `whole` is the time of the run.
     """
     strategies = comparison["strategies"]
     found = [
@@ -89,17 +92,15 @@ def verdicts(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
     return found
 
 
-def _baseline(strategies: Mapping[str, Any], strategy: str, engine: str) -> str:
+def _baseline(strategies: Mapping[str, ArmResult], strategy: str, engine: str) -> str:
     return next(n for n, s in strategies.items() if (s["strategy"], s["engine"]) == (strategy, engine))
 
 
-def _target(comparison: Mapping[str, Any], base: str) -> str:
+def _target(comparison: MeasuredComparison, base: str) -> str:
     return "given" if "given" in comparison["targets"] else OWN_TARGET[base]
 
 
-def _verdict(
-    comparison: Mapping[str, Any], own: str, base: str, key: str, found: Mapping[str, Any]
-) -> dict[str, str]:
+def _verdict(comparison: MeasuredComparison, own: str, base: str, key: str, found: ArmDifferences) -> Verdict:
     hint = comparison["n_seeds"] < FEW_SEEDS
     tested = found["test"]["value"] is not None
     rows = "on test rows" if tested else "on development rows"
@@ -115,7 +116,7 @@ def _verdict(
 
 
 def _on_time(
-    comparison: Mapping[str, Any], own: str, base: str, key: str, found: Mapping[str, Any], hint: bool
+    comparison: MeasuredComparison, own: str, base: str, key: str, found: ArmDifferences, hint: bool
 ) -> str:
     missing = list(_missing(comparison, own, base, key))
     if missing:
@@ -123,7 +124,7 @@ def _on_time(
     return _said(found["to"][key]["seconds"], LESS_OR_MORE, in_percent, hint)
 
 
-def _missing(comparison: Mapping[str, Any], own: str, base: str, key: str) -> Iterator[str]:
+def _missing(comparison: MeasuredComparison, own: str, base: str, key: str) -> Iterator[str]:
     for name in (own, base):
         strategy = comparison["strategies"][name]
         n, reached = len(strategy["seeds"]), strategy["to"][key]["reached"]
@@ -143,7 +144,7 @@ def _said(
     return f"{words[0] if high < 0 else words[1]} ({'hint: ' * hint}{shown(difference)})"
 
 
-def sentence(verdict: Mapping[str, str]) -> str:
+def sentence(verdict: Verdict) -> str:
     """Return a verdict as one line for a terminal."""
     return (
         f"{verdict['own']} against {verdict['base']}: {verdict['time']}; to its plateau: {verdict['plateau']}; "

@@ -11,7 +11,7 @@ import torch
 from mt2st_fast.data import READERS, Splits, parse_spec
 from mt2st_fast.data.batches import batch_size_for
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels import ROOMS
+from mt2st_fast.kernels import OPS
 from mt2st_fast.runs.options import check_options, one_of, option, positive
 from mt2st_fast.training.learning_rate import Decay
 from mt2st_fast.training.run_options import Backward, Precision
@@ -29,7 +29,7 @@ MOST_WIDE = 2**20
 MOST_WINDOW = 1000
 MOST_BUCKETS = 2**30  # rows of a table are numbered in 32 bits, those of words included
 OF_TOKENS = ("window", "hidden")  # options of encoders that label words; a document is the mean of its words
-BACKENDS = ("auto", *dict.fromkeys(name for room in ROOMS.values() for name in room.names))
+BACKENDS = ("auto", *dict.fromkeys(name for op in OPS.values() for name in op.backend_names))
 
 
 def _names_data(shown: str, value: str) -> None:
@@ -227,7 +227,7 @@ class Config:
             raise InputError("epochs are not known yet; call resolved(splits) before schedule()")
         return find_strategy(self.strategy).make(self.strategy_options, RunFacts(self.epochs))
 
-    def going_on_to(self, epochs: float) -> Config:
+    def extended_to(self, epochs: float) -> Config:
         """Return this configuration with other epochs, but with its strategy's decay as for the previous ones."""
         if self.epochs is None or epochs == self.epochs:
             return replace(self, epochs=epochs)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from mt2st_fast.runs.comparison_schema import Difference
+from mt2st_fast.runs.run_schema import MainResult, PhaseSummary, RunReport, VectorsSummary
+from mt2st_fast.serving.spans import SpanFigures
 from mt2st_fast.training.schedules import find_strategy
 
 
@@ -13,9 +15,9 @@ def shown(value: float | None, digits: int = 4) -> str:
     return "–" if value is None or value != value else f"{value:,.{digits}f}"
 
 
-def spans_line(spans: Mapping[str, Any]) -> str:
+def spans_line(spans: SpanFigures) -> str:
     """Describe the score of a task whose classes are tags of spans (`SpanScore.figures`), within a sentence."""
-    f1, precision, recall = (shown(spans[name]) for name in ("f1", "precision", "recall"))
+    f1, precision, recall = (shown(value) for value in (spans["f1"], spans["precision"], spans["recall"]))
     return (
         f"by spans, as conlleval counts: F1 {f1}, precision {precision}, recall {recall} "
         f"({spans['right']:,} right of {spans['found']:,} found; the data has {spans['present']:,})"
@@ -40,19 +42,19 @@ def option(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def engine_of(phase: dict[str, Any]) -> str:
+def engine_of(phase: PhaseSummary) -> str:
     """Say what took a phase's steps, and why the engines before it in the order did not."""
     passed_over = "; ".join(f"not {name}: {reason}" for name, reason in phase["passed_over"].items())
-    return f"{phase['engine']} ({passed_over})" if passed_over else str(phase["engine"])
+    return f"{phase['engine']} ({passed_over})" if passed_over else phase["engine"]
 
 
-def trained_in(phase: dict[str, Any]) -> str:
+def trained_in(phase: PhaseSummary) -> str:
     """Say which tasks a phase has, and how the parts of the model take turns in it."""
     tasks = ", ".join(phase["active"])
     return f"{tasks}; {phase['turns']}" if phase["turns"] else tasks
 
 
-def step_ms_of(phase: dict[str, Any]) -> str:
+def step_ms_of(phase: PhaseSummary) -> str:
     """Format the median milliseconds of a phase's steps, and of those that train one part."""
     by_part = ", ".join(
         f"{part} {shown(ms, 2)}" for part, ms in phase["step_ms_median_by_part"].items() if ms is not None
@@ -61,7 +63,7 @@ def step_ms_of(phase: dict[str, Any]) -> str:
     return f"{median} ({by_part})" if by_part else median
 
 
-def quality_of(main: Mapping[str, Any]) -> str:
+def quality_of(main: MainResult) -> str:
     """Say what quality the main task of a report has at the end, when the model is saved, and its best before."""
     metric, test = main["metric"], shown(main["test"])
     if main["best_step"] is None:
@@ -72,7 +74,7 @@ def quality_of(main: Mapping[str, Any]) -> str:
     )
 
 
-def early_end_of(report: Mapping[str, Any]) -> str:
+def early_end_of(report: RunReport) -> str:
     """Say why a run ended early, and if it had not come to its switch; "" if it did not end early."""
     if not report["stopped"]:
         return ""
@@ -82,7 +84,7 @@ def early_end_of(report: Mapping[str, Any]) -> str:
     return f"Ended early: {report['stopped']}.{unfinished if left and switches else ''}"
 
 
-def left_out_of_vectors(vectors: Mapping[str, Any]) -> str:
+def left_out_of_vectors(vectors: VectorsSummary) -> str:
     """Say which words are missing from a run's vectors file; "" for none, or for an older run without this record."""
     n = vectors.get("left_out", 0)
     if not n:
@@ -93,7 +95,7 @@ def left_out_of_vectors(vectors: Mapping[str, Any]) -> str:
     )
 
 
-def left_out_of_model(report: Mapping[str, Any]) -> list[str]:
+def left_out_of_model(report: RunReport) -> list[str]:
     """Say, in one line per reason, which tasks with a head are not in a run's model."""
     untrained = report["untrained"]
     others = [
@@ -121,17 +123,17 @@ def change(share: float | None) -> str:
     return "–" if share is None else f"{round(100 * share):+d} %"
 
 
-def in_percent(difference: Mapping[str, float | None] | None) -> str:
+def in_percent(difference: Difference | None) -> str:
     """Format a change with its interval, where there is one: -60 % [-70, -55]."""
     return _with_interval(difference, 0, " %")
 
 
-def in_points(difference: Mapping[str, float | None] | None) -> str:
+def in_points(difference: Difference | None) -> str:
     """Format a difference in quality with its interval, in points (hundredths): +0.40 [+0.10, +0.70]."""
     return _with_interval(difference, 2, "")
 
 
-def _with_interval(difference: Mapping[str, float | None] | None, digits: int, unit: str) -> str:
+def _with_interval(difference: Difference | None, digits: int, unit: str) -> str:
     def shown(share: float) -> str:
         return f"{round(100 * share, digits) + 0.0:+.{digits}f}"  # never -0
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mt2st_fast.runs.comparison_schema import Difference, Spread
+
 LEAST_SEEDS = 3  # fewer get no interval
 FEW_SEEDS = 6  # from here on, a sign test at LEVEL is passed if all seeds are on one side
 LEVEL = 0.95
@@ -22,10 +24,11 @@ RESAMPLES = 10_000
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Return median and quartiles, {"q1", "median", "q3"}; None is a run that never arrived, later than any other."""
+def spread(values: Sequence[float | None]) -> Spread:
+    """Return median and quartiles; None is a run that never arrived, later than any other."""
     ordered = sorted(math.inf if value is None else value for value in values)
-    return {name: _quantile(ordered, share) for name, share in (("q1", 0.25), ("median", 0.5), ("q3", 0.75))}
+    q1, middle, q3 = (_quantile(ordered, share) for share in (0.25, 0.5, 0.75))
+    return {"q1": q1, "median": middle, "q3": q3}
 
 
 def median(values: Sequence[float | None]) -> float | None:
@@ -52,15 +55,13 @@ def median_of_differences(own: np.ndarray, base: np.ndarray) -> np.ndarray:
     return np.median(own - base, axis=-1)
 
 
-def difference(
-    statistic: Statistic, own: Sequence[float | None], base: Sequence[float | None]
-) -> dict[str, float | None]:
-    """Return {"value", "low", "high"} of a statistic of both arms' values, in the order of seeds.
+def difference(statistic: Statistic, own: Sequence[float | None], base: Sequence[float | None]) -> Difference:
+    """Return the value and the interval of a statistic of both arms' values, in the order of seeds.
 
     The value is None where either median is, as most of an arm's runs never arrived. The interval is None if any run
     never arrived, and for fewer than LEAST_SEEDS seeds.
     """
-    unknown: dict[str, float | None] = {"value": None, "low": None, "high": None}
+    unknown: Difference = {"value": None, "low": None, "high": None}
     if median(own) is None or median(base) is None:
         return unknown
     paired = np.array([[math.inf if v is None else v for v in values] for values in (own, base)])
@@ -69,7 +70,7 @@ def difference(
         if not math.isfinite(value):
             return unknown
         if len(own) < LEAST_SEEDS or not np.isfinite(paired).all():
-            return unknown | {"value": value}
+            return {**unknown, "value": value}
         # The draws depend only on the number of seeds, so the same runs give the same interval.
         drawn = np.random.default_rng(0).integers(len(own), size=(RESAMPLES, len(own)))
         low, high = np.quantile(statistic(*paired[:, drawn]), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

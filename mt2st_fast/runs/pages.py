@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mt2st_fast.runs import chosen_parts, second_run
+from mt2st_fast.runs import baseline_run, chosen_parts
 from mt2st_fast.runs.comparison_plots import plot_comparison
+from mt2st_fast.runs.comparison_schema import Comparison
 from mt2st_fast.runs.comparison_tables import lead, sections_of, table_of
+from mt2st_fast.runs.data_summary import section_on_data
 from mt2st_fast.runs.formatting import (
     early_end_of,
     left_out_of_vectors,
@@ -16,25 +18,25 @@ from mt2st_fast.runs.formatting import (
     shown,
     spans_line,
 )
-from mt2st_fast.runs.plots import plot_curves, plot_seconds
+from mt2st_fast.runs.plots import curve_of, plot_curves, plot_seconds
+from mt2st_fast.runs.run_schema import ClassResult, RunReport
 from mt2st_fast.runs.run_tables import NEIGHBOURS, PHASES, TASKS, neighbour_rows, phase_rows, task_rows
 from mt2st_fast.runs.sections import Picture, Section, Table, page
-from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History
 
 
-def run_page(report: Mapping[str, Any], history: History) -> bytes:
+def run_page(report: RunReport, history: History) -> bytes:
     """Return the report.html of a run."""
     sections = run_sections(report, history)
     return page(run_title(report), run_lead(report), sections, environment_line(report["environment"]))
 
 
-def run_title(report: Mapping[str, Any]) -> str:
+def run_title(report: RunReport) -> str:
     """Return the title of the report of a run."""
     return f"{report['main']['task']} on {report['data']['name']}, strategy {report['strategy']}"
 
 
-def run_lead(report: Mapping[str, Any]) -> str:
+def run_lead(report: RunReport) -> str:
     """Return what comes before all sections of the report of a run."""
     main, data, backend = report["main"], report["data"], report["backend"]
     ended = early_end_of(report)
@@ -47,13 +49,13 @@ def run_lead(report: Mapping[str, Any]) -> str:
     )
 
 
-def run_sections(report: Mapping[str, Any], history: History) -> list[Section]:
+def run_sections(report: RunReport, history: History) -> list[Section]:
     """Return the sections of the report of a run, for its page and for report.md."""
     main, score = report["main"], report["score"]
     curves = {report["strategy"]: [[(e.train_seconds, e.metrics[history.main]) for e in history.evaluations]]}
     curves_label = f"{main['task']}: development {main['metric']}"
     return [
-        *second_run.sections_of(report["against"], main),
+        *baseline_run.sections_of(report["against"], main),
         Section(
             "Curves",
             pictures=[
@@ -93,10 +95,10 @@ def run_sections(report: Mapping[str, Any], history: History) -> list[Section]:
     ]
 
 
-def comparison_page(comparison: Mapping[str, Any]) -> bytes:
+def comparison_page(comparison: Comparison) -> bytes:
     """Return the report.html of a comparison."""
     curves = {
-        name: [[(p["seconds"], _number(p["quality"])) for p in run["curve"]] for run in strategy["seeds"]]
+        name: [curve_of(run) for run in strategy["seeds"]]
         for name, strategy in comparison["strategies"].items()
     }
     quality = f"{comparison['main']}: development {comparison['metric']}"
@@ -125,14 +127,9 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
     return page(title, lead(comparison), sections, environment_line(comparison["environment"]))
 
 
-def _number(quality: float | None) -> float:
-    """Return a quality for a plot, where a missing value is NaN."""
-    return float("nan") if quality is None else quality
-
-
-def _classes(classes: Sequence[Mapping[str, Any]]) -> Table:
+def _classes(classes: Sequence[ClassResult]) -> Table:
     rows = [
-        (c["name"], f"{c['support']:,}", *(shown(c[value]) for value in ("precision", "recall", "f1")))
+        (c["name"], f"{c['support']:,}", *map(shown, (c["precision"], c["recall"], c["f1"])))
         for c in sorted(classes, key=lambda c: -c["support"])
     ]
     return Table(("class", "rows:", "precision:", "recall:", "F1:"), rows)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from mt2st_fast.runs.run_schema import PartsChosen, RunSummary
 from mt2st_fast.training.history import History
 
 if TYPE_CHECKING:  # importing it takes a second, which `--help` and `info` should not wait for
@@ -103,7 +104,7 @@ def plot_seconds(
     return figure
 
 
-def plot_importance(chosen: Mapping[str, Any]) -> Figure:
+def plot_importance(chosen: PartsChosen) -> Figure:
     """Plot the map of parts and tasks, as shares of a task's importance; chosen: from runs/chosen_parts.py."""
     parts, tasks = chosen["parts"], chosen["tasks"]
     figure = new_figure(figsize=(4.5 + 0.9 * len(tasks), 1.6 + 0.34 * len(parts)), layout="constrained")
@@ -128,6 +129,12 @@ def plot_importance(chosen: Mapping[str, Any]) -> Figure:
         label.set_fontweight("bold" if part["becomes"] == "trained" else "normal")
     axes.set_title("share of a task's importance; bold: continues to train", fontsize="small")
     return figure
+
+
+def curve_of(run: RunSummary) -> list[tuple[float, float]]:
+    """Return seconds and quality at each evaluation of a run; NaN for a quality that is missing."""
+    missing = float("nan")
+    return [(p["seconds"], missing if p["quality"] is None else p["quality"]) for p in run["curve"]]
 
 
 def median_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:

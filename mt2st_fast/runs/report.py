@@ -5,24 +5,24 @@ A run that has selected the parts to train also has importance.png.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from mt2st_fast.files import json_text, write_atomically
+from mt2st_fast.files import write_atomically
 from mt2st_fast.markdown import one_line
-from mt2st_fast.runs import chosen_parts, second_run
+from mt2st_fast.runs import baseline_run, chosen_parts
+from mt2st_fast.runs.json_files import json_bytes
 from mt2st_fast.runs.pages import environment_line, run_lead, run_page, run_sections, run_title
 from mt2st_fast.runs.plots import plot_curves, png
 from mt2st_fast.runs.run_facts import read_facts, read_history
+from mt2st_fast.runs.run_schema import Against, PhaseSummary, RunFacts, RunReport, TaskFacts, TaskResult
 from mt2st_fast.runs.sections import Picture, sections_in_markdown
 from mt2st_fast.training.history import History, PhaseRecord
 
-OPTIONAL_PICTURES = (chosen_parts.PICTURE, second_run.PICTURE)
+OPTIONAL_PICTURES = (chosen_parts.PICTURE, baseline_run.PICTURE)
 REPORT_FILES = ("report.json", "report.md", "report.html", "curves.png", *OPTIONAL_PICTURES)
 
 
-def write_report(folder: Path) -> dict[str, Any]:
+def write_report(folder: Path) -> RunReport:
     """Write the report of the finished run in `folder` and return it; nothing is written before all is made.
 
     Raises InputError where the folder has no such run, and KeyError, TypeError or ValueError where the files have
@@ -30,11 +30,11 @@ def write_report(folder: Path) -> dict[str, Any]:
     """
     facts = read_facts(folder)
     history = read_history(folder, facts)
-    report = {**make_report(facts, history), "against": second_run.read_against(folder)}
+    report = make_report(facts, history, baseline_run.read_against(folder))
     files = {
         "curves.png": png(plot_curves(history, report["main"]["metric"])),
         **{picture.file: png(picture.draw()) for picture in _optional_pictures(report)},
-        "report.json": json_text(report, indent=2).encode(),
+        "report.json": json_bytes(report),
         "report.html": run_page(report, history),
         "report.md": render(report, history).encode("utf-8", "replace"),
     }
@@ -46,8 +46,8 @@ def write_report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def make_report(facts: Mapping[str, Any], history: History) -> dict[str, Any]:
-    """Return the report as JSON-able values; metrics that could not be measured are None."""
+def make_report(facts: RunFacts, history: History, against: Against | None) -> RunReport:
+    """Return the report of a run; against: what is known of a second one."""
     main, tasks, best = facts["main"], facts["tasks"], history.best
     seconds = history.train_seconds
     return {
@@ -80,10 +80,11 @@ def make_report(facts: Mapping[str, Any], history: History) -> dict[str, Any]:
         "chosen_parts": chosen_parts.chosen_parts(history),
         "vectors": facts["vectors"],
         "neighbours": facts["neighbours"],
+        "against": against,
     }
 
 
-def _phase(phase: PhaseRecord, history: History) -> dict[str, Any]:
+def _phase(phase: PhaseRecord, history: History) -> PhaseSummary:
     return {
         "first_step": phase.first_step,
         "active": list(phase.active),
@@ -96,7 +97,7 @@ def _phase(phase: PhaseRecord, history: History) -> dict[str, Any]:
     }
 
 
-def _task(task: Mapping[str, Any], name: str, history: History) -> dict[str, Any]:
+def _task(task: TaskFacts, name: str, history: History) -> TaskResult:
     retired_at = _retired_at(history, name)
     return {
         "kind": task["kind"],
@@ -123,20 +124,20 @@ def _retired_at(history: History, task: str) -> int | None:
     return next((phase.first_step for phase in history.phases if task not in phase.active), None)
 
 
-def pictures_of(report: Mapping[str, Any]) -> tuple[str, ...]:
+def pictures_of(report: RunReport) -> tuple[str, ...]:
     """Return the file names of a report's pictures."""
     return ("curves.png", *(picture.file for picture in _optional_pictures(report)))
 
 
-def _optional_pictures(report: Mapping[str, Any]) -> list[Picture]:
+def _optional_pictures(report: RunReport) -> list[Picture]:
     sections = [
-        *second_run.sections_of(report["against"], report["main"]),
+        *baseline_run.sections_of(report["against"], report["main"]),
         *chosen_parts.sections_of(report["chosen_parts"]),
     ]
     return [picture for section in sections for picture in section.pictures]
 
 
-def render(report: dict[str, Any], history: History) -> str:
+def render(report: RunReport, history: History) -> str:
     """Return the report as Markdown: the sections of its page."""
     lines = [
         one_line(f"# {run_title(report)}"),

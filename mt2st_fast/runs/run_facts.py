@@ -6,34 +6,33 @@ from these two files alone (`runs/report.py`), at the end of a run and whenever 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import json_text, reading, write_atomically
 from mt2st_fast.model.task_adapted import adapted_in
 from mt2st_fast.model_folder import RUN_MODEL
+from mt2st_fast.runs.data_summary import summarize_data
 from mt2st_fast.runs.experiment import Experiment, text_model
-from mt2st_fast.runs.what_was_read import what_was_read
-from mt2st_fast.serving.scores import scores
+from mt2st_fast.runs.json_files import read_json, write_json
+from mt2st_fast.runs.run_schema import RunFacts, RunOutcome, ScoreSummary
+from mt2st_fast.serving.scores import TaskScore, scores
 from mt2st_fast.training.history import History
 from mt2st_fast.training.schedules.abilities import evidence_of
 from mt2st_fast.training.trained_heads import untrained
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
 FACTS, HISTORY, VECTORS = "facts.json", "history.jsonl", "vectors.txt"
-LEFT = (HISTORY, FACTS, VECTORS)
+RUN_FILES = (HISTORY, FACTS, VECTORS)
 FORMAT = "mt2st-fast run 2"
 
 
-def leave_run(experiment: Experiment, folder: Path) -> None:
+def write_run(experiment: Experiment, folder: Path) -> None:
     """Write the results of a finished run to `folder`; facts.json comes last and marks them as complete.
 
     If a finished run was continued, its earlier facts.json is removed before anything else is written.
@@ -47,44 +46,36 @@ def leave_run(experiment: Experiment, folder: Path) -> None:
     model = text_model(experiment)
     [score] = scores(model, splits, ("test",), (model.main,))
     n_written = vectors.write(folder / VECTORS)
-    facts = {
+    heads, history = experiment.trainer.heads, experiment.trainer.history
+    facts: RunFacts = {
         "format": FORMAT,
-        **_facts(experiment, experiment.test()),
-        "score": {
-            **{name: asdict(score)[name] for name in ("metric", "value", "rows", "classes")},
-            "spans": None if score.spans is None else score.spans.figures(),
-        },
+        **_outcome(experiment, experiment.test()),
+        "score": _score(score),
         "kept": list(model.heads.names),
-        "untrained": untrained(experiment.trainer.heads, experiment.trainer.history),
-        "vectors": {
-            "count": n_written,
-            "dimension": vectors.dim,
-            "left_out": len(vectors) - n_written,
-        },
+        "untrained": list(untrained(heads, history)),
+        "vectors": {"count": n_written, "dimension": vectors.dim, "left_out": len(vectors) - n_written},
         "neighbours": telling_neighbours(vectors),
-        "records": _n_records(experiment.trainer.history),
+        "records": _n_records(history),
     }
     model.save(folder / RUN_MODEL)
-    experiment.trainer.history.write_jsonl(folder / HISTORY)
-    write_atomically(folder / FACTS, json_text(facts, indent=2).encode())
+    history.write_jsonl(folder / HISTORY)
+    write_json(folder / FACTS, facts)
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Read what `leave_run` wrote. Raises InputError where it is missing, damaged or of another version."""
+def read_facts(folder: Path) -> RunFacts:
+    """Read what `write_run` wrote. Raises InputError where it is missing, damaged or of another version."""
     path = folder / FACTS
-    with reading(path) as file:
-        content = file.read()
+    facts = cast(RunFacts, read_json(path, "train again"))
     try:
-        facts: dict[str, Any] = json.loads(content)
         found = facts["format"]
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise InputError(f"{path}: is damaged; train again") from None
     if found != FORMAT:
         raise InputError(f"{path}: has the format {found!r}, but this version reads {FORMAT!r}; train again")
     return facts
 
 
-def read_history(folder: Path, facts: Mapping[str, Any]) -> History:
+def read_history(folder: Path, facts: RunFacts) -> History:
     """Read the history of the run that left these facts.
 
     Raises InputError where it is missing or incomplete, and KeyError, TypeError or ValueError where it is damaged in
@@ -110,15 +101,15 @@ def _n_records(history: History) -> int:
     return len(history.phases) + of_steps + len(history.selections) + (history.stopped is not None)
 
 
-def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
-    """Return JSON-able values; metrics that could not be measured are NaN, which is null in JSON."""
+def _outcome(experiment: Experiment, test: dict[str, float]) -> RunOutcome:
+    """Return the facts but those of the saved files; metrics that could not be measured are NaN."""
     trainer, config, splits = experiment.trainer, experiment.config, experiment.splits
     heads = trainer.heads
     tasks, main = {name: heads.task(name) for name in heads.names}, heads.main
     return {
         "environment": environment(trainer.device),
         "data": {
-            **what_was_read(splits),
+            **summarize_data(splits),
             "main_labels": int(splits.train.targets[main].labelled().sum()),
         },
         "config": config.to_json(),
@@ -143,6 +134,25 @@ def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
         "steps": trainer.step,
         "epochs": trainer.epoch,
         "tokens": _tokens(experiment),
+    }
+
+
+def _score(score: TaskScore) -> ScoreSummary:
+    return {
+        "metric": score.metric,
+        "value": score.value,
+        "rows": score.rows,
+        "classes": [
+            {
+                "name": each.name,
+                "support": each.support,
+                "precision": each.precision,
+                "recall": each.recall,
+                "f1": each.f1,
+            }
+            for each in score.classes
+        ],
+        "spans": None if score.spans is None else score.spans.figures(),
     }
 
 

@@ -5,10 +5,8 @@ A column whose name ends in ":" is right-aligned.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from mt2st_fast.runs.formatting import engine_of, shown, step_ms_of, trained_in
+from mt2st_fast.runs.run_schema import RunReport
 
 Rows = list[tuple[str, ...]]
 
@@ -25,7 +23,7 @@ PHASES = ("phase from step:", "active tasks", "median step, ms:", "steps taken b
 NEIGHBOURS = ("word", "nearest neighbours")
 
 
-def task_rows(report: Mapping[str, Any]) -> Rows:
+def task_rows(report: RunReport) -> Rows:
     """Return a row per task for TASKS."""
     return [
         (
@@ -41,7 +39,7 @@ def task_rows(report: Mapping[str, Any]) -> Rows:
     ]
 
 
-def phase_rows(report: Mapping[str, Any]) -> Rows:
+def phase_rows(report: RunReport) -> Rows:
     """Return a row per phase for PHASES; the last cell also says why other engines did not take the steps."""
     return [
         (f"{phase['first_step']:,}", trained_in(phase), step_ms_of(phase), engine_of(phase))
@@ -49,6 +47,6 @@ def phase_rows(report: Mapping[str, Any]) -> Rows:
     ]
 
 
-def neighbour_rows(report: Mapping[str, Any]) -> Rows:
+def neighbour_rows(report: RunReport) -> Rows:
     """Return a row per word for NEIGHBOURS."""
     return [(word, ", ".join(near)) for word, near in report["neighbours"].items()]

@@ -1,6 +1,6 @@
 """The targets of a comparison, and where on its curve each run reaches them.
 
-A curve is a list of points {"step", "seconds", "examples", "joules", "quality"}, one per evaluation. Runs of one seed
+A curve has a point per evaluation. Runs of one seed
 share their data and the selection of hidden labels, so "STL's best" is a different number for each seed: the best of
 its own STL run.
 """
@@ -8,18 +8,18 @@ its own STL run.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mt2st_fast.runs.arms import Arm
+from mt2st_fast.runs.comparison_schema import SeedRun, TargetSummary
+from mt2st_fast.runs.run_schema import CurvePoint, RunSummary
 
 POINT = 0.01  # one point of quality: 0.2 points are 0.002
 LESS = 0.2 * POINT
 PLATEAU = "plateau"  # the key of a run's own plateau, beside the keys of targets
 
-Run = Mapping[str, Any]
-Runs = Mapping[str, Sequence[Run]]
+Runs = Mapping[str, Sequence[SeedRun]]  # by the names of arms
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Target:
         """The median over the seeds."""
         return statistics.median(self.of_seed.values())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> TargetSummary:
         """Return the target as compare.json has it."""
         return {
             "label": self.label,
@@ -67,26 +67,29 @@ def make_targets(runs: Runs, arms: Sequence[Arm], given: float | None) -> list[T
     return targets
 
 
-def first_reaching(run: Run, quality: float) -> dict[str, Any] | None:
+def first_reaching(run: RunSummary, quality: float) -> CurvePoint | None:
     """Return the first point of a run's curve that reaches a quality, or None."""
-    return next((point for point in run["curve"] if _measured(point) and point["quality"] >= quality), None)
+    return next((point for value, point in _measured(run) if value >= quality), None)
 
 
-def plateau(run: Run, margin: float) -> dict[str, Any] | None:
+def plateau(run: RunSummary, margin: float) -> CurvePoint | None:
     """Return the first point after which the best of the run rises by less than `margin`.
 
     None if only the last point qualifies: a run that still rises at its end has shown no plateau.
     """
-    points = [point for point in run["curve"] if _measured(point)]
-    last = max((point["quality"] for point in points), default=0.0)
+    points = list(_measured(run))
+    last = max((quality for quality, _ in points), default=0.0)
     best = -float("inf")
-    for point in points[:-1]:
-        best = max(best, point["quality"])
+    for quality, point in points[:-1]:
+        best = max(best, quality)
         if last - best < margin:
-            return dict(point)
+            return point
     return None
 
 
-def _measured(point: Mapping[str, Any]) -> bool:
-    quality = point["quality"]
-    return quality is not None and quality == quality
+def _measured(run: RunSummary) -> Iterator[tuple[float, CurvePoint]]:
+    """Yield the points of a run's curve that have a quality, with it."""
+    for point in run["curve"]:
+        quality = point["quality"]
+        if quality is not None and quality == quality:
+            yield quality, point

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.runs.comparison_schema import Trial, Tuning
 from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.run_schema import RunSummary
 from mt2st_fast.training.schedules import find_strategy
 
 TUNED = ("lr", "switch_at", "aux_weight")
@@ -78,9 +79,7 @@ def with_values(config: Config, values: Mapping[str, float]) -> Config:
     )
 
 
-def trial_result(
-    values: Mapping[str, float], summary: Mapping[str, Any] | None, error: str | None
-) -> dict[str, Any]:
+def trial_result(values: Mapping[str, float], summary: RunSummary | None, error: str | None) -> Trial:
     """Return the record of a trial: its values, and its best with the step of it, or why it has none."""
     if summary is None:
         return {"values": dict(values), "best": None, "step": None, "error": error}
@@ -88,20 +87,24 @@ def trial_result(
     return {"values": dict(values), "best": summary["best"], "step": points[0]["step"], "error": None}
 
 
-def chosen(strategy: str, trials: Sequence[Mapping[str, Any]]) -> int:
+def chosen(strategy: str, trials: Sequence[Trial]) -> int:
     """Return the best trial: by quality on development rows, then by the steps to it, then the first.
 
     Raises InputError where no trial completed.
     """
-    done = [i for i, trial in enumerate(trials) if trial["best"] is not None]
+    done = [
+        (-trial["best"], trial["step"], number)
+        for number, trial in enumerate(trials)
+        if trial["best"] is not None
+    ]
     if not done:
         raise InputError(f"none of the {len(trials)} trials of {strategy} finished: {trials[0]['error']}")
-    return min(done, key=lambda i: (-trials[i]["best"], trials[i]["step"], i))
+    return min(done)[-1]
 
 
 def tuning_record(
-    config: Config, fixed: Collection[str], seed: int, trials: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, Any]:
+    config: Config, fixed: Collection[str], seed: int, trials: Mapping[str, Sequence[Trial]]
+) -> Tuning:
     """Return what compare.json has about tuning; trials: by strategy, as `trial_result` made them."""
     return {
         "trials": max(map(len, trials.values())),

@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
 OUTSIDE = "O"
 TAG = re.compile(r"([BIESLU])-(.+)", re.DOTALL)
 FIRST, LAST = "BSU", "ESLU"  # positions at which a span begins, and ends, whatever is beside it
+
+
+class SpanFigures(TypedDict):
+    """A `SpanScore` as JSON; scores that are undefined are NaN, which is null in a file."""
+
+    present: int
+    found: int
+    right: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
 
 
 @dataclass(frozen=True)
@@ -40,9 +52,16 @@ class SpanScore:
         total = self.present + self.found
         return 2 * self.right / total if total else float("nan")
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> SpanFigures:
         """Return counts and scores by name."""
-        return {**asdict(self), "precision": self.precision, "recall": self.recall, "f1": self.f1}
+        return {
+            "present": self.present,
+            "found": self.found,
+            "right": self.right,
+            "precision": self.precision,
+            "recall": self.recall,
+            "f1": self.f1,
+        }
 
 
 def are_span_tags(classes: Sequence[str]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from mt2st_fast.model.called_heads import have_gradient_hooks
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.training.engines import StepParts
@@ -9,8 +11,8 @@ from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 
 
-def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> None:
-    """Have the backward pass step the encoder's row-sparse tables if requested, and name them in `fused_tables`.
+def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> tuple[nn.Parameter, ...]:
+    """Have the backward pass step the encoder's row-sparse tables if requested; returns those tables.
 
     By default, it does so on CUDA if nothing needs their gradient. loaders: the number of batches in a step.
     wants_gradients: whether the schedule uses gradients. Raises ValueError if it is requested and not possible.
@@ -24,7 +26,7 @@ def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> None:
     else:
         fits = parts.options.backward == "fused"
     if not fits:
-        return
+        return ()
     tables = [table for table in row_sparse_tables(parts.encoder) if table.requires_grad]
     if not isinstance(parts.optimizer, RowSparseOptimizer):
         raise ValueError(
@@ -37,7 +39,7 @@ def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> None:
             "backward= out"
         )
     parts.optimizer.fuse(tables)
-    parts.fused_tables = tables
+    return tuple(tables)
 
 
 def _nothing_needs_gradients(parts: StepParts, loaders: int, wants_gradients: bool) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -124,15 +125,14 @@ class Run:
         self._settings = {**source.settings, **fixed_settings(options, encoder, heads, steps), **settings}
         if resume is not None:
             set_active(self._stored_active(resume), encoder, heads)
-        self._parts = make_parts(
+        parts = make_parts(
             encoder, heads, options, self._learnt, processes, fixed_batches=source.fixed_batches
         )
+        self._optimizer, self._scaler, self._state = parts.optimizer, parts.scaler, parts.state
         # A callback may change them later.
         self._optimizer_options = optimizer_options(
             self.optimizer, group_names(self.optimizer, self._named())
         )
-        self._selection = PartSelection(options.schedule, self._parts, held_out)
-        self.engine = ChosenEngine(make_engines(self._parts, make_capturer))
         if options.device.type == "cuda":
             source.reside_on(options.device)
         self._rate = LearningRate(options.lr_decay, options.lr_scheduler, total_steps)
@@ -140,12 +140,18 @@ class Run:
             self._rate.begin(self.optimizer)
         else:
             self._restore(resume)
-        self._parts.momentum_changes = self._rate.cycles_momentum
         own = options.optimizer is None or isinstance(self.optimizer, RowSparseOptimizer)
         if options.captures and own:
             put_on_device(self.optimizer, options.device)
-        # After restoring, which puts other tensors into the optimizer's state.
-        fuse(self._parts, len(source.loaders), self._wants_gradients)
+        self._parts = replace(
+            parts,
+            # After restoring, which puts other tensors into the optimizer's state.
+            fused_tables=fuse(parts, len(source.loaders), self._wants_gradients),
+            momentum_changes=self._rate.cycles_momentum,
+        )
+        self._selection = PartSelection(options.schedule, self._parts, held_out)
+        self._selection.restore(self.history.selections, self._named())
+        self.engine = ChosenEngine(make_engines(self._parts, make_capturer))
         if self._phase_active:
             self.engine.choose(self.history.phases)
 
@@ -159,7 +165,7 @@ class Run:
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer that steps the parameters."""
-        return self._parts.optimizer
+        return self._optimizer
 
     @property
     def scheduler(self) -> str | None:
@@ -364,11 +370,7 @@ class Run:
     def _set_weights(self, values: list[float]) -> None:
         if self._learnt is not None or values == self._weight_values:
             return
-        fresh = torch.tensor(values, dtype=torch.float32, device="cpu")
-        if len(values) == len(self._weight_values):
-            self._parts.weights_k.copy_(fresh, non_blocking=True)
-        else:
-            self._parts.weights_k = fresh.to(self._options.device)
+        self._state.set_weights(values)
         self._weight_values = values
         self._weighted |= self._weighted_now()
 
@@ -413,10 +415,9 @@ class Run:
         stored.restore_optimizer(self.optimizer)
         step_mixed_groups_singly(self.optimizer)
         self._rate.resume(self.optimizer, state.get("learning_rate"))
-        self._parts.scaler.load_state_dict(state["scaler"])
+        self._scaler.load_state_dict(state["scaler"])
         self.steps_done = state["step"]
         self.history = History.from_json(state["history"])
-        self._selection.restore(self.history.selections, named)
         self.history.stopped = None  # it continues; what ended it may end it again
         self._phase_active = tuple(state["phase_active"])
         # A run stopped between two records continues to exactly the record that it would have made.
@@ -426,7 +427,7 @@ class Run:
         self._interval_seconds = state["interval_seconds"]
         self._choosing_seconds = state["choosing_seconds"]
         self._weight_values, self._weighted = state["weights"], set(state["weighted"])
-        self._parts.weights_k = torch.tensor(self._weight_values, dtype=torch.float32, device=device)
+        self._state.set_weights(self._weight_values)
         if self._phase_active:
             self.source.enter_phase(self._phase_active)
         self.source.restore(own_source(self.processes, state, self.source.taken))
@@ -459,7 +460,7 @@ class Run:
             "step": self.steps_done,
             "active": self.heads.active,
             "phase_active": self._phase_active,
-            "scaler": self._parts.scaler.state_dict(),
+            "scaler": self._scaler.state_dict(),
             "learning_rate": self._rate.state(),
             "history": self.history.to_json(),
             "source": source,

@@ -13,7 +13,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.sharded import is_dtensor, let_go_of_gathered
 from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
-from mt2st_fast.training.engines import StepParts
+from mt2st_fast.training.engines import StepParts, StepState
 from mt2st_fast.training.optim import LazyAdam, RuleOptimizer
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, step_mixed_groups_singly, undecayed
 from mt2st_fast.training.processes.group import Processes
@@ -87,9 +87,9 @@ def make_parts(
         learnt=learnt,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(options.device.type, enabled=options.precision == "float16"),
-        weights_k=torch.empty(0, dtype=torch.float32, device=options.device),
         options=options,
         fixed_batches=fixed_batches,
+        state=StepState(torch.empty(0, dtype=torch.float32, device=options.device)),
         by_task=by_task,
         processes=processes,
     )

@@ -38,9 +38,9 @@ def turns_of(schedule: object) -> str:
 
 def take_turn(parts: StepParts, part: Part, step: int) -> None:
     """Have the steps from this one on train a part. Raises InputError if nothing in it trains."""
-    if part == parts.part:
+    if part == parts.state.part:
         return
-    parts.part = part
+    parts.state.part = part
     if not any(p.requires_grad for p in parts.parameters_of(part)):
         what = {"shared": "encoder", "tasks": "active tasks", "all": "model"}[part]
         raise InputError(

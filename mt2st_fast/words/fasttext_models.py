@@ -6,18 +6,16 @@ Each wraps one of our models, `model`: a SupervisedModel whose labels are whole,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
-from mt2st_fast.data.character_ngrams import character_ngrams, ngram_hash
-from mt2st_fast.data.labelled_text import Labels
 from mt2st_fast.data.text.decoding import MARK
 from mt2st_fast.errors import InputError
-from mt2st_fast.words.bag_scorer import Choice, check_choice, chosen
+from mt2st_fast.words.bag_scorer import check_choice
+from mt2st_fast.words.cosines import nearest_rows, unit_rows
 from mt2st_fast.words.gensim_errors import NoSuchNameError
 from mt2st_fast.words.supervised_model import SupervisedModel
 from mt2st_fast.words.word2vec import Word2Vec
@@ -148,7 +146,7 @@ class FastTextModel(ABC):
         for word in (wordA, wordB, wordC):
             if not self.get_word_vector(word).any():
                 raise InputError(f"{word!r} has no vector: {_UNKNOWN}")
-        a, b, c = (_unit(self.get_word_vector(word)) for word in (wordA, wordB, wordC))
+        a, b, c = (unit_rows(self.get_word_vector(word)) for word in (wordA, wordB, wordC))
         return self._nearest(
             a - b + c, k, {wordA, wordB, wordC}, "the analogy is undefined because its vectors cancel out"
         )
@@ -183,10 +181,9 @@ class FastTextModel(ABC):
         check_choice(k, 0.0)
         if not query.any():
             raise InputError(nothing)
-        words, cosines = self.words, _unit(self._word_vectors()) @ _unit(query)
-        best = np.argsort(-cosines, kind="stable")[: len(words) if k == -1 else k + len(banned)]
-        found = [(float(cosines[i]), words[i]) for i in best if words[i] not in banned]
-        return found if k == -1 else found[:k]
+        rows = {row for row in map(self.get_word_id, banned) if row >= 0}
+        words, unit_vd = self.words, unit_rows(self._word_vectors())
+        return [(cosine, words[row]) for row, cosine in nearest_rows(unit_rows(query), unit_vd, k, rows)]
 
 
 class Classifier(FastTextModel):
@@ -233,8 +230,8 @@ class Classifier(FastTextModel):
         Labels that training never saw do not count, as in fastText. NaN where nothing is predicted. Raises InputError
         where the file cannot be read.
         """
-        n, hits, guesses, truths = self._counts_of_labels(path, k, threshold)
-        return n, _ratio(hits.sum(), guesses.sum()), _ratio(hits.sum(), truths.sum())
+        counts = self.model.known_label_counts(path, k, threshold)
+        return counts.documents, counts.precision, counts.recall
 
     def test_label(self, path: str | Path, k: int = 1, threshold: float = 0.0) -> dict[str, dict[str, float]]:
         """Return {label: {"precision": ..., "recall": ..., "f1score": ...}} for every label of training, counted as by
@@ -242,36 +239,8 @@ class Classifier(FastTextModel):
 
         NaN where a number is undefined. Raises as `test` does.
         """
-        _, *counts = self._counts_of_labels(path, k, threshold)
-        return {
-            label: {
-                "precision": _ratio(hits, guesses),
-                "recall": _ratio(hits, truths),
-                "f1score": _ratio(2 * hits, guesses + truths),
-            }
-            for label, hits, guesses, truths in zip(self.labels, *counts, strict=True)
-        }
-
-    @torch.no_grad()
-    def _counts_of_labels(
-        self, path: str | Path, k: int, threshold: float
-    ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-        """Return (documents with a label, hits (C,), guesses (C,), truths (C,)) over the labels of training only."""
-        check_choice(k, threshold)
-        model = self.model
-        text = model._read(path)
-        if model.main not in text.labels:
-            raise InputError(f"{path}: has no label of {model.main}; available: {', '.join(text.families)}")
-        true = _known_labels(text.labels[model.main], text.documents.n_units, model.labels[model.main])
-        n, first, counts = 0, 0, np.zeros((3, true.shape[1]), np.int64)
-        for probabilities in model._scorer.probabilities(*model.features.bags(text.documents), model.main):
-            block = true[first : first + len(probabilities)]
-            first += len(probabilities)
-            labelled = block.any(1)
-            block, guessed = block[labelled], chosen(probabilities, Choice(k, threshold))[labelled]
-            n += len(block)
-            counts += [(block & guessed).sum(0), guessed.sum(0), block.sum(0)]
-        return n, *counts
+        scores = self.model.known_label_counts(path, k, threshold).scores()
+        return {self._prefix + name: of_label for name, of_label in scores.items()}
 
     def get_word_id(self, word: str) -> int:
         return self.model.get_word_id(word)
@@ -331,15 +300,12 @@ class Vectors(FastTextModel):
             return np.zeros(self.model.vector_size, np.float32)
 
     def get_subwords(self, word: str, on_unicode_error: str = "strict") -> tuple[list[str], np.ndarray]:
-        known = [word] if self.get_word_id(word) >= 0 else []
-        grams = character_ngrams(word, self.model.min_n, self.model.max_n) if self.model.max_n else []
-        own = [self.get_word_id(word)] * len(known)
-        return known + grams, np.array(own + [self.get_subword_id(gram) for gram in grams], np.int32)
+        return self.model.subwords(word)
 
     def get_subword_id(self, subword: str) -> int:
         if not self.model.max_n:
             raise InputError("this model has no n-grams: train it with maxn=6")
-        return len(self.model.words) + ngram_hash(subword) % self.model.bucket
+        return self.model.ngram_row(subword)
 
     def get_input_matrix(self) -> np.ndarray:
         return self.model.input_rows.copy()
@@ -351,7 +317,7 @@ class Vectors(FastTextModel):
 
     def get_sentence_vector(self, text: str) -> np.ndarray:
         """Return the mean of the words' unit vectors, as fastText does; words whose vector is zero do not count."""
-        units = [_unit(self.get_word_vector(word)) for word in words_of(_of_a_line(text))]
+        units = [unit_rows(self.get_word_vector(word)) for word in words_of(_of_a_line(text))]
         units = [unit for unit in units if unit.any()]
         return np.mean(units, 0) if units else np.zeros(self.model.vector_size, np.float32)
 
@@ -370,25 +336,6 @@ class Vectors(FastTextModel):
 def words_of(line: str) -> list[str]:
     """Return the words of a line as training and prediction read them: split at Unicode white space and NUL."""
     return line.lstrip(MARK).replace("\0", " ").split()
-
-
-def _known_labels(found: Labels, n_documents: int, names: Sequence[str]) -> np.ndarray:
-    """Return which documents have which of these labels, bool (N, C); other labels in the file are left out."""
-    place_of = {name: place for place, name in enumerate(names)}
-    places = np.array([place_of.get(name, -1) for name in found.names], np.int64)[found.values]
-    true = np.zeros((n_documents, len(names)), bool)
-    true[found.documents[places >= 0], places[places >= 0]] = True
-    return true
-
-
-def _ratio(part: int, whole: int) -> float:
-    return float(part / whole) if whole else float("nan")
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Scale rows to length 1; zero rows stay zero."""
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def _of_a_line(text: str) -> str:

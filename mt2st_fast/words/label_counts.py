@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from mt2st_fast.data import TargetColumn
+from mt2st_fast.data.labelled_text import Labels
 from mt2st_fast.data.record import rows_with, unseen_line
 
 log = logging.getLogger("mt2st_fast")
@@ -50,6 +52,47 @@ def tell_several(path: str | Path, family: str, found: TargetColumn, trained: La
             family,
             f"{int(((found.values == 1).sum(1) > 1).sum()):,}",
         )
+
+
+class KnownLabelCounts:
+    """Right and wrong predictions over the labels of training alone, as fastText counts them.
+
+    Other labels of a file are left out, and so are documents that have no label of training. labels: of the family in
+    the file. names: the labels of training. Numbers are NaN where they are undefined.
+    """
+
+    def __init__(self, labels: Labels, n_documents: int, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        place_of = {name: place for place, name in enumerate(names)}
+        places = np.array([place_of.get(name, -1) for name in labels.names], np.int64)[labels.values]
+        self._true_nc = np.zeros((n_documents, len(names)), bool)
+        self._true_nc[labels.documents[places >= 0], places[places >= 0]] = True
+        self._documents_read = self.documents = 0
+        self.hits, self.guesses, self.truths = np.zeros((3, len(names)), np.int64)
+
+    def add(self, predicted: np.ndarray) -> None:
+        """Add the next documents: which labels the model gives them, bool (B, C)."""
+        true = self._true_nc[self._documents_read : self._documents_read + len(predicted)]
+        self._documents_read += len(predicted)
+        labelled = true.any(1)
+        true, guessed = true[labelled], predicted[labelled]
+        self.documents += len(true)
+        for counts, of_rows in ((self.hits, true & guessed), (self.guesses, guessed), (self.truths, true)):
+            counts += of_rows.sum(0)
+
+    @property
+    def precision(self) -> float:
+        """The share of predicted labels that are right."""
+        return _ratio(self.hits.sum(), self.guesses.sum())
+
+    @property
+    def recall(self) -> float:
+        """The share of labels that are predicted."""
+        return _ratio(self.hits.sum(), self.truths.sum())
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Return {label: precision, recall and f1score}."""
+        return _scores(self.names, self.hits, self.guesses, self.truths)
 
 
 class LabelCounts:
@@ -105,15 +148,19 @@ class LabelCounts:
 
     def scores(self) -> dict[str, dict[str, float]]:
         """Return {label: precision, recall and f1score}."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found = (
-                self.hits / self.guesses,
-                self.hits / self.truths,
-                2 * self.hits / (self.guesses + self.truths),
-            )
-        return {
-            name: {"precision": precision, "recall": recall, "f1score": f1}
-            for name, precision, recall, f1 in zip(
-                self.names, *(each.tolist() for each in found), strict=True
-            )
-        }
+        return _scores(self.names, self.hits, self.guesses, self.truths)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return float(part / whole) if whole else float("nan")
+
+
+def _scores(
+    names: Sequence[str], hits: np.ndarray, guesses: np.ndarray, truths: np.ndarray
+) -> dict[str, dict[str, float]]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = hits / guesses, hits / truths, 2 * hits / (guesses + truths)
+    return {
+        name: {"precision": precision, "recall": recall, "f1score": f1}
+        for name, precision, recall, f1 in zip(names, *(each.tolist() for each in found), strict=True)
+    }

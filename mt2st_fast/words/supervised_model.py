@@ -25,7 +25,13 @@ from mt2st_fast.model_folder import model_in, read_model, write_model
 from mt2st_fast.training.history import History
 from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.bag_scorer import BagScorer, Choice, Labeller, check_choice, chosen
-from mt2st_fast.words.label_counts import LabelCounts, LabelFamily, tell_several, tell_unseen
+from mt2st_fast.words.label_counts import (
+    KnownLabelCounts,
+    LabelCounts,
+    LabelFamily,
+    tell_several,
+    tell_unseen,
+)
 
 KIND = "supervised"
 LIKELY = 0.5  # for several labels per document: a label is predicted from this probability on
@@ -317,6 +323,20 @@ class SupervisedModel:
             for counts, choice, probabilities in zip(found.values(), wanted.values(), block, strict=True):
                 counts.add(chosen(probabilities, choice))
         return found
+
+    @torch.no_grad()
+    def known_label_counts(self, path: str | Path, k: int, threshold: float) -> KnownLabelCounts:
+        """Return what the k likeliest labels (-1: all) of at least `threshold` get right in the main family of a file,
+        over the labels of training alone. Raises InputError as `predict` does, and for a file without such a family.
+        """
+        check_choice(k, threshold)
+        text = self._read(path)
+        if self.main not in text.labels:
+            raise InputError(f"{path}: has no label of {self.main}; available: {', '.join(text.families)}")
+        counts = KnownLabelCounts(text.labels[self.main], text.documents.n_units, self.labels[self.main])
+        for probabilities in self._scorer.probabilities(*self.features.bags(text.documents), self.main):
+            counts.add(chosen(probabilities, Choice(k, threshold)))
+        return counts
 
     # --- vectors ----------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import numpy as np
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import writing
 from mt2st_fast.words import vector_formats
+from mt2st_fast.words.cosines import nearest_rows, unit_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,16 +108,15 @@ class WordVectors:
 
     def nearest(self, queries: Sequence[str], neighbours: int = 5) -> dict[str, list[tuple[str, float]]]:
         """Return, for each query that is in the table, the other words of highest cosine, and the cosines."""
-        unit_td = self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-12)
-        nearest = {}
-        for query in queries:
-            if query not in self.index_of:
-                continue
-            cosines = unit_td @ unit_td[self.index_of[query]]
-            cosines[self.index_of[query]] = -np.inf
-            first = np.argsort(-cosines, kind="stable")[: min(neighbours, len(self) - 1)]
-            nearest[query] = [(self.words[t], float(cosines[t])) for t in first]
-        return nearest
+        unit_td = unit_rows(self.vectors)
+        rows = {query: self.index_of[query] for query in queries if query in self.index_of}
+        return {
+            query: [
+                (self.words[t], cosine)
+                for t, cosine in nearest_rows(unit_td[row], unit_td, neighbours, (row,))
+            ]
+            for query, row in rows.items()
+        }
 
 
 def _suffix_of(path: Path, done: str) -> str:

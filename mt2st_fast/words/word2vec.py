@@ -73,14 +73,15 @@ class Word2Vec(GensimNames):
                                                             # token file of `mt2st-fast prepare`, which stays mapped
         model.wv.most_similar("king")                       # gensim's KeyedVectors
 
-    Arguments have gensim's names and meanings; docs/doors.md lists every name. `workers` parts of the corpus are read
-    side by side: the same seed and number of workers give the same bits on any number of threads. `words` are sorted by
-    descending count and, for equal counts, alphabetically (gensim leaves their order undefined); with sorted_vocab=0
-    they are in order of first appearance. `vectors` (V, vector_size) are their float32 vectors, and `losses` are the
-    mean losses of the epochs. Callbacks are gensim's: objects with on_train_begin(model), on_epoch_begin, on_epoch_end
-    or on_train_end. hs=1 is hierarchical softmax; combined with negative sampling (negative=0 turns it off), words are
-    predicted in both ways. max_final_vocab keeps the most frequent words, alphabetically for equal counts. Raises
-    InputError for text or arguments that cannot be used, and for values of gensim's arguments that are not supported.
+    Arguments have gensim's names and meanings; docs/gensim-fasttext.md lists every name. `workers` parts of the corpus
+    are read side by side: the same seed and number of workers give the same bits on any number of threads. `words` are
+    sorted by descending count and, for equal counts, alphabetically (gensim leaves their order undefined); with
+    sorted_vocab=0 they are in order of first appearance. `vectors` (V, vector_size) are their float32 vectors, and
+    `losses` are the mean losses of the epochs. Callbacks are gensim's: objects with on_train_begin(model),
+    on_epoch_begin, on_epoch_end or on_train_end. hs=1 is hierarchical softmax; combined with negative sampling
+    (negative=0 turns it off), words are predicted in both ways. max_final_vocab keeps the most frequent words,
+    alphabetically for equal counts. Raises InputError for text or arguments that cannot be used, and for values of
+    gensim's arguments that are not supported.
 
     min_n, max_n, bucket: as in gensim's FastText (where the defaults are 3, 6 and 2 million), the character n-grams of
     min_n to max_n characters of `<word>`, hashed into `bucket` rows; there are none while max_n is 0. With them,

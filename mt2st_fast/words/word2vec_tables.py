@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mt2st_fast.data.character_ngrams import subword_ids
+from mt2st_fast.data.character_ngrams import character_ngrams, ngram_hash, subword_ids
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.workspace import WordRows
@@ -148,6 +148,17 @@ class WordTables:
         if not len(rows):
             raise KeyError(f"{word!r} is not in the vocabulary and has no character n-grams")
         return self.input_rows[rows].mean(0)
+
+    def subwords(self, word: str) -> tuple[list[str], np.ndarray]:
+        """Return the word itself, if `words` has it, and its character n-grams; and their rows (int32)."""
+        own = self.vocabulary.get(word, -1)
+        known = [word] if own >= 0 else []
+        grams = character_ngrams(word, self.min_n, self.max_n) if self.max_n else []
+        return known + grams, np.array([own] * len(known) + [*map(self.ngram_row, grams)], np.int32)
+
+    def ngram_row(self, ngram: str) -> int:
+        """Return the row in `input_rows` of a character n-gram, for a model with n-grams."""
+        return len(self.words) + ngram_hash(ngram) % self.bucket
 
     def _rows_of(self, words: Sequence[str]) -> WordRows:
         own = self.vocabulary.lookup(words)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mt2st_fast.cli.options import COMMANDS, Given, going_on
+from mt2st_fast.cli.options import COMMANDS, Given, resumed_config
 from mt2st_fast.errors import InputError
 from mt2st_fast.runs.comparison_options import ComparisonOptions
 from mt2st_fast.runs.comparison_state import ComparisonState
@@ -104,7 +104,7 @@ def test_what_goes_on_writes_checkpoints_as_often_as_before(
 def test_columns_that_a_run_goes_on_with_are_its_own() -> None:
     given: Given = {"label_column": None}
     with pytest.raises(InputError, match="--main is stars"):
-        going_on(Config(main="mood", aux=()), Config(main="stars", aux=()), given, Path("out"))
+        resumed_config(Config(main="mood", aux=()), Config(main="stars", aux=()), given, Path("out"))
 
 
 @pytest.mark.usefixtures("one_thread")

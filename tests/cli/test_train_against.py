@@ -11,8 +11,8 @@ import pytest
 
 from mt2st_fast.cli import main
 from mt2st_fast.cli.signals import StoppingOnSignals
+from mt2st_fast.runs.baseline_run import against_baseline, sentence
 from mt2st_fast.runs.config import NONE, Config
-from mt2st_fast.runs.second_run import both_runs, sentence
 from mt2st_fast.training.schedules import SingleTask
 from tests.cli.running import QUICK, fails, run
 
@@ -28,12 +28,12 @@ def test_the_target_is_the_best_of_the_other_strategy() -> None:
         "switch": of_curve((10, 1.0, 0.6), (20, 2.0, 0.9)),
         "stl": of_curve((10, 0.5, 0.4), (20, 1.0, 0.7), (90, 8.0, 0.8)),
     }
-    found = both_runs("switch", runs)  # type: ignore[arg-type]
+    found = against_baseline("switch", runs)  # type: ignore[arg-type]
     assert found["target"] == 0.8
     assert [found["runs"][name]["at_target"]["step"] for name in runs] == [20, 90]
     said = sentence(found, "accuracy")
     assert "after 2.00 s and 20 steps, stl after 8.00 s and 90: 75% less time" in said
-    other = sentence(both_runs("stl", runs), "accuracy")  # type: ignore[arg-type]
+    other = sentence(against_baseline("stl", runs), "accuracy")  # type: ignore[arg-type]
     assert "stl did not reach the best development accuracy of switch (0.9000)" in other
 
 

@@ -35,7 +35,7 @@ from mt2st_fast.words.gensim_options import read_text
 from mt2st_fast.words.vectors import WordVectors
 from tests.data.mutations import mutated, plain_lines
 
-QUICK, LONG = 30, 420  # inputs for each door
+QUICK, LONG = 30, 420  # inputs for each reader
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 
 
@@ -185,7 +185,7 @@ def of_treebank_to_label(path: Path, lines: list[str]) -> Iterator[tuple[object,
     yield sum(len(unit.words) for unit in units), sum(bool(re.match(r" *\d+ *\t", line)) for line in lines)
 
 
-DOORS = {
+FORMATS = {
     "conllu": (of_treebank, TREEBANK, ".conllu"),
     "columns": (of_columns, COLUMNS, ".txt"),
     "columns between blanks": (of_columns, BLANKS, ".conll"),
@@ -204,7 +204,7 @@ DOORS = {
 }
 
 
-def check(door: str, content: bytes, path: Path) -> None:
+def check(file_format: str, content: bytes, path: Path) -> None:
     """Read with every row counted as by the plainest means, or refused in one line that names the file."""
     path.write_bytes(content)
     try:
@@ -213,7 +213,7 @@ def check(door: str, content: bytes, path: Path) -> None:
         lines = None
     refused = None
     try:
-        for found, expected in DOORS[door][0](path, lines if lines is not None else []):
+        for found, expected in FORMATS[file_format][0](path, lines if lines is not None else []):
             assert lines is not None, "was read, and is no text"
             assert found == expected
     except InputError as error:
@@ -223,11 +223,11 @@ def check(door: str, content: bytes, path: Path) -> None:
         assert str(path) in refused
 
 
-def check_many(door: str, seeds: range, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_many(file_format: str, seeds: range, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "out").mkdir()
-    _, content, suffix = DOORS[door]
+    _, content, suffix = FORMATS[file_format]
     for seed in seeds:
-        chance = random.Random(f"{door} {seed}")
+        chance = random.Random(f"{file_format} {seed}")
         size = chance.choice([7, 60, 1 << 20])  # blocks, which must not matter
         monkeypatch.setattr(lines_module, "CHUNK_BYTES", size)
         monkeypatch.setattr(word_files, "BLOCK_BYTES", size)
@@ -237,27 +237,29 @@ def check_many(door: str, seeds: range, folder: Path, monkeypatch: pytest.Monkey
         if name.lower().endswith(".gz") and chance.random() < 0.9:
             changed = gzip.compress(changed, mtime=0)
         try:
-            check(door, changed, folder / name)
+            check(file_format, changed, folder / name)
         except Exception as error:
             error.add_note(f"seed {seed}, blocks of {size}: {changed!r}")
             raise
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_as_they_are_they_are_read(door, tmp_path):
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_as_they_are_they_are_read(file_format, tmp_path):
     (tmp_path / "out").mkdir()
-    _, content, suffix = DOORS[door]
+    _, content, suffix = FORMATS[file_format]
     path = tmp_path / f"in{suffix}"
     path.write_text(content, encoding="utf-8")
-    assert all(found == expected for found, expected in DOORS[door][0](path, plain_lines(content.encode())))
+    assert all(
+        found == expected for found, expected in FORMATS[file_format][0](path, plain_lines(content.encode()))
+    )
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_mutated_they_are_read_or_refused(door, tmp_path, monkeypatch):
-    check_many(door, range(QUICK), tmp_path, monkeypatch)
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_mutated_they_are_read_or_refused(file_format, tmp_path, monkeypatch):
+    check_many(file_format, range(QUICK), tmp_path, monkeypatch)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("door", DOORS)
-def test_many_mutated_are_read_or_refused(door, tmp_path, monkeypatch):
-    check_many(door, range(QUICK, QUICK + LONG), tmp_path, monkeypatch)
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_many_mutated_are_read_or_refused(file_format, tmp_path, monkeypatch):
+    check_many(file_format, range(QUICK, QUICK + LONG), tmp_path, monkeypatch)

@@ -291,10 +291,10 @@ def assert_same(model, other):
     assert all(torch.equal(own, weights(other)[name]) for name, own in weights(model).items())
 
 
-@pytest.mark.parametrize("door", [lambda model: model, lambda model: model.encoder])
-def test_more_words_are_kept(tmp_path, door):
+@pytest.mark.parametrize("owner", [lambda model: model, lambda model: model.encoder])
+def test_more_words_are_kept(tmp_path, owner):
     model = small_model()
-    door(model).resize_token_embeddings(EXAMPLE.WORDS + 10)
+    owner(model).resize_token_embeddings(EXAMPLE.WORDS + 10)
     again = kept(model, tmp_path)
     assert_same(model, again)
     assert again.config.encoder.vocab_size == EXAMPLE.WORDS + 10

@@ -1,4 +1,4 @@
-"""One door for every kind of model that was kept."""
+"""One function loads every kind of saved model."""
 
 from __future__ import annotations
 

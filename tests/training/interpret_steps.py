@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,7 +22,7 @@ from mt2st_fast.model.encoders import WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.tasks import Classification
 from mt2st_fast.training.engines.eager import EagerSteps
-from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.engine import StepParts, StepState
 from mt2st_fast.training.fusing import fuse
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.schedules.base import Part
@@ -72,10 +73,11 @@ def tagger(active: tuple[str, ...], part: Part = "all") -> tuple[EagerSteps, Res
     adam = LazyAdam(parameters, lr=torch.tensor(0.01), fused=True)
     parts = StepParts(
         encoder=encoder, heads=heads, learnt=None, optimizer=adam,
-        scaler=torch.amp.GradScaler("cpu", enabled=False), weights_k=torch.ones(len(active)),
-        options=Trainer(encoder, heads, device="cpu", backward="fused").options, fixed_batches=False, part=part,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        options=Trainer(encoder, heads, device="cpu", backward="fused").options, fixed_batches=False,
+        state=StepState(torch.ones(len(active)), part),
     )  # fmt: skip
-    fuse(parts, 1, False)
+    parts = replace(parts, fused_tables=fuse(parts, 1, False))
     windows = torch.randint(-1, 20_000, (2_000, 5), generator=generator, dtype=torch.int32)
     columns = {name: np.zeros(2_000, np.int64) for name in active}
     batch = ResidentBatch(torch.arange(512), DeviceWindows(windows), DeviceTargets(columns, CPU), active)

@@ -21,7 +21,7 @@ from mt2st_fast import (
 from mt2st_fast.data import Corpus, TargetColumn, TokenBatches, evaluation_batches
 from mt2st_fast.data.resident import ResidentBatch
 from mt2st_fast.training import evaluation
-from mt2st_fast.training.engines import StepParts
+from mt2st_fast.training.engines import StepParts, StepState
 from mt2st_fast.training.fusing import fuse
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.sources import Source
@@ -189,7 +189,7 @@ def parts(*, optimizer=LazyAdam, encoder=None, scaler=None, **options):
         learnt=None,
         optimizer=optimizer(whole, lr=RATE),
         scaler=scaler or torch.amp.GradScaler("cpu", enabled=False),
-        weights_k=torch.ones(3),
+        state=StepState(torch.ones(3)),
         options=replace(given, **{"device": torch.device("cuda"), **options}),
         fixed_batches=False,
     )
@@ -198,8 +198,7 @@ def parts(*, optimizer=LazyAdam, encoder=None, scaler=None, **options):
 @pytest.mark.parametrize("optimizer", [LazyAdam, RowwiseAdagrad, SGD])
 def test_on_cuda_the_backward_pass_steps_the_table_by_default(optimizer):
     made = parts(optimizer=optimizer)
-    fuse(made, 1, False)
-    (table,) = made.fused_tables
+    (table,) = fuse(made, 1, False)
     assert table is made.encoder.table
 
 
@@ -238,9 +237,7 @@ class Twice(nn.Module):
     ],
 )  # fmt: skip
 def test_not_where_somebody_needs_the_gradient(made, loaders, wants_gradients):
-    kept = made()
-    fuse(kept, loaders, wants_gradients)
-    assert kept.fused_tables == []
+    assert fuse(made(), loaders, wants_gradients) == ()
 
 
 def test_a_run_lets_go_of_the_tables_that_it_fused():

@@ -1,4 +1,4 @@
-"""The fastText-shaped door: what stands in a file is what is trained, tested and predicted."""
+"""train_supervised: what stands in a file is what is trained, tested and predicted."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def _transposed(team, ids, starts, largest):  # type: ignore[no-untyped-def]
     whose ids may be NONE. Part p has the rows parts[p] to parts[p + 1], ascending.
     """
     n_parts, n = len(starts), starts[-1, -1]
-    # Room for as many rows per part as it has ids: the number of distinct ones is not known yet.
+    # Op for as many rows per part as it has ids: the number of distinct ones is not known yet.
     bags, sparse_rows, sparse_begins = (
         np.empty(n, np.int32),
         np.empty(n, np.int32),

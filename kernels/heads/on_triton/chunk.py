@@ -18,7 +18,7 @@ POINTERS = ("p_logits", "p_bias", "p_weights", "p_task_weights", "p_scale", "p_s
 INTEGERS = ("N", "n_rows", "first_row", "row_stride", "row_floats", *ADDRESSES)
 
 
-class Told(NamedTuple):
+class Specialization(NamedTuple):
     """What a kernel is compiled for, besides its heads."""
 
     layout: HeadLayout
@@ -70,10 +70,10 @@ class Chunk(NamedTuple):
         )  # fmt: skip
 
     @property
-    def told(self) -> Told:
+    def specialization(self) -> Specialization:
         """What every kernel is compiled for."""
         call = self.call
-        return Told(
+        return Specialization(
             call.layout, call.bias is not None, self.scales is not None, self.targets.side_by_side,
             call.skip_zero_weights,
         )  # fmt: skip

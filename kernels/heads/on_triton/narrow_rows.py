@@ -17,7 +17,7 @@ from torch import Tensor
 from ...machine.launch import Variant, cdiv, next_power_of_2
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
-from .chunk import INTEGERS, Chunk, Told, signature
+from .chunk import INTEGERS, Chunk, Specialization, signature
 from .head_losses import head_losses
 from .row_blocks import CHOICES, DEFAULT
 
@@ -146,7 +146,7 @@ def narrow_groups(layout: HeadLayout, members: Sequence[int], n_columns: int) ->
 
 def launch(chunk: Chunk, groups: Groups, head_of_column: Tensor) -> None:
     """Compute the losses of these heads of a chunk."""
-    _variant(chunk.told, groups).launch(
+    _variant(chunk.specialization, groups).launch(
         cdiv(len(chunk.logits), groups.rows) * groups.n,
         (*chunk.tensors, head_of_column),
         (*chunk.integers, chunk.call.layout.width),
@@ -154,14 +154,14 @@ def launch(chunk: Chunk, groups: Groups, head_of_column: Tensor) -> None:
 
 
 @cache
-def _variant(told: Told, groups: Groups) -> Variant:
-    return Variant(narrow_kernel, constexprs_of(told, groups), BLOCKS.options)
+def _variant(specialization: Specialization, groups: Groups) -> Variant:
+    return Variant(narrow_kernel, constexprs_of(specialization, groups), BLOCKS.options)
 
 
-def constexprs_of(told: Told, groups: Groups) -> dict[str, Any]:
+def constexprs_of(specialization: Specialization, groups: Groups) -> dict[str, Any]:
     """Return the compile-time arguments."""
     return {
-        **told.constexprs, "GROUPS": groups.bounds, "N_GROUPS": groups.n, "BLOCK_N": groups.rows,
+        **specialization.constexprs, "GROUPS": groups.bounds, "N_GROUPS": groups.n, "BLOCK_N": groups.rows,
         "BLOCK_S": groups.columns,
     }  # fmt: skip
 
@@ -179,7 +179,7 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         groups = narrow_groups(layout, range(1, 5), cdiv(layout.width, 8) * 8)
         assert groups is not None
         types = {**signature(dtype), "p_head_of_column": "*i64", "S": "i32"}
-        constexprs = constexprs_of(Told(layout, True, True, False, True), groups)
+        constexprs = constexprs_of(Specialization(layout, True, True, False, True), groups)
         name = f"{dtype} {groups.rows}x{groups.columns}{' values' * (kinds is of_values)}"
         variants.append((name, narrow_kernel, types, constexprs, BLOCKS.options))
     return variants

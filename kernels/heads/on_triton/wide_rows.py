@@ -17,7 +17,7 @@ import triton.language as tl
 from ...machine.launch import Variant, cdiv, launch_options, next_power_of_2
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
-from .chunk import INTEGERS, Chunk, Told, signature
+from .chunk import INTEGERS, Chunk, Specialization, signature
 from .constants import IGNORE, N_CONSTANTS, OFFSET, SIZE, SMOOTHING, WEIGHT_SUM, WEIGHTED
 from .targets import load_classes, target_of
 
@@ -344,22 +344,22 @@ def launch(chunk: Chunk, k: int, rows: int) -> None:
     blocks = choose_blocks(
         head.size, chunk.logits.element_size(), head.label_smoothing > 0, chunk.call.bias is not None
     )
-    _variant(chunk.told, k, chunk.logits.shape[1], blocks).launch(
+    _variant(chunk.specialization, k, chunk.logits.shape[1], blocks).launch(
         cdiv(len(chunk.logits), rows), chunk.tensors, (*chunk.integers, rows // blocks.rows)
     )
 
 
 @cache
-def _variant(told: Told, k: int, n_columns: int, blocks: Blocks) -> Variant:
-    return Variant(wide_softmax_kernel, constexprs_of(told, k, n_columns, blocks), blocks.options)
+def _variant(specialization: Specialization, k: int, n_columns: int, blocks: Blocks) -> Variant:
+    return Variant(wide_softmax_kernel, constexprs_of(specialization, k, n_columns, blocks), blocks.options)
 
 
-def constexprs_of(told: Told, k: int, n_columns: int, blocks: Blocks) -> dict[str, Any]:
+def constexprs_of(specialization: Specialization, k: int, n_columns: int, blocks: Blocks) -> dict[str, Any]:
     """Return the compile-time arguments for a head whose layout is padded to n_columns."""
-    layout = told.layout
+    layout = specialization.layout
     end = n_columns if k == len(layout) - 1 else layout.offsets[k] + layout.heads[k].size
     own = {"HEAD": k, "END_STORED": end, "BLOCK_N": blocks.rows, "BLOCK_C": blocks.columns}
-    return {**told.constexprs, **own}
+    return {**specialization.constexprs, **own}
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
@@ -379,7 +379,9 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         k, n_columns = (0, 2 * size) if how == "aligned" else (1, cdiv(size + 3, 8) * 8)
         blocks = choose_blocks(size, 4 if dtype == "fp32" else 2, smoothing > 0, has_bias)
         types = {**signature(dtype, None if has_bias else "fp32"), "n_trips": "i32"}
-        constexprs = constexprs_of(Told(layout, has_bias, gradient, False, True), k, n_columns, blocks)
+        constexprs = constexprs_of(
+            Specialization(layout, has_bias, gradient, False, True), k, n_columns, blocks
+        )
         name = " ".join(
             [dtype, f"{size:,} {blocks.rows}x{blocks.columns}", *["smoothed"] * (smoothing > 0), how]
         )

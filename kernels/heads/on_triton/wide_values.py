@@ -11,7 +11,7 @@ import triton.language as tl
 from ...machine.launch import Variant, cdiv, launch_options
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
-from .chunk import INTEGERS, Chunk, Told, signature
+from .chunk import INTEGERS, Chunk, Specialization, signature
 from .constants import KIND, N_CONSTANTS, OFFSET, SIZE
 from .elements import dense_elements
 from .head_losses import options_at
@@ -120,21 +120,23 @@ def wide_values_kernel(
 
 def launch(chunk: Chunk, k: int, rows: int) -> None:
     """Compute the losses of head k of a chunk, `rows` of its rows per program."""
-    _variant(chunk.told, k, chunk.logits.shape[1]).launch(
+    _variant(chunk.specialization, k, chunk.logits.shape[1]).launch(
         cdiv(len(chunk.logits), rows), chunk.tensors, (*chunk.integers, rows)
     )
 
 
 @cache
-def _variant(told: Told, k: int, n_columns: int) -> Variant:
-    return Variant(wide_values_kernel, constexprs_of(told, k, n_columns), launch_options(WARPS, REGISTERS))
+def _variant(specialization: Specialization, k: int, n_columns: int) -> Variant:
+    return Variant(
+        wide_values_kernel, constexprs_of(specialization, k, n_columns), launch_options(WARPS, REGISTERS)
+    )
 
 
-def constexprs_of(told: Told, k: int, n_columns: int) -> dict[str, Any]:
+def constexprs_of(specialization: Specialization, k: int, n_columns: int) -> dict[str, Any]:
     """Return the compile-time arguments for a head whose layout is padded to n_columns."""
-    layout = told.layout
+    layout = specialization.layout
     end = n_columns if k == len(layout) - 1 else layout.offsets[k] + layout.heads[k].size
-    return {**told.constexprs, "HEAD": k, "END_STORED": end, "BLOCK_C": COLUMNS}
+    return {**specialization.constexprs, "HEAD": k, "END_STORED": end, "BLOCK_C": COLUMNS}
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
@@ -142,11 +144,11 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
     variants = []
     for dtype in ("fp32", "bf16", "fp16"):
         for kind in (Kind.BINARY, Kind.HUBER):
-            told = Told(
+            specialization = Specialization(
                 HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(kind, 5001))), True, True, False, True
             )
             types = {**signature(dtype), "n_trips": "i32"}
-            constexprs = constexprs_of(told, 1, 5008)
+            constexprs = constexprs_of(specialization, 1, 5008)
             options = launch_options(WARPS, REGISTERS)
             variants.append((f"{dtype} {kind.name}", wide_values_kernel, types, constexprs, options))
     return variants

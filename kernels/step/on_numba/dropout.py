@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...machine.jit import entry, helper
-from ..room import Dropout
+from ..common import Dropout
 
 GOLDEN, FIRST, SECOND = (
     np.uint64(0x9E3779B97F4A7C15),

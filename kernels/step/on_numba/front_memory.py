@@ -103,7 +103,7 @@ class FrontMemory:
         self._grow(N * L, N * self._F, V)
         given, held = indices.contiguous().view(-1).numpy(), self._held
         padding = NONE if front.padding is None else front.padding
-        wrong = take_indices(given, V, padding, front.how == "beside", held["ids"], held["trained"])
+        wrong = take_indices(given, V, padding, front.how == "concat", held["ids"], held["trained"])
         if wrong >= 0:
             raise ValueError(
                 f"inputs contain the index {given[wrong]}; valid are 0 up to, but not including, {V:,}"

@@ -28,9 +28,9 @@ from ...heads.on_numba.passes import survey_batch
 from ...heads.on_numba.tile import columns_of, head_panels
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
+from ..common import Dropout
 from ..dense_model import Decay
 from ..model import Moves
-from ..room import Dropout
 from ..stack_model import StackModel
 from .dense_memory import HALVES
 from .dense_tiles import columns_by_task, count_step, head_biases, store_losses

@@ -31,10 +31,10 @@ from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, head_panels
 from ...machine.jit import pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
+from ..common import Dropout
 from ..dense_model import Decay
 from ..model import NOTHING, Moves
-from ..room import Dropout
-from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, Beside, Moving, TextStepModel, Words
+from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, ExtraGradients, Moving, TextStepModel, Words
 from .dense_tiles import columns_by_task, copy_from, count_step, head_biases, store_losses
 from .dense_updates import ONE, clip_factor
 from .dropout import Drop, drop_of
@@ -122,7 +122,7 @@ def step(
     task_weights: Tensor,
     dropout: Dropout,
     moves: Moves,
-    beside: Beside | None,
+    extra: ExtraGradients | None,
     clip_norm: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Return (losses (K,), correct (K,)) for `text_step` in step/text.py."""
@@ -135,8 +135,8 @@ def step(
         torch.zeros(K, dtype=torch.int64, device="cpu"),
     )
     _call(
-        model, packed(rules), np.array(decays, np.float32), _rows(words, model, beside), model.moving(moves),
-        batch.computed(), batch, drop_of(dropout), losses.data_ptr(), correct.data_ptr(), beside,
+        model, packed(rules), np.array(decays, np.float32), _rows(words, model, extra), model.moving(moves),
+        batch.computed(), batch, drop_of(dropout), losses.data_ptr(), correct.data_ptr(), extra,
         clip_norm or 0.0,
     )  # fmt: skip
     return losses, correct
@@ -208,7 +208,7 @@ def _parts(model: TextStepModel, N: int) -> list[slice]:
 _NO_STARTS, _NO_SCALES = np.zeros(0, np.int64), np.zeros(0, np.float32)
 
 
-def _rows(words: Words, model: TextStepModel, beside: Beside | None = None) -> Rows:
+def _rows(words: Words, model: TextStepModel, extra: ExtraGradients | None = None) -> Rows:
     """Convert to the form that the kernel takes. Raises ValueError for an unknown word type."""
     types = _checked(words.types, model)
     n, starts, scales = len(types), _NO_STARTS, _NO_SCALES
@@ -217,8 +217,8 @@ def _rows(words: Words, model: TextStepModel, beside: Beside | None = None) -> R
         scales = (
             mean_scales(types, starts) if model.pooled.how == "mean" else np.ones(words.n_rows, np.float32)
         )
-    if beside is not None:
-        types = np.concatenate([types, _checked(beside.types, model)])
+    if extra is not None:
+        types = np.concatenate([types, _checked(extra.types, model)])
     return Rows(types, starts, scales, words.n_rows, n)
 
 
@@ -256,13 +256,13 @@ def _call(
     drop: Drop,
     losses: int,
     correct: int,
-    beside: Beside | None = None,
+    extra: ExtraGradients | None = None,
     clip_norm: float = 0.0,
 ) -> None:
     memory = memory_of(model, rows.n_rows, len(rows.types))
-    if beside is not None:
+    if extra is not None:
         first = rows.n_rows * model.n_window  # after those of the rows
-        given = beside.d_vectors.numpy().reshape(-1)
+        given = extra.d_vectors.numpy().reshape(-1)
         memory.buffers.d_x[first : first + len(given)] = given
     weight, bias = model.hidden or (None, None)
     step_on_text(

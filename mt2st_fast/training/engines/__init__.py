@@ -7,13 +7,13 @@ from collections.abc import Callable
 from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.cuda_graph import CudaGraphSteps
 from mt2st_fast.training.engines.eager import EagerSteps
-from mt2st_fast.training.engines.engine import Engine, StepParts
+from mt2st_fast.training.engines.engine import Engine, StepParts, StepState
 from mt2st_fast.training.engines.exchanging import ExchangingGradientCalls, ExchangingSteps
 from mt2st_fast.training.engines.gradient_calls import GradientCallSteps
 from mt2st_fast.training.engines.one_call import OneCallSteps
 from mt2st_fast.training.engines.taskwise import TaskwiseSteps
 
-__all__ = ["Engine", "StepParts", "make_engines"]
+__all__ = ["Engine", "StepParts", "StepState", "make_engines"]
 
 
 def make_engines(parts: StepParts, make_capturer: Callable[[], Capturer]) -> list[Engine]:

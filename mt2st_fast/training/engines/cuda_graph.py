@@ -98,7 +98,7 @@ class CudaGraphSteps(Engine):
         """Return what a captured step has frozen, beside the shapes of its inputs."""
         return (
             self._parts.encoder.training,
-            self._parts.part,
+            self._parts.state.part,
             tuple([p.requires_grad for p in self._parameters]),
             optimizer_constants(self._parts.optimizer),
             self._frozen_rows(),

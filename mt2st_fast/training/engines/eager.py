@@ -57,7 +57,7 @@ class EagerSteps(Engine):
             )
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         self._moves = False
-        with parts.others_still():
+        with parts.freezing_idle_heads():
             if len(plain) == 1:
                 losses = self._of_one_step(plain)
             else:
@@ -84,7 +84,7 @@ class EagerSteps(Engine):
         """Make the gradients of one micro-step; returns its losses (K,)."""
         encoded = [self._encoded(batch) for batch in micro_steps[0]]
         if len(encoded) == 1 and self._own_heads and (features := encoded[0].features) is not None:
-            losses = self._parts.heads.backward(features, encoded[0].targets, self._parts.weights_k)
+            losses = self._parts.heads.backward(features, encoded[0].targets, self._parts.state.weights_k)
             if losses is not None:
                 self._moves = True
                 return losses

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,24 +25,35 @@ _AS_IT_IS: AbstractContextManager[Any] = nullcontext()  # one for all: a step en
 
 
 @dataclass
-class StepParts:
-    """What the steps of a run move and read.
+class StepState:
+    """What changes between the steps of a run: `Run` sets it before a step, and the engines only read it."""
 
-    Only `weights_k`, one value per active task, is replaced by another tensor, and `part` changes with the schedule's
-    turns.
-    """
+    weights_k: Tensor  # (K,) float32 on the device: the weights of the active tasks
+    part: Part = "all"  # what trains in the next step
+
+    def set_weights(self, values: Sequence[float]) -> None:
+        """Set the weights of the active tasks; as many as before keep their memory, which a CUDA graph reads."""
+        fresh_k = torch.tensor(values, dtype=torch.float32, device="cpu")
+        if len(values) == len(self.weights_k):
+            self.weights_k.copy_(fresh_k, non_blocking=True)
+        else:
+            self.weights_k = fresh_k.to(self.weights_k.device)
+
+
+@dataclass(frozen=True, eq=False)
+class StepParts:
+    """What the steps of a run move and read; only `state` changes from step to step."""
 
     encoder: nn.Module
     heads: MultiTaskHeads
     learnt: nn.Module | None  # the schedule, if it learns its weights
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    weights_k: Tensor  # (K,) float32 on the device
     options: RunOptions
     fixed_batches: bool  # whether the same tensors are the same batch throughout a phase
+    state: StepState
     # Tables that the backward pass steps, without a gradient.
-    fused_tables: list[nn.Parameter] = field(default_factory=list)
-    part: Part = "all"  # what trains in the current step
+    fused_tables: tuple[nn.Parameter, ...] = ()
     by_task: bool = False  # whether the optimizer has moments of shared parameters per task
     momentum_changes: bool = False  # whether momentum or betas change with every step
     processes: Processes = field(default_factory=Processes)  # that take the step together
@@ -69,7 +80,7 @@ class StepParts:
         present: those that a learned weight is for in this step (see `learnt_weights`); the others have 0 in its place.
         """
         if self.learnt is None:
-            return self.weights_k
+            return self.state.weights_k
         active = self.heads.active
         names = active if present is None else tuple(name for name in active if name in present)
         if not names:
@@ -106,17 +117,17 @@ class StepParts:
         ids = {id(p) for p in of_shared}
         return [p for module in self.modules[1:] for p in module.parameters() if id(p) not in ids]
 
-    def others_still(self) -> AbstractContextManager[Any]:
+    def freezing_idle_heads(self) -> AbstractContextManager[Any]:
         """Return the context in which parameters of heads that do not train in this step get no gradient.
 
         Those of the encoder have none where only the tasks' own train (see `encoding`), but for those that a head has,
         too.
         """
-        return _AS_IT_IS if self.part == "all" else self._others_still()
+        return _AS_IT_IS if self.state.part == "all" else self._freezing_idle_heads()
 
     @contextmanager
-    def _others_still(self) -> Iterator[None]:
-        moved = {id(p) for p in self.parameters_of(self.part)}
+    def _freezing_idle_heads(self) -> Iterator[None]:
+        moved = {id(p) for p in self.parameters_of(self.state.part)}
         still = [
             p
             for module in self.modules[1:]
@@ -136,7 +147,7 @@ class StepParts:
 
         Without gradient if only the tasks' own parameters train.
         """
-        return torch.no_grad() if self.part == "tasks" else _AS_IT_IS
+        return torch.no_grad() if self.state.part == "tasks" else _AS_IT_IS
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which losses are computed."""

@@ -94,7 +94,7 @@ class ExchangingSteps(EagerSteps):
 
     def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
         """Put the gradients of this process's batches into every `.grad`; returns the losses (K,)."""
-        with self._parts.others_still():
+        with self._parts.freezing_idle_heads():
             return self._accumulate(micro_steps, shares)
 
     def _shares(self, micro_steps: list[list[PlainBatch]]) -> Shares:

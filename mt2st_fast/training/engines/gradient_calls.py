@@ -91,20 +91,18 @@ class GradientCalls:
         shares_mk: the share of all labels that each micro-step has.
         """
         assert self.gradients is not None
-        weights_k, moves = self._parts.weights_k, MOVES[self._parts.part]
+        weights_k, moves = self._parts.state.weights_k, MOVES[self._parts.state.part]
         losses_k = torch.zeros(shares_mk.shape[1], dtype=torch.float32, device="cpu")
         self.gradients.begin()
         for share_k, batches in zip(shares_mk, micro_steps, strict=True):
             rows, on_words = split_by_words(self._parts.heads, batches)
-            beside = None
+            extra = None
             if on_words:
-                of_words_k, beside = self._on_words(on_words, weights_k * share_k)
+                of_words_k, extra = self._on_words(on_words, weights_k * share_k)
                 losses_k += share_k * of_words_k
             for inputs, targets in rows:
-                losses_k += share_k * self.gradients(
-                    inputs, targets, weights_k * share_k, moves, beside=beside
-                )
-                beside = None  # counted once
+                losses_k += share_k * self.gradients(inputs, targets, weights_k * share_k, moves, extra=extra)
+                extra = None  # counted once
         self.gradients.hand_out()
         return losses_k
 

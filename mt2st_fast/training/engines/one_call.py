@@ -135,9 +135,9 @@ class OneCallSteps(Engine):
 
     def _on_rows(self, inputs: Any, targets: dict[str, Tensor]) -> Tensor:
         assert self._training is not None
-        learnt, moves = self._parts.learnt, MOVES[self._parts.part]
+        learnt, moves = self._parts.learnt, MOVES[self._parts.state.part]
         if learnt is None:
-            return self._training(inputs, targets, self._parts.weights_k, moves)
+            return self._training(inputs, targets, self._parts.state.weights_k, moves)
         if self._weigher is not None:
             return self._weighed_by_losses(self._weigher, inputs, targets)
         labelled = labelled_in(self._parts.heads, [[(inputs, targets)]], self._parts.device)
@@ -150,8 +150,8 @@ class OneCallSteps(Engine):
         """Run tasks on words first, since the kernel moves what they read; then step their own parameters."""
         assert isinstance(self._training, TextTraining)
         parts = self._parts
-        losses_k, beside = self._on_words([materialised(batch) for batch in on_words], parts.weights_k)
-        losses_k += self._training(inputs, targets, parts.weights_k, beside=beside)
+        losses_k, extra = self._on_words([materialised(batch) for batch in on_words], parts.state.weights_k)
+        losses_k += self._training(inputs, targets, parts.state.weights_k, extra=extra)
         parts.optimizer.step()
         parts.optimizer.zero_grad(set_to_none=True)
         return losses_k
@@ -162,7 +162,7 @@ class OneCallSteps(Engine):
         total = torch.dot(weights_k, losses)
         if (penalty := parts.penalty(targets)) is not None:
             total = total + penalty
-        if parts.part == "shared" or not total.requires_grad:
+        if parts.state.part == "shared" or not total.requires_grad:
             return
         total.backward()
         parts.optimizer.step()
@@ -175,7 +175,7 @@ class OneCallSteps(Engine):
         ones_k = torch.ones(len(active), dtype=torch.float32, device="cpu")
         before = self._training(inputs, targets, ones_k, LOSSES_ALONE)
         weights_k = weights_by_losses(learnt, active, before)
-        losses = self._training(inputs, targets, weights_k, MOVES[self._parts.part], again=True)
+        losses = self._training(inputs, targets, weights_k, MOVES[self._parts.state.part], again=True)
         learnt.learn(active, losses, self._training(inputs, targets, ones_k, LOSSES_ALONE))
         return losses
 

@@ -50,7 +50,7 @@ def front_table(module: nn.Module) -> FrontTable | str:
             return f"padding_idx={padding} of {name} is no row of its table"
         padding %= V
     if isinstance(module, nn.Embedding):
-        return FrontTable(module, "beside", padding)
+        return FrontTable(module, "concat", padding)
     if module.mode not in ("sum", "mean"):
         return f"its kernel does not support mode={module.mode!r} of {name}"
     if module.include_last_offset:

@@ -55,7 +55,7 @@ def _split_front(modules: list[nn.Module]) -> tuple[FrontTable | None, list[nn.M
     front = front_table(modules[0])
     if isinstance(front, str):
         return front
-    rest = _without_flatten(modules[1:]) if front.how == "beside" else modules[1:]
+    rest = _without_flatten(modules[1:]) if front.how == "concat" else modules[1:]
     if rest is None:
         return "an nn.Embedding is not followed by an nn.Flatten of all but the first axis"
     return front, rest

@@ -254,8 +254,8 @@ def _widths(layers: StackLayers, n_features: int) -> list[int] | str:
     if layers.front is None:
         return [n_inputs, *of_layers]
     D = layers.front.module.weight.shape[1]
-    if layers.front.how != "beside" and not layers.linears:
+    if layers.front.how != "concat" and not layers.linears:
         return [D]
-    if n_inputs % D if layers.front.how == "beside" else n_inputs != D:
+    if n_inputs % D if layers.front.how == "concat" else n_inputs != D:
         return f"its table has rows of {D} numbers, and the first layer or the heads {n_inputs} inputs"
     return [n_inputs, *of_layers]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mt2st_fast.kernels import (
     EVERYTHING,
     FROZEN,
-    Beside,
+    ExtraGradients,
     Gradient,
     HeadLayout,
     Moves,
@@ -37,11 +37,11 @@ class TextGradients(TextCalls):
         weights: Tensor,
         moves: Moves = EVERYTHING,
         *,
-        beside: Beside | None = None,
+        extra: ExtraGradients | None = None,
     ) -> Tensor:
         """Add the gradients of N rows; returns the losses (K,) of the active tasks, 0 for a task without a target here.
 
-        beside: words whose vectors have gradients from elsewhere, which are added too.
+        extra: words whose vectors have gradients from elsewhere, which are added too.
 
         Raises what `text_step` and the heads raise.
         """
@@ -55,7 +55,7 @@ class TextGradients(TextCalls):
             batch.weights,
             self._dropout(),
             moves,
-            beside,
+            extra,
         )
         if moves.shared:
             self._reached += self._hidden

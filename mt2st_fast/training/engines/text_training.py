@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from mt2st_fast.kernels import (
     EVERYTHING,
     FROZEN,
-    Beside,
     Decay,
     Dense,
     Dropout,
+    ExtraGradients,
     HeadLayout,
     Moves,
     RowState,
@@ -83,11 +83,11 @@ class TextTraining(TextCalls):
         moves: Moves = EVERYTHING,
         *,
         again: bool = False,
-        beside: Beside | None = None,
+        extra: ExtraGradients | None = None,
     ) -> Tensor:
         """Take one step on N rows; returns the losses (K,) of the active tasks, 0 for a task without a target here.
 
-        again: drop the same numbers as the previous call. beside: words whose vectors have gradients from elsewhere,
+        again: drop the same numbers as the previous call. extra: words whose vectors have gradients from elsewhere,
         for the same step of the table.
 
         Raises what `text_step` and the heads raise, with nothing moved.
@@ -109,7 +109,7 @@ class TextTraining(TextCalls):
             batch.weights,
             self._dropped,
             moves,
-            beside,
+            extra,
             self._clip_norm,
         )
         return self._heads.over_active(found.losses, batch)

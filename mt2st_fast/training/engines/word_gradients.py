@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from mt2st_fast.kernels import Beside
+from mt2st_fast.kernels import ExtraGradients
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.batch import Batch, PlainBatch, tasks_of
@@ -25,7 +25,7 @@ class OnWords(NamedTuple):
     """Losses (K,) of the tasks on words in a step, and the gradients of their words' vectors."""
 
     losses_k: Tensor
-    beside: Beside | None
+    extra: ExtraGradients | None
 
 
 class WordGradients:
@@ -45,7 +45,7 @@ class WordGradients:
             if out.total.requires_grad:
                 out.total.backward()
             losses_k += out.losses
-        return OnWords(losses_k, self._beside())
+        return OnWords(losses_k, self._extra())
 
     def _vectors_of(self, types: Tensor) -> Tensor:
         """(..., D) vectors of word types (...), which keep their gradient."""
@@ -56,17 +56,17 @@ class WordGradients:
         self._read.append((flat, vectors))
         return vectors.view(*types.shape, -1)
 
-    def _beside(self) -> Beside | None:
+    def _extra(self) -> ExtraGradients | None:
         found = [(types, vectors.grad) for types, vectors in self._read if vectors.grad is not None]
         self._read = []
-        return Beside(*map(torch.cat, zip(*found, strict=True))) if found else None
+        return ExtraGradients(*map(torch.cat, zip(*found, strict=True))) if found else None
 
 
 def words_obstacle(parts: StepParts) -> str | None:
     """Return why gradients of active tasks on words cannot be made separately from those of the rows, or None."""
     if parts.learnt is not None:
         return "the weights of tasks on words are learned"
-    if parts.part != "all":
+    if parts.state.part != "all":
         return "tasks on words take turns"
     heads, of_encoder = parts.heads, set(map(id, parts.encoder.parameters()))
     for name in filter(heads.is_word_task, heads.active):

@@ -56,20 +56,20 @@ total = Kernel(_total)
 
 @pytest.fixture
 def house(tmp_path):
-    """A small package with this one's machine room and a kernel of its own; runs programs in it."""
+    """A small package with this one's `machine` and a kernel of its own; runs programs in it."""
     package = tmp_path / "house"
     shutil.copytree(MACHINE, package / "machine", ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "room").mkdir()
-    for folder in (package, package / "room"):
+    (package / "ops").mkdir()
+    for folder in (package, package / "ops"):
         (folder / "__init__.py").touch()
-    (package / "room" / "kernel.py").write_text(KERNEL)
+    (package / "ops" / "kernel.py").write_text(KERNEL)
 
     def run(factor: float, cache_folder: Path, first: str = "") -> str:
-        (package / "room" / "helper.py").write_text(HELPER.format(factor=factor))
+        (package / "ops" / "helper.py").write_text(HELPER.format(factor=factor))
         program = textwrap.dedent("""
             import numpy as np
             from house.machine.compiling import clock
-            from house.room.kernel import scaled, total
+            from house.ops.kernel import scaled, total
             print(scaled(2.0), total(np.ones(3)), len(heard))
         """)
         heard = (
@@ -223,7 +223,7 @@ def test_starting_loads_no_compiler(start, tmp_path):
 
 def test_a_helper_is_no_function_of_python(house, tmp_path):
     # It has no machine code of its own: calling it must say so, not jump to nowhere.
-    program = "from house.room.helper import factor; factor(2.0)"
+    program = "from house.ops.helper import factor; factor(2.0)"
     house(3.0, tmp_path / "kept")
     done = subprocess.run(
         [sys.executable, "-B", "-c", program],
@@ -240,7 +240,7 @@ def test_a_helper_is_no_function_of_python(house, tmp_path):
 def test_processes_that_need_a_kernel_at_once_compile_it_once(house, tmp_path):
     house(3.0, tmp_path / "others")  # which leaves helper.py as it is
     program = (
-        "from house.room.kernel import scaled; print(scaled(2.0), sum(scaled.stats.cache_misses.values()))"
+        "from house.ops.kernel import scaled; print(scaled(2.0), sum(scaled.stats.cache_misses.values()))"
     )
     env = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
     both = [

@@ -1,4 +1,4 @@
-"""Launches by the handle of what was compiled before, and by Triton's front door where nobody knows the handles."""
+"""Launches by the handle of what was compiled before, and by Triton's own launcher where nobody knows the handles."""
 
 from __future__ import annotations
 

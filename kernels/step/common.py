@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..bags.op import choose_embedding_backend
 from ..heads.layout import HeadLayout
-from ..machine.registry import Room
+from ..machine.registry import Op
 
-ROOM = Room("step", __package__)
+OP = Op("step", __package__)
 
 
 MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider head is computed in chunks, by the op of the heads
@@ -39,10 +39,10 @@ def parameters_obstacle(table: Tensor, others: Sequence[Tensor], backend: str) -
     Raises as `choose_embedding_backend` does.
     """
     chosen = choose_embedding_backend(table.device, backend)
-    if chosen.name not in ROOM.backends:
+    if chosen.name not in OP.backends:
         return f"the backend is {chosen.name}: {chosen.reason}"
     for parameter in (table, *others):
-        obstacle = ROOM.backends[chosen.name].obstacle(parameter.device.type, parameter.dtype)
+        obstacle = OP.backends[chosen.name].obstacle(parameter.device.type, parameter.dtype)
         if obstacle is not None:
             return obstacle
         if not parameter.is_contiguous():
@@ -80,9 +80,9 @@ def check_targets(
 @lru_cache
 def step_kernels(module: str, device_type: str, dtype: torch.dtype) -> Any:
     """Load a module from the first backend that supports such tensors. There is no reference to fall back to."""
-    obstacles = {name: backend.obstacle(device_type, dtype) for name, backend in ROOM.backends.items()}
+    obstacles = {name: backend.obstacle(device_type, dtype) for name, backend in OP.backends.items()}
     for name, obstacle in obstacles.items():
         if obstacle is None:
-            return ROOM.load(name, module)
+            return OP.load(name, module)
     why = "; ".join(f"{name}: {obstacle}" for name, obstacle in obstacles.items())
     raise RuntimeError(f"no backend can take a step in one call: {why}")

@@ -1,4 +1,4 @@
-"""docs/doors.md says the truth, and all of it: every public name and argument of gensim's and fastText's."""
+"""docs/gensim-fasttext.md says the truth, and all of it: every public name and argument of gensim's and fastText's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mt2st_fast.words.fasttext_models import Classifier, Vectors
 from mt2st_fast.words.fasttext_options import REFUSED, SAME
 from mt2st_fast.words.supervised import train_supervised
 
-PAGE = (Path(__file__).parents[2] / "docs" / "doors.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "gensim-fasttext.md").read_text("utf-8")
 SECTIONS = dict(part.split("\n", 1) for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:])
 WORD2VEC, KEYED, MODULE, MODEL = (
     "gensim: Word2Vec",

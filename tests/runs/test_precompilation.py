@@ -1,4 +1,4 @@
-"""What a rehearsal compiles is what the run needs; it is begun where that helps, and ends with who began it."""
+"""What a precompilation compiles is what the run needs; it is begun where that helps, and ends with who began it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mt2st_fast.compiling import LONGEST, is_first_on, note_rehearsed
+from mt2st_fast.compiling import LONGEST, is_first_on, note_precompiled
 from mt2st_fast.data import Corpus, TargetColumn
 from mt2st_fast.kernels.machine import cache
-from mt2st_fast.runs import rehearsal
+from mt2st_fast.runs import precompilation
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import evaluation_rows
 from tests.runs.test_engines import documents
 
-# Runs after a rehearsal; prints the kernels that it had to get beside those.
+# Runs after a precompilation; prints the kernels that it had to get beside those.
 COMPARED = """
 import json, sys
 from mt2st_fast.data import open_data
 from mt2st_fast.kernels.machine import cache
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.runs.rehearsal import rehearse
+from mt2st_fast.runs.precompilation import precompile
 
 asked = []
 load = cache.KernelCache.load_overload
@@ -38,18 +38,18 @@ cache.KernelCache.load_overload = recorded
 config = Config.from_json(json.loads(sys.argv[1]))
 splits = open_data(config.data, config.main, config.aux)
 before = set(asked)
-rehearse(config)
-rehearsed = set(asked) - before
+precompile(config)
+precompiled = set(asked) - before
 experiment = Experiment.prepare(config, splits)
 experiment.run()
 experiment.test()
-print(json.dumps({"rehearsed": sorted(name for name, _ in rehearsed),
-                  "more": sorted(name for name, _ in set(asked) - rehearsed - before)}))
+print(json.dumps({"precompiled": sorted(name for name, _ in precompiled),
+                  "more": sorted(name for name, _ in set(asked) - precompiled - before)}))
 """
 
 
 @pytest.mark.parametrize("level", ["token", "document"])
-def test_a_run_needs_no_kernel_that_was_not_rehearsed(level, treebank, tmp_path):
+def test_a_run_needs_no_kernel_that_was_not_precompiling(level, treebank, tmp_path):
     config = Config(data=treebank, main="upos", aux=("xpos",), epochs=3.0)
     if level == "document":
         config = Config(data=documents(tmp_path), main="kind", aux=("size:regression",), epochs=3.0)
@@ -61,7 +61,7 @@ def test_a_run_needs_no_kernel_that_was_not_rehearsed(level, treebank, tmp_path)
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert LONGEST in found["rehearsed"]
+    assert LONGEST in found["precompiled"]
     assert found["more"] == []
 
 
@@ -77,26 +77,26 @@ def test_a_run_needs_no_kernel_that_was_not_rehearsed(level, treebank, tmp_path)
     ],
 )
 def test_when_it_is_worth_it(changed, cpus, first, worth, monkeypatch):
-    monkeypatch.setattr(rehearsal, "usable_cpus", lambda: cpus)
-    monkeypatch.setattr(rehearsal, "is_first_on", lambda level: first)
-    assert rehearsal.is_worth_it(replace(Config(device="cpu"), **changed)) is worth
+    monkeypatch.setattr(precompilation, "usable_cpus", lambda: cpus)
+    monkeypatch.setattr(precompilation, "is_first_on", lambda level: first)
+    assert precompilation.is_worth_it(replace(Config(device="cpu"), **changed)) is worth
 
 
 def test_it_ends_with_the_block(monkeypatch):
     began = []
-    begin = rehearsal._begin
-    monkeypatch.setattr(rehearsal, "_begin", lambda config: began.append(begin(config)) or began[0])
-    monkeypatch.setattr(rehearsal, "is_worth_it", lambda config: True)
-    with rehearsal.rehearsed(Config()):
+    begin = precompilation._begin
+    monkeypatch.setattr(precompilation, "_begin", lambda config: began.append(begin(config)) or began[0])
+    monkeypatch.setattr(precompilation, "is_worth_it", lambda config: True)
+    with precompilation.precompiling(Config()):
         assert began[0].poll() is None
     assert began[0].returncode is not None
 
 
 ENDLESS = """
 import time
-from mt2st_fast.runs import rehearsal
-rehearsal.rehearse = lambda config: (print("begun", flush=True), time.sleep(600))
-rehearsal.main()
+from mt2st_fast.runs import precompilation
+precompilation.precompile = lambda config: (print("begun", flush=True), time.sleep(600))
+precompilation.main()
 """
 
 
@@ -120,33 +120,33 @@ def test_a_system_without_room_for_a_process_trains_without(monkeypatch):
     def refuse(*arguments, **options):
         raise BlockingIOError("no more processes")
 
-    monkeypatch.setattr(rehearsal.subprocess, "Popen", refuse)
-    monkeypatch.setattr(rehearsal, "is_worth_it", lambda config: True)
-    assert rehearsal._begin(Config()) is None
-    with rehearsal.rehearsed(Config()):
+    monkeypatch.setattr(precompilation.subprocess, "Popen", refuse)
+    monkeypatch.setattr(precompilation, "is_worth_it", lambda config: True)
+    assert precompilation._begin(Config()) is None
+    with precompilation.precompiling(Config()):
         pass
 
 
-def test_a_run_is_rehearsed_once_even_if_it_needs_none_of_what_is_looked_for(monkeypatch, tmp_path):
+def test_a_run_is_precompiled_once_even_if_it_needs_none_of_what_is_looked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(cache, "folder", lambda: tmp_path)
     assert is_first_on("token")
     assert is_first_on("document")
-    note_rehearsed("token")
+    note_precompiled("token")
     assert not is_first_on("token")
     assert is_first_on("document")
     (tmp_path / f"text_step.{LONGEST}-text_step-9.py311.nbi").touch()
     assert not is_first_on("document")
     monkeypatch.setattr(cache, "folder", lambda: None)
     assert not is_first_on("token")
-    note_rehearsed("token")  # nowhere
+    note_precompiled("token")  # nowhere
 
 
 @pytest.mark.parametrize("metric", ["span_f1", "micro_f1", "r2"])
 def test_made_up_rows_need_not_have_the_metric_of_the_run(metric, monkeypatch):
     done = []
-    monkeypatch.setattr(rehearsal.Experiment, "warm_up", lambda experiment: None)
-    monkeypatch.setattr(rehearsal, "note_rehearsed", done.append)
-    rehearsal.rehearse(Config(data="columns:FILE", metric=metric))
+    monkeypatch.setattr(precompilation.Experiment, "warm_up", lambda experiment: None)
+    monkeypatch.setattr(precompilation, "note_precompiled", done.append)
+    precompilation.precompile(Config(data="columns:FILE", metric=metric))
     assert done == ["token"]
 
 

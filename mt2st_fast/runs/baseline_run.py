@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.runs.comparison import has_spans, summarise_seed
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.formatting import shown
+from mt2st_fast.runs.json_files import read_json, write_json
 from mt2st_fast.runs.judging import SPAN_F1
-from mt2st_fast.runs.plots import plot_seconds
+from mt2st_fast.runs.plots import curve_of, plot_seconds
+from mt2st_fast.runs.run_schema import Against, MainResult, RunSummary
 from mt2st_fast.runs.sections import Picture, Section, Table
-from mt2st_fast.runs.targets import Run, first_reaching
+from mt2st_fast.runs.targets import first_reaching
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,27 +23,26 @@ if TYPE_CHECKING:
 AGAINST, PICTURE = "against.json", "against.png"
 
 
-def leave_against(against: Mapping[str, Any], folder: Path) -> None:
-    """Write the result of `both_runs` to the folder of the first run."""
-    write_atomically(folder / AGAINST, json_text(dict(against), indent=2).encode())
+def write_against(against: Against, folder: Path) -> None:
+    """Write the result of `against_baseline` to the folder of the first run."""
+    write_json(folder / AGAINST, against)
 
 
-def read_against(folder: Path) -> dict[str, Any] | None:
-    """Read what `leave_against` wrote; None if there was no second run. Raises InputError for a damaged file."""
+def read_against(folder: Path) -> Against | None:
+    """Read what `write_against` wrote; None if there was no second run. Raises InputError for a damaged file."""
     path = folder / AGAINST
     if not path.exists():
         return None
+    remedy = "remove it to get a report without it, or train again"
+    found = cast(Against, read_json(path, remedy))
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        found["runs"][found["own"]], found["runs"][found["other"]], found["target"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{path}: is damaged; remove it to get a report without it, or train again"
-        ) from None
+        found["runs"][found["own"]], found["runs"][found["other"]]["at_target"]["step"], found["target"]  # type: ignore[index]
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: is damaged; {remedy}") from None
     return found
 
 
-def summary_of(experiment: Experiment) -> dict[str, Any]:
+def summary_of(experiment: Experiment) -> RunSummary:
     """Summarize a finished run as comparisons do. Raises InputError where no evaluation has a value to compare."""
     history = experiment.trainer.history
     test = experiment.test()[history.main]
@@ -51,7 +50,7 @@ def summary_of(experiment: Experiment) -> dict[str, Any]:
     return summarise_seed(history, test, experiment.rows_read, by_spans)
 
 
-def both_runs(own: str, runs: Mapping[str, Run]) -> dict[str, Any]:
+def against_baseline(own: str, runs: Mapping[str, RunSummary]) -> Against:
     """Return what reports show of two runs, {strategy: run}, one of them `own`: the target is the other one's best."""
     [other] = [name for name in runs if name != own]
     target = runs[other]["best"]
@@ -64,8 +63,8 @@ def both_runs(own: str, runs: Mapping[str, Run]) -> dict[str, Any]:
     }
 
 
-def sections_of(against: Mapping[str, Any] | None, main: Mapping[str, Any]) -> list[Section]:
-    """Return the section on the two runs, of what `both_runs` returned and of the main task (`make_report`).
+def sections_of(against: Against | None, main: MainResult) -> list[Section]:
+    """Return the section on the two runs, of what `against_baseline` returned and of the main task (`make_report`).
 
     There is none if there was no second run.
     """
@@ -77,10 +76,11 @@ def sections_of(against: Mapping[str, Any] | None, main: Mapping[str, Any]) -> l
     return [Section(f"Against {against['other']}", lines, [_table(against)], [picture])]
 
 
-def sentence(against: Mapping[str, Any], metric: str) -> str:
+def sentence(against: Against, metric: str) -> str:
     """Say what the two runs show, and that they are only two runs."""
     own, other, runs = against["own"], against["other"], against["runs"]
     came, base = runs[own]["at_target"], runs[other]["at_target"]
+    assert base is not None  # the target is its own best
     best = f"the best development {metric} of {other} ({shown(against['target'])})"
     if came is None:
         time = f"{own} did not reach {best}; its own best is {shown(runs[own]['best'])}"
@@ -94,14 +94,14 @@ def sentence(against: Mapping[str, Any], metric: str) -> str:
     return f"{time}. On test rows at the end: {ends}. One run each is only a hint; mt2st-fast compare shows more."
 
 
-def _table(against: Mapping[str, Any]) -> Table:
-    by_spans = ["test_span_f1"] * has_spans(against["runs"].values())
-    at_end = ["test, at the end:", *("test, span F1:" for _ in by_spans)]
+def _table(against: Against) -> Table:
+    by_spans = has_spans(against["runs"].values())
+    at_end = ["test, at the end:", *["test, span F1:"] * by_spans]
     taken = ["seconds of training:", "seconds to the target:", "steps to the target:"]
     rows = [
         (
             name,
-            *(shown(run[which]) for which in ("best", "test", *by_spans)),
+            *map(shown, (run["best"], run["test"], *[run["test_span_f1"]] * by_spans)),
             f"{run['seconds']:.1f}",
             shown(run["at_target"] and run["at_target"]["seconds"], 2),
             shown(run["at_target"] and run["at_target"]["step"], 0),
@@ -111,10 +111,8 @@ def _table(against: Mapping[str, Any]) -> Table:
     return Table(("strategy", "development, best:", *at_end, *taken), rows)
 
 
-def _plot(against: Mapping[str, Any], label: str) -> Figure:
+def _plot(against: Against, label: str) -> Figure:
     """Plot each strategy's single curve."""
-    curves = {
-        name: [[(p["seconds"], p["quality"]) for p in run["curve"]]] for name, run in against["runs"].items()
-    }
+    curves = {name: [curve_of(run)] for name, run in against["runs"].items()}
     target = against["target"], f"best of {against['other']}, {shown(against['target'])}"
     return plot_seconds(curves, label, target)

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from ..machine.registry import Room
+from ..machine.registry import Op
 
-ROOM = Room("context", __package__)
+OP = Op("context", __package__)
 
 
 def load_numba(part: str, what: str) -> Any:
     """Load a module of the Numba backend, for `what` no other backend supports.
 
-    Raises RuntimeError if the environment requests another backend, and what `Room.choose` raises.
+    Raises RuntimeError if the environment requests another backend, and what `Op.choose` raises.
     """
-    chosen = ROOM.choose("cpu", torch.float32, "auto")
+    chosen = OP.choose("cpu", torch.float32, "auto")
     if chosen.name != "numba":
         raise RuntimeError(f"{what} is only supported by numba, not by {chosen.name} ({chosen.reason})")
-    return ROOM.load("numba", part)
+    return OP.load("numba", part)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 from mt2st_fast.data import Splits
-from mt2st_fast.data.record import labels_read
+from mt2st_fast.data.record import LabelsRead, labels_read
+from mt2st_fast.runs.run_schema import DataSummary
 from mt2st_fast.runs.sections import Section, Table
 from mt2st_fast.spelling import listed
 
@@ -16,7 +15,7 @@ MOST_FILES_NAMED = 3
 _OF_PARTS = ("dev", "test", "dev and test")  # keys of `understood` about parts without a file
 
 
-def what_was_read(splits: Splits) -> dict[str, Any]:
+def summarize_data(splits: Splits) -> DataSummary:
     """Return what a report keeps about the data, as JSON-able values."""
     record = splits.record
     return {
@@ -24,22 +23,40 @@ def what_was_read(splits: Splits) -> dict[str, Any]:
         "rows": {part: corpus.n_rows for part, corpus in splits.parts.items()},
         "tokens": {part: len(corpus.tokens) for part, corpus in splits.parts.items()},
         "vocabulary": len(splits.vocabulary),
-        "files": [asdict(file) for file in record.files],
-        "columns": [asdict(column) for column in record.columns],
+        "files": [
+            {
+                "path": file.path,
+                "part": file.part,
+                "units": file.units,
+                "rows": file.rows,
+                "left_out": dict(file.left_out),
+            }
+            for file in record.files
+        ],
+        "columns": [
+            {
+                "name": column.name,
+                "taken_as": column.taken_as,
+                "values": column.values,
+                "empty": column.empty,
+                "nan": column.nan,
+            }
+            for column in record.columns
+        ],
         "understood": dict(record.understood),
         "labels": labels_read(splits),
         "notes": list(splits.notes),
     }
 
 
-def section_on_data(data: Mapping[str, Any]) -> Section:
+def section_on_data(data: DataSummary) -> Section:
     """Return the section: what was understood, the notes, and tables of files, parts, columns and labels."""
     understood = "; ".join(f"{what}: {how}" for what, how in data["understood"].items())
     lines = [*([f"{understood}."] if understood else []), *data["notes"]]
     return Section("What was read", lines, [table for table in _tables(data) if table.rows])
 
 
-def _tables(data: Mapping[str, Any]) -> list[Table]:
+def _tables(data: DataSummary) -> list[Table]:
     files = [
         (f["path"], f["part"], f"{f['units']:,}", f"{f['rows']:,}", _left_out(f["left_out"]))
         for f in data["files"]
@@ -74,7 +91,7 @@ def _left_out(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n:,} {why}" for why, n in counts.items()) or "nothing"
 
 
-def _labels(labels: Mapping[str, Any]) -> Sequence[object]:
+def _labels(labels: LabelsRead) -> Sequence[object]:
     names, size = labels["first_classes"], labels["classes"]
     more = f" and {size - len(names):,} more" if size > len(names) else ""
     classes = "numbers" if labels["kind"] == "values" else f"{size:,}: {', '.join(names)}{more}"
@@ -82,7 +99,7 @@ def _labels(labels: Mapping[str, Any]) -> Sequence[object]:
     return (labels["task"], classes, *(f"{n:,}" for n in counts))
 
 
-def summary(data: Mapping[str, Any], parts: bool = True) -> str:
+def summary(data: DataSummary, parts: bool = True) -> str:
     """Return one line for a terminal: files, rows (by part, if parts matter), what was left out or understood."""
     files, rows = data["files"], data["rows"]
     left_out: Counter[str] = Counter()

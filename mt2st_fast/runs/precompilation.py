@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from mt2st_fast.compiling import is_first_on, note_rehearsed
+from mt2st_fast.compiling import is_first_on, note_precompiled
 from mt2st_fast.data import READERS, Corpus, Splits, TargetColumn, Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.runs.config import Config
@@ -30,7 +30,7 @@ MOST_BUCKETS = 100  # the same kernels are compiled for a small table
 
 
 @contextmanager
-def rehearsed(config: Config) -> Iterator[None]:
+def precompiling(config: Config) -> Iterator[None]:
     """Let another process compile what a run needs, if nothing of its kind was ever compiled here.
 
     The process ends with the block, and with this process, however that ends.
@@ -50,7 +50,7 @@ def is_worth_it(config: Config) -> bool:
     return on_cpu and by_kernels and usable_cpus() > 1 and is_first_on(_level_of(config))
 
 
-def rehearse(config: Config) -> None:
+def precompile(config: Config) -> None:
     """Take the first steps of a run, and an evaluation, on made-up rows."""
     level = _level_of(config)
     buckets = min(config.buckets, MOST_BUCKETS)
@@ -64,7 +64,7 @@ def rehearse(config: Config) -> None:
     }
     own = replace(config, main=None, aux=None, **small)
     Experiment.prepare(own, _made_up(level)).warm_up()
-    note_rehearsed(level)  # some options never compile the kernel that is looked for: rehearse once only
+    note_precompiled(level)  # some options never compile the kernel that is looked for: precompile once only
 
 
 def _level_of(config: Config) -> str:
@@ -123,7 +123,7 @@ def main() -> None:
     """Run the other process, which reads its configuration from standard input."""
     asked = Config.from_json(json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with, args=(sys.stdin,), daemon=True).start()
-    rehearse(asked)
+    precompile(asked)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""Cosines of vectors, and the rows of a table that are nearest to a query."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Scale vectors (..., D) to length 1; those of length 0 stay 0."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def nearest_rows(
+    query_d: np.ndarray, unit_vd: np.ndarray, k: int, without: Collection[int] = ()
+) -> list[tuple[int, float]]:
+    """Return (row, cosine) of the k rows (-1: all) nearest to a unit vector (D,), nearest first, then by row.
+
+    without: rows that are left out.
+    """
+    cosines_v = unit_vd @ query_d
+    order = np.argsort(-cosines_v, kind="stable")
+    if k != -1:
+        order = order[: k + len(without)]
+    found = [(row, float(cosines_v[row])) for row in order.tolist() if row not in without]
+    return found if k == -1 else found[:k]
