@@ -106,19 +106,22 @@ def _scale_narrow(source, factors, scale, n, target):
         to[d] = (own[d] * by[d] if factors else own[d]) * scale
 
 
-@helper
-def _gather_window(row, W, D, index, factors, b):
-    """Gather the vectors of a window into x, times factors (W * D,) at an address (0: none)."""
-    for w in range(W):
-        slot, to = np.int64(index.slots[row * W + w]), w * D
-        if slot == NONE:
-            for d in range(to, to + D):
-                b.x[row, d] = ZERO
-        else:
-            _scale_into(
-                address_of(b.vectors) + FLOAT_BYTES * slot * D, factors + FLOAT_BYTES * to if factors else 0, ONE, D,
-                address_of(b.x) + FLOAT_BYTES * (row * b.x.shape[1] + to),
-            )  # fmt: skip
+@borrower
+def _gather_windows(first, rows, W, D, slots, vectors, factors, x):
+    """Gather the vectors of windows first.. into x, times factors (rows, W * D) at an address (0: none)."""
+    # Both addresses are taken where the arrays are arguments, so that they outlive them.
+    source, target = np.int64(vectors.ctypes.data), np.int64(x.ctypes.data)
+    for i in range(rows):
+        for w in range(W):
+            slot, row = np.int64(slots[(first + i) * W + w]), first + i
+            if slot == NONE:
+                for d in range(w * D, (w + 1) * D):
+                    x[row, d] = ZERO
+            else:
+                _scale_into(
+                    source + FLOAT_BYTES * slot * D, factors + FLOAT_BYTES * (i * W + w) * D if factors else factors,
+                    ONE, D, target + FLOAT_BYTES * (row * x.shape[1] + w * D),
+                )  # fmt: skip
 
 
 @helper
@@ -144,14 +147,16 @@ def _gather(first, rows, padded, W, D, texts, index, drop, factors, b):
     """
     F = W * D
     words = np.empty(words_of(F), np.uint64)
-    for i in range(rows):
-        if drop.threshold > 0:
-            draw_factors(factors[i], F, drop.key, first + i, drop.threshold, drop.kept, words)
-        if len(texts.starts) > 0:
+    # All are drawn before the first is read: a vector that spans several recent stores would wait for them.
+    for i in range(rows if drop.threshold > 0 else 0):
+        draw_factors(factors[i], F, drop.key, first + i, drop.threshold, drop.kept, words)
+    if len(texts.starts) > 0:
+        for i in range(rows):
             _gather_bag(first + i, D, texts, index, drop, factors, i, b)
-        else:
-            at = address_of(factors) + FLOAT_BYTES * i * F if drop.threshold > 0 else 0
-            _gather_window(first + i, W, D, index, at, b)
+    else:
+        at = address_of(factors) if drop.threshold > 0 else 0
+        _gather_windows(first, rows, W, D, index.slots, b.vectors, at, b.x)
+    for i in range(rows):
         for f in range(F, b.x.shape[1]):
             b.x[first + i, f] = ZERO
     for i in range(rows, padded):
@@ -162,12 +167,11 @@ def _gather(first, rows, padded, W, D, texts, index, drop, factors, b):
 @helper
 def _store_gradients(first, rows, F, texts, drop, factors, d_x, ldx, b):
     """Compute b.d_x of a tile from d_x (rows, ldx), the gradients of what was gathered, after dropout."""
+    source, target = address_of(d_x), address_of(b.d_x) + FLOAT_BYTES * first * F
+    by = address_of(factors) if drop.threshold > 0 else 0
     for i in range(rows):
-        scale = texts.scales[first + i] if len(texts.scales) > 0 else ONE
-        _scale_into(
-            address_of(d_x) + FLOAT_BYTES * i * ldx, address_of(factors) + FLOAT_BYTES * i * F if drop.threshold > 0 else 0,
-            scale, F, address_of(b.d_x) + FLOAT_BYTES * (first + i) * F,
-        )  # fmt: skip
+        scale, at = texts.scales[first + i] if len(texts.scales) > 0 else ONE, FLOAT_BYTES * i * F
+        _scale_into(source + FLOAT_BYTES * i * ldx, by + at if by else 0, scale, F, target + at)
 
 
 @helper
