@@ -238,9 +238,6 @@ def _update_by_steps(
     rule, table, rows, begins, bags, first_row, last_row, frozen, scales, gradient, D, per_row, lanes
 ):  # fmt: skip
     """update_from_transposed for rows that registers hold, moved by steps alone; lanes: _new_lanes(D)."""
-    for u in range(first_row, min(first_row + AHEAD, last_row)):
-        if moves(rows[u], frozen):
-            _ask_to_write_row(table, np.int64(rows[u]), D)
     for u in range(first_row, last_row):
         if u + AHEAD < last_row and moves(rows[u + AHEAD], frozen):
             _ask_to_write_row(table, np.int64(rows[u + AHEAD]), D)
@@ -257,9 +254,6 @@ def _update_by_sums(
     """update_from_transposed by way of sums (D + WIDTH,): the gradient of one row after another."""
     # The address is taken where `sums` is an argument, so that it outlives it.
     total = np.int64(sums.ctypes.data)  # otherwise helpers are compiled for uintp, too
-    for u in range(first_row, min(first_row + AHEAD, last_row)):
-        if moves(rows[u], frozen):
-            _ask_to_write(table, first, second, np.int64(rows[u]), D)
     for u in range(first_row, last_row):
         if u + AHEAD < last_row and moves(rows[u + AHEAD], frozen):
             _ask_to_write(table, first, second, np.int64(rows[u + AHEAD]), D)

@@ -1,7 +1,7 @@
 """Index of a batch for a step on the words of a text.
 
 Which types the batch holds, which is known before anything is computed; and where they are, and which types each row of
-the table is in, which only gradients need. Types are numbered as they first appear, and rows by parts. Nothing is sorted
+the table is in, which only gradients need. Numbers are assigned in the order of first appearance, so nothing is sorted
 but the rows whose gradients are handed out.
 """
 
@@ -17,9 +17,6 @@ from ...machine.jit import entry, helper
 from ..text_model import TextStepModel
 
 NONE = -1
-# Parts of the rows of the table, by their numbers: a row is always in the same one, whatever the batch, and so mostly
-# updated by the same thread, whose core then has its state in a cache of its own.
-ROW_PARTS = 32
 LOW_HALF = np.uint64(0xFFFFFFFF)
 
 
@@ -49,7 +46,6 @@ class BatchIndex(NamedTuple):
         np.ndarray
     )  # (R + 1,) int64: rows[r] is in the types row_types[row_begins[r] : row_begins[r + 1]]
     row_types: np.ndarray  # int32, type numbers u
-    part_begins: np.ndarray  # (ROW_PARTS + 1,) int64: part p holds rows[part_begins[p] : part_begins[p + 1]]
     slot_of_type: np.ndarray  # (T + 1,) int32, NONE between calls
     slot_of_row: np.ndarray  # (V,) int32, NONE between calls
     counts: np.ndarray  # (2,) int64: U, R
@@ -70,7 +66,6 @@ def new_index(model: TextStepModel, n_positions: int) -> BatchIndex:
         rows=np.empty(R, np.int32),
         row_begins=np.empty(R + 1, np.int64),
         row_types=np.empty(U * M, np.int32),
-        part_begins=np.zeros(ROW_PARTS + 1, np.int64),
         slot_of_type=np.full(types, NONE, np.int32),
         slot_of_row=np.full(V, NONE, np.int32),
         counts=np.zeros(2, np.int64),
@@ -164,29 +159,10 @@ def _number_ascending(found, n, V, slots, n_slots):
     for u in range(n):
         keys[u] = (np.uint64(found[u]) << np.uint64(32)) | np.uint64(u)
     keys = sort_keys(keys, V - 1)
-    order = np.empty(n, np.int32)
+    renumbered = np.empty(n, np.int32)
     for u in range(n):
-        order[u] = np.int32(keys[u] & LOW_HALF)
-    _renumber(order, found, n, slots, n_slots)
-
-
-@helper
-def _number_by_part(found, n, slots, n_slots, begins):
-    """Renumber n distinct values part by part; begins (ROW_PARTS + 1,) is set to the first number of each."""
-    parts, each, order = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
-    for u in range(n):
-        parts[u], each[u] = found[u] & (ROW_PARTS - 1), u
-    transpose(parts, each, n, ROW_PARTS, begins, order)
-    _renumber(order, found, n, slots, n_slots)
-
-
-@helper
-def _renumber(order, found, n, slots, n_slots):
-    """Give the value order[u] of n distinct ones the number u; slots (n_slots,) hold their numbers."""
-    values, renumbered = found[:n].copy(), np.empty(n, np.int32)
-    for u in range(n):
-        found[u] = values[order[u]]
-        renumbered[order[u]] = u
+        found[u] = np.int32(keys[u] >> np.uint64(32))
+        renumbered[np.int64(keys[u] & LOW_HALF)] = u
     for i in range(n_slots):
         slots[i] = renumbered[slots[i]]
 
@@ -195,7 +171,7 @@ def _renumber(order, found, n, slots, n_slots):
 def index_rows(rows, rows_of_type, frozen, ascending, index):
     """Find the positions of each type; number the rows of the table that are updated, and find the types of each.
 
-    ascending: number the rows in their order, not part by part.
+    ascending: number the rows in their order, not as they appear.
     """
     U, M = index.counts[0], rows_of_type.shape[1]
     transpose(index.slots, _vector_of_position(rows), len(rows.types), U, index.begins, index.positions)
@@ -214,8 +190,4 @@ def index_rows(rows, rows_of_type, frozen, ascending, index):
     index.counts[1] = R
     if ascending:
         _number_ascending(index.rows, R, len(index.slot_of_row), slots, total)
-        for p in range(ROW_PARTS + 1):
-            index.part_begins[p] = p * R // ROW_PARTS
-    else:
-        _number_by_part(index.rows, R, slots, total, index.part_begins)
     transpose(slots, owners, total, R, index.row_begins, index.row_types)

@@ -39,10 +39,10 @@ from .dense_tiles import columns_by_task, copy_from, count_step, head_biases, st
 from .dense_updates import ONE, clip_factor
 from .dropout import Drop, drop_of
 from .text_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, project_types
-from .text_index import ROW_PARTS, Rows, first_unknown
+from .text_index import Rows, first_unknown
 from .text_memory import TILE_ROWS, memory_of
 from .text_tiles import N_PREPARED, average_rows, prepare, run_tile
-from .text_updates import add_up, move, n_pieces_to_add_up, scale_types, square
+from .text_updates import ROWS_A_PIECE, add_up, move, n_pieces_to_add_up, scale_types, square
 
 # --- the step --------------------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     ))  # fmt: skip
     if reach == TO_NOTHING:
         return
-    n_types, n_row_pieces = (n_types, ROW_PARTS) if reach == TO_TABLE else (0, 0)
+    n_types, n_row_pieces = (n_types, -(-index.counts[1] // ROWS_A_PIECE)) if reach == TO_TABLE else (0, 0)
     in_parallel(team, n_pieces_to_add_up(len(pieces), n_types), add_up, (
         pieces, n_types, column_of, N, table, index, b
     ))  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...bags.on_numba.row_sums import scale_row, sum_rows
-from ...bags.on_numba.row_updates import moves, pool_bag, update_from_transposed
+from ...bags.on_numba.row_updates import moves, update_from_transposed
 from ...machine.jit import address_of, helper
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from .dense_memory import HALVES
@@ -14,6 +14,8 @@ from .text_hidden import TYPES_A_PIECE
 from .text_index import NONE
 from .text_memory import TILE_ROWS
 from .text_tiles import ONE
+
+ROWS_A_PIECE = 256
 
 
 # --- round 4: gradients of dense parameters over each half of the rows, and of types -----------------------
@@ -36,7 +38,7 @@ def _add_up_types(p, table, index, b):
         if len(table.frozen) and not _has_moving_row(u, table, index):
             continue
         d_vector = d_vectors + FLOAT_BYTES * u * D
-        pool_bag(d_x, D, index.positions, index.begins[u], index.begins[u + 1], b.no_scales, d_vector)
+        sum_rows(d_x, D, index.positions, index.begins[u], index.begins[u + 1], b.no_scales, d_vector)
         scale_row(d_vector, D, ONE / np.float32(max(1, index.sizes[u])))
 
 
@@ -67,7 +69,7 @@ def add_up(p, pieces, n_types, column_of, N, table, index, b):
 
 @helper
 def square(p, pieces, column_of, n_tiles, table, index, b, squares):
-    """squares[p] = the sum of the squares of the gradient of a dense parameter's piece, or of a part of the rows."""
+    """squares[p] = the sum of the squares of the gradient of a dense parameter's piece, or of some rows."""
     if p < len(pieces):
         squares[p] = square_of_piece(p, pieces, column_of, n_tiles, b.dense)
     else:
@@ -76,9 +78,9 @@ def square(p, pieces, column_of, n_tiles, table, index, b, squares):
 
 @helper
 def _square_of_rows(p, table, index, b):
-    """Of the rows of part p that move: the index has no others."""
+    """Of the rows that move: the index has no others."""
     D, total, gradient = table.D, 0.0, np.empty(table.D + WIDTH, np.float32)
-    for r in range(index.part_begins[p], index.part_begins[p + 1]):
+    for r in range(p * ROWS_A_PIECE, min(index.counts[1], (p + 1) * ROWS_A_PIECE)):
         sum_rows(
             address_of(b.d_vectors), D, index.row_types, index.row_begins[r], index.row_begins[r + 1], b.no_scales,
             address_of(gradient),
@@ -97,9 +99,10 @@ def scale_types(p, factor, D, index, b):
 
 @helper
 def move(p, n_pieces, pieces, rules, decays, factor, column_of, n_tiles, table, index, b):
-    """Update some dense parameters, or a part of the rows; there are n_pieces of both.
+    """Update some dense parameters, or some rows; there are n_pieces of both.
 
-    Both kinds are mixed evenly: every thread begins with parts of the rows that are its own in every step.
+    Both kinds are mixed evenly, so that every thread begins with rows, and with the same dense parameters in each step:
+    its core's cache then holds them. With all dense parameters first, one thread would have those alone.
     """
     n_dense = p * len(pieces) // n_pieces
     if (p + 1) * len(pieces) // n_pieces > n_dense:
@@ -110,8 +113,8 @@ def move(p, n_pieces, pieces, rules, decays, factor, column_of, n_tiles, table, 
 
 @helper
 def _move_rows(p, rule, table, index, b):
-    """Update part p of the rows, or store their gradients."""
-    first, last = index.part_begins[p], index.part_begins[p + 1]
+    """Update some rows, or store their gradients."""
+    first, last = p * ROWS_A_PIECE, min(index.counts[1], (p + 1) * ROWS_A_PIECE)
     d_vectors = address_of(b.d_vectors)
     if table.d_rows:
         for r in range(first, last):
