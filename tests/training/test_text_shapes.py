@@ -51,12 +51,12 @@ def bag_model(mode="mean", tasks=TASKS, *, dropout=0.0, dim=24, subwords=True):
     return encoder, MultiTaskHeads(dim, tasks, "main")
 
 
-def window_model(tasks=TASKS, *, dropout=0.0):
+def window_model(tasks=TASKS, *, dropout=0.0, dim=24):
     torch.manual_seed(0)
     encoder = WindowEncoder(
-        T, 24, window=1, hidden=None, dropout=dropout, sparse=True, rows_of_type=rows_of_types(), num_rows=V
+        T, dim, window=1, hidden=None, dropout=dropout, sparse=True, rows_of_type=rows_of_types(), num_rows=V
     )
-    return encoder, MultiTaskHeads(72, tasks, "main")
+    return encoder, MultiTaskHeads(3 * dim, tasks, "main")
 
 
 def bags(N=70, tasks=TASKS, seed=0, longest=30):
@@ -131,17 +131,19 @@ MODELS = {  # and their batches of N rows
 }
 
 
+# A vector holds 7 numbers with room to spare, and 24 take more than one: the last one overlaps the one before it.
+@pytest.mark.parametrize("dim", [7, 24])
 @pytest.mark.parametrize("made", MODELS)
-def test_dropout_is_a_mask_by_place_and_its_gradient_goes_through_it(made, monkeypatch):
+def test_dropout_is_a_mask_by_place_and_its_gradient_goes_through_it(made, dim, monkeypatch):
     inputs, targets = MODELS[made](90)
-    encoder, heads = made(dropout=0.3)
+    encoder, heads = made(dropout=0.3, dim=dim)
     training = TextTraining(encoder, heads, by("sgd")(encoder, heads))
     monkeypatch.setattr(training, "_dropout", lambda: Dropout(0.3, 12345))
     training(inputs, targets, WEIGHTS)
     found, width = parameters(encoder, heads), encoder.dim * getattr(encoder, "width", 1)
     drop = drop_of(Dropout(0.3, 12345))
     factors = factors_of(90, width, drop.key, drop.threshold, drop.kept)
-    encoder, heads = made()
+    encoder, heads = made(dim=dim)
     encoder.dropout = Times(torch.from_numpy(factors))
     eager_steps(encoder, heads, by("sgd")(encoder, heads), [(inputs, targets)], WEIGHTS)
     assert_alike(found, parameters(encoder, heads))

@@ -99,8 +99,9 @@ def _step_on_text(  # type: ignore[no-untyped-def]
         factor = clip_factor(squares, clip_norm)
         if factor != ONE:
             in_parallel(team, n_types, scale_types, (factor, D, index, b))
-    in_parallel(team, len(pieces) + n_row_pieces, move, (
-        pieces, rules, decays, factor, column_of, n_tiles, table, index, b
+    n_pieces = len(pieces) + n_row_pieces
+    in_parallel(team, n_pieces, move, (
+        n_pieces, pieces, rules, decays, factor, column_of, n_tiles, table, index, b
     ))  # fmt: skip
     for i in range(len(counts)):
         count_step(counts[i])

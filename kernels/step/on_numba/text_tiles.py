@@ -6,6 +6,7 @@ and losses, and all gradients down to the vectors. Sums over all rows are left t
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
 from ...bags.on_numba.row_sums import scale_row, sum_rows
@@ -18,8 +19,8 @@ from ...heads.on_numba.stages import (
 )
 from ...heads.on_numba.tile import pack_heads
 from ...machine.gemm import BLOCK_ROWS, PANEL
-from ...machine.jit import address_of, helper
-from ...machine.simd import FLOAT_BYTES, WIDTH
+from ...machine.jit import address_of, borrower, helper, pointer_to_float32
+from ...machine.simd import FLOAT_BYTES, WIDTH, load, store
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE
 from .dense_tiles import head_tile, multiply_panels
 from .dropout import draw_factors, words_of
@@ -43,21 +44,22 @@ N_PREPARED = 4
 
 @helper
 def prepare(p, texts, hidden, weights, H, heads, columns, for_logits, for_features, reach, index, b):
-    """Number the types (piece 0); pack the hidden weight (H, W D), the way back only if needed, and the heads' rows.
+    """Pack the hidden weight (H, W D), the way back only if needed, and the heads' rows; number the types (piece 3).
 
-    weights (K,): addresses of those of the computed heads.
+    weights (K,): addresses of those of the computed heads. On two threads, the first two pieces take about as long as
+    the others, also if the threads share no cache.
     """
     if p == 0:
-        index_types(texts, index)
-    elif p == 1:
         for panel in range(-(-len(hidden) // PANEL)):
             first = panel * PANEL
             pack_for_logits(hidden, first, min(PANEL, len(hidden) - first), b.forward[panel])
+    elif p == 1:
+        pack_heads(weights, H, heads, columns, for_logits, for_features)
     elif p == 2:
         if reach == TO_TABLE and len(hidden) > 0:
             pack_for_features(hidden, 0, len(hidden), b.backward)
     else:
-        pack_heads(weights, H, heads, columns, for_logits, for_features)
+        index_types(texts, index)
 
 
 @helper
@@ -80,21 +82,46 @@ def average_rows(p, table, index, b):
 # --- round 3: tiles --------------------------------------------------------------------------------------
 
 
+@borrower
+def _scale_into(source, factors, scale, n, target):
+    """target (n,) = source * factors * scale, all float32 at addresses; factors 0: none. target lies elsewhere."""
+    if n < WIDTH:
+        _scale_narrow(source, factors, scale, n, target)
+        return
+    # Written with vectors: in a loop over arrays, indices might be negative, and numbers are read one by one.
+    for column in range(0, n, WIDTH):
+        at = FLOAT_BYTES * min(column, n - WIDTH)
+        value = load(source + at)
+        if factors:
+            value = value * load(factors + at)
+        store(value * scale, target + at)
+
+
 @helper
-def _gather_window(row, W, D, index, drop, factors, i, b):
-    """Gather the vectors of a window into x, with dropout by row i of factors (., W * D)."""
-    x = b.x[row]
-    for w in range(W):
-        slot = np.int64(index.slots[row * W + w])
-        if slot == NONE:
-            for d in range(D):
-                x[w * D + d] = ZERO
-        elif drop.threshold > 0:
-            for d in range(D):
-                x[w * D + d] = b.vectors[slot, d] * factors[i, w * D + d]
-        else:
-            for d in range(D):
-                x[w * D + d] = b.vectors[slot, d]
+def _scale_narrow(source, factors, scale, n, target):
+    """_scale_into for rows that do not fill a vector."""
+    own, to = numba.carray(pointer_to_float32(source), (n,)), numba.carray(pointer_to_float32(target), (n,))
+    by = numba.carray(pointer_to_float32(factors if factors else source), (n,))
+    for d in range(n):
+        to[d] = (own[d] * by[d] if factors else own[d]) * scale
+
+
+@borrower
+def _gather_windows(first, rows, W, D, slots, vectors, factors, x):
+    """Gather the vectors of windows first.. into x, times factors (rows, W * D) at an address (0: none)."""
+    # Both addresses are taken where the arrays are arguments, so that they outlive them.
+    source, target = np.int64(vectors.ctypes.data), np.int64(x.ctypes.data)
+    for i in range(rows):
+        for w in range(W):
+            slot, row = np.int64(slots[(first + i) * W + w]), first + i
+            if slot == NONE:
+                for d in range(w * D, (w + 1) * D):
+                    x[row, d] = ZERO
+            else:
+                _scale_into(
+                    source + FLOAT_BYTES * slot * D, factors + FLOAT_BYTES * (i * W + w) * D if factors else factors,
+                    ONE, D, target + FLOAT_BYTES * (row * x.shape[1] + w * D),
+                )  # fmt: skip
 
 
 @helper
@@ -120,13 +147,16 @@ def _gather(first, rows, padded, W, D, texts, index, drop, factors, b):
     """
     F = W * D
     words = np.empty(words_of(F), np.uint64)
-    for i in range(rows):
-        if drop.threshold > 0:
-            draw_factors(factors[i], F, drop.key, first + i, drop.threshold, drop.kept, words)
-        if len(texts.starts) > 0:
+    # All are drawn before the first is read: a vector that spans several recent stores would wait for them.
+    for i in range(rows if drop.threshold > 0 else 0):
+        draw_factors(factors[i], F, drop.key, first + i, drop.threshold, drop.kept, words)
+    if len(texts.starts) > 0:
+        for i in range(rows):
             _gather_bag(first + i, D, texts, index, drop, factors, i, b)
-        else:
-            _gather_window(first + i, W, D, index, drop, factors, i, b)
+    else:
+        at = address_of(factors) if drop.threshold > 0 else 0
+        _gather_windows(first, rows, W, D, index.slots, b.vectors, at, b.x)
+    for i in range(rows):
         for f in range(F, b.x.shape[1]):
             b.x[first + i, f] = ZERO
     for i in range(rows, padded):
@@ -137,15 +167,11 @@ def _gather(first, rows, padded, W, D, texts, index, drop, factors, b):
 @helper
 def _store_gradients(first, rows, F, texts, drop, factors, d_x, ldx, b):
     """Compute b.d_x of a tile from d_x (rows, ldx), the gradients of what was gathered, after dropout."""
+    source, target = address_of(d_x), address_of(b.d_x) + FLOAT_BYTES * first * F
+    by = address_of(factors) if drop.threshold > 0 else 0
     for i in range(rows):
-        at, begin = i * ldx, (first + i) * F
-        scale = texts.scales[first + i] if len(texts.scales) > 0 else ONE
-        if drop.threshold > 0:
-            for f in range(F):
-                b.d_x[begin + f] = d_x[at + f] * factors[i, f] * scale
-        else:
-            for f in range(F):
-                b.d_x[begin + f] = d_x[at + f] * scale
+        scale, at = texts.scales[first + i] if len(texts.scales) > 0 else ONE, FLOAT_BYTES * i * F
+        _scale_into(source + FLOAT_BYTES * i * ldx, by + at if by else 0, scale, F, target + at)
 
 
 @helper

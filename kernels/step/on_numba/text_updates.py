@@ -98,12 +98,17 @@ def scale_types(p, factor, D, index, b):
 
 
 @helper
-def move(p, pieces, rules, decays, factor, column_of, n_tiles, table, index, b):
-    """Update some dense parameters (the first pieces), or some rows (the others)."""
-    if p < len(pieces):
-        move_dense(p, pieces, rules, decays, factor, column_of, n_tiles, b.dense)
+def move(p, n_pieces, pieces, rules, decays, factor, column_of, n_tiles, table, index, b):
+    """Update some dense parameters, or some rows; there are n_pieces of both.
+
+    Both kinds are mixed evenly, so that every thread begins with rows, and with the same dense parameters in each step:
+    its core's cache then holds them. With all dense parameters first, one thread would have those alone.
+    """
+    n_dense = p * len(pieces) // n_pieces
+    if (p + 1) * len(pieces) // n_pieces > n_dense:
+        move_dense(n_dense, pieces, rules, decays, factor, column_of, n_tiles, b.dense)
     else:
-        _move_rows(p - len(pieces), rules[table.rule], table, index, b)
+        _move_rows(p - n_dense, rules[table.rule], table, index, b)
 
 
 @helper
