@@ -20,6 +20,15 @@ def test_info_names_backends_and_reasons(capsys: pytest.CaptureFixture[str]) -> 
     assert all(name in shown for name in ("numba", "reference", "chunked", "tile", "torch"))
 
 
+def test_without_a_command_the_help_is_all_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert "Commands" in said.out + said.err
+    assert "mt2st-fast:" not in said.err
+
+
 def test_info_shows_what_a_forced_backend_cannot_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
