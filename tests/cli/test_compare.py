@@ -152,6 +152,7 @@ def test_compare_shows_all_that_it_was_asked_for(
         (["--tune", "-1"], ["tune"]),
         (["--plateau-margin", "0"], ["--plateau-margin"]),
         (["--target", "nan"], ["--target"]),
+        (["--target", "90"], ["--target must be at most 1", "90 % is 0.9"]),
         (["--min-delta", "0.1"], ["min_delta", "patience"]),
         (["--floor", "0"], ["floor", "diminish"]),
         (["--aux-weight", "0"], ["aux-weight"]),
