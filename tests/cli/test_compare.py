@@ -47,7 +47,9 @@ def test_the_table_of_a_terminal_is_whole(
         "--seeds",
         "1",
         "--target",
-        "2",
+        "1",
+        "--lr",
+        "1e-9",
         "--strategies",
         "stl,diminish-switch",
     ]
