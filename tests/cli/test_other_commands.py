@@ -74,7 +74,7 @@ def test_prepare_writes_a_token_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [tokens.vocabulary.words[t] for t in tokens.ids] == ["the", "saw", "the", "dog", "dog", "saw"]
     assert tokens.bounds.tolist() == [0, 4, 6]
     shown = " ".join(capsys.readouterr().out.split())
-    assert "6 tokens in 2 sentences, 3 word types; 2 rarer types (2 tokens) left out" in shown
+    assert "6 tokens in 2 sentences, 3 word types; 2 rarer types (2 tokens) left out. 1 file, 0.0 MB" in shown
 
 
 def test_the_command_line_starts_without_the_pictures() -> None:
