@@ -33,7 +33,21 @@ def device_named(name: str | torch.device) -> torch.device:
         raise InputError(f"device {name} is unknown; available: auto, cpu, cuda, cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {name} is not available: torch sees no CUDA device here; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= (n := torch.cuda.device_count()):
+        raise InputError(
+            f"device {name} is not available; torch sees {', '.join(f'cuda:{i}' for i in range(n))}"
+        )
+    if device.type not in ("cpu", "cuda") and not _holds_numbers(device):
+        raise InputError(f"device {name} is not available to torch here; use cpu")
     return device
+
+
+def _holds_numbers(device: torch.device) -> bool:
+    """Whether tensors can be made on a device and read again: torch raises almost anything where they cannot."""
+    try:
+        return torch.ones(1, dtype=torch.float32, device=device).item() == 1.0
+    except (RuntimeError, AssertionError, ImportError, AttributeError):
+        return False
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.numbers import check_count, check_positive
+from mt2st_fast.memory import MOST_DIM
+from mt2st_fast.numbers import check_at_most, check_count, check_positive
 from mt2st_fast.serving.load import load
 from mt2st_fast.words.fasttext_models import Classifier, FastTextModel, Vectors, words_of
 from mt2st_fast.words.fasttext_options import UNSUPERVISED_LOSSES, check_refused
@@ -81,6 +82,7 @@ def train_unsupervised(
     an option that cannot be used.
     """
     check_count(dim=dim, ws=ws, epoch=epoch, bucket=bucket, thread=thread)
+    check_at_most(MOST_DIM, dim=dim)
     check_count(0, minCount=minCount, minn=minn, maxn=maxn, seed=seed)
     check_positive(lr=lr)
     if loss == "ns":

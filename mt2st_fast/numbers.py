@@ -86,6 +86,13 @@ def check_count(least: int = 1, **options: Any) -> None:
             raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
+def check_at_most(most: int, **options: Any) -> None:
+    """Raise InputError, naming the option, unless all options, which are numbers, are at most `most`."""
+    for name, value in options.items():
+        if value > most:
+            raise InputError(f"{name} must be at most {most:,}, not {value:,}")
+
+
 def _shown(limit: float) -> str:
     """Format a limit: a whole number to its last digit."""
     return f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"

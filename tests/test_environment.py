@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from mt2st_fast.environment import _processor_of, processor
+from mt2st_fast import InputError
+from mt2st_fast.environment import _processor_of, device_named, processor
 
 ONE = [
     "processor\t: 0",
@@ -31,3 +33,17 @@ def test_generations_of_one_name_are_told_apart(lines: list[str], name: str | No
 
 def test_this_machine_has_a_name() -> None:
     assert processor()
+
+
+@pytest.mark.parametrize("name", ["meta", "hpu", "privateuseone", "mtia", "fpga"])
+def test_a_device_without_numbers_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"device {name} is not available to torch here; use cpu"):
+        device_named(name)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_named("cuda:1").index == 1
+    with pytest.raises(InputError, match="device cuda:2 is not available; torch sees cuda:0, cuda:1"):
+        device_named("cuda:2")

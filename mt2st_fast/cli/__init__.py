@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = app(args=arguments, prog_name="mt2st-fast", standalone_mode=False)
     except typer.TyperException as error:
+        if not error.format_message():  # without a command, the help has just been shown
+            sys.exit(2)
         context = getattr(error, "ctx", None)  # of the command that refuses, if it was found
         command = "mt2st-fast" if context is None else context.command_path
         _leave(f"{error.format_message()} (see {command} --help)", of_all=True)

@@ -59,8 +59,8 @@ IN_TERMINAL = {
     "seconds:": "s",
     "steps to target:": "steps to\ntarget",
     "seconds to target:": "s to\ntarget",
-    "time to target vs stl:": "vs stl",
-    "vs mtl:": "vs mtl",
+    "time to target vs stl:": "time\nvs stl",
+    "vs mtl:": "time\nvs mtl",
 }
 
 

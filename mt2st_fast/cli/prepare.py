@@ -52,5 +52,6 @@ def prepare(
         f"{out}: {done.words_kept:,} tokens in {done.sentences:,} sentences, "
         f"{done.types_kept:,} word types; "
         f"{done.types_read - done.types_kept:,} rarer types ({done.words_read - done.words_kept:,} tokens) left out. "
-        f"{done.files:,} files, {done.bytes_read / 1e6:,.1f} MB, {done.bytes_read / 1e6 / seconds:,.1f} MB/s.",
+        f"{done.files:,} file{'s' * (done.files != 1)}, {done.bytes_read / 1e6:,.1f} MB, "
+        f"{done.bytes_read / 1e6 / seconds:,.1f} MB/s.",
     )

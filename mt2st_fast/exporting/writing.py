@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.exporting.inputs import FORMAT
-from mt2st_fast.files import write_atomically, writing_atomically
+from mt2st_fast.files import naming, write_atomically, writing_atomically
 from mt2st_fast.numbers import plain
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -122,7 +122,7 @@ def write_graph(
         "outputs": {name: list(axes) for name, axes in outputs.items()},
         **description,
     }
-    with writing_atomically(file) as opened:
+    with naming(file), writing_atomically(file) as opened:
         opened.write(content)
         opened.flush()
         # Before the graph takes its place: the digest reveals a description of another one.

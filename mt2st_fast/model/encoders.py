@@ -20,6 +20,7 @@ from mt2st_fast.kernels import (
     type_rows,
     unique_ids,
 )
+from mt2st_fast.memory import naming_table
 
 NO_ROW = -1
 # Mean pooling divides by the bag: this scale keeps the features of a window near unit variance.
@@ -61,7 +62,8 @@ class _TypeEmbedding(nn.Module):
         n_rows = num_types if num_rows is None else num_rows
         # Not if the whole encoder is made on this device, for code that fills it afterwards.
         self._waits_for_rows = table_device is not None and torch.device(table_device).type == "meta"
-        self.table = nn.Parameter(torch.empty(n_rows, dim, device=table_device))
+        with naming_table(n_rows, dim):
+            self.table = nn.Parameter(torch.empty(n_rows, dim, device=table_device))
         nn.init.normal_(self.table, std=TABLE_STD)
         if rows_of_type is not None:
             with torch.no_grad():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_finite_number
 from mt2st_fast.runs.config import ENGINES
 from mt2st_fast.runs.options import check_options, option, positive, some_of
@@ -14,8 +15,10 @@ from mt2st_fast.training.schedules import strategies
 MOST_RUNS = 10_000
 
 
-def _finite(shown: str, value: Any) -> None:
+def _reachable(shown: str, value: Any) -> None:
     check_finite_number(**{shown: value})
+    if value > 1:
+        raise InputError(f"{shown} must be at most 1, as every metric is (90 % is 0.9), not {value}")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class ComparisonOptions:
         None,
         "Output",
         "main-task quality to reach, besides the best of stl and of mtl; by default the highest that all runs reach",
-        test=_finite,
+        test=_reachable,
     )
     plateau_margin: float = option(
         0.002,

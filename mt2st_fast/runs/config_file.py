@@ -52,6 +52,8 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         # A path need not be UTF-8, neither on the command line nor here.
         return parsed(content.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
+    except InputError as error:  # of what is valid, but not meant here
+        raise InputError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:  # invalid format, a too long number, or too deep nesting
         raise InputError(f"{path}: is not valid {kind} in UTF-8: {error}") from None
 
@@ -59,7 +61,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 def _json(text: str) -> dict[str, Any]:
     found = json.loads(text, object_pairs_hook=_each_once)
     if not isinstance(found, dict):
-        raise ValueError(f"expected an object of keys and values, found {type(found).__name__}")
+        raise InputError(f"expected an object of keys and values, found {_as_written(found)}")
     return found
 
 
@@ -67,9 +69,9 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"{key} occurs twice; remove one")
+            raise InputError(f"{key} occurs twice; remove one")
         if value is None:  # JSON only: TOML has no null
-            raise ValueError(f"{key} is null; leave it out")
+            raise InputError(f"{key} is null; leave it out")
         found[key] = value
     return found
 

@@ -57,7 +57,7 @@ def _answers(model: TextModel, task: str, logits: np.ndarray, wanted: Wanted) ->
     """Return all rows' answers: a label each, or if more is wanted [[label, probability], ...] in falling order."""
     labels = model.labels[task]
     if labels.kind == "values" or wanted.one_class:
-        return [each if isinstance(each, str) else list(each) for each in _shown(model, task, logits)]
+        return [_plain(each, labels.kind) for each in _shown(model, task, logits)]
     probabilities = probabilities_of(logits, labels.kind)
     C = probabilities.shape[1]
     k = wanted.k if wanted.k is not None else (1 if labels.kind == "classes" else C)
@@ -71,6 +71,13 @@ def _answers(model: TextModel, task: str, logits: np.ndarray, wanted: Wanted) ->
     ]
 
 
+def _plain(shown: Any, kind: str) -> Any:
+    """Return a class as its name, a single number as itself (readers of tables have it so), and others as lists."""
+    if isinstance(shown, str):
+        return shown
+    return shown[0] if kind == "values" and len(shown) == 1 else list(shown)
+
+
 def _least(wanted: Wanted, kind: str) -> float:
     return 0.5 if kind == "labels" and wanted.k is None else 0.0
 
@@ -78,7 +85,8 @@ def _least(wanted: Wanted, kind: str) -> float:
 def probabilities_of(logits: np.ndarray, kind: str) -> np.ndarray:
     """Return (N, C): probabilities of classes sum to 1, those of labels are independent."""
     if kind == "labels":
-        return np.asarray(1 / (1 + np.exp(-logits)))
+        with np.errstate(over="ignore"):  # exp of a large number is inf, whose inverse is 0, as it should be
+            return np.asarray(1 / (1 + np.exp(-logits)))
     powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
@@ -110,7 +118,7 @@ def _lines(rows: Mapping[str, Sequence[Any]], wanted: Wanted) -> str:
 
 def _labels(answer: Any, wanted: Wanted) -> list[str]:
     """Return the labels of an answer, each followed by its probability if that is wanted."""
-    if isinstance(answer, str):
-        return [answer]
+    if not isinstance(answer, list):
+        return [str(answer)]
     pairs = [each if isinstance(each, list) else [each] for each in answer]  # a value has no probability
     return [" ".join(map(str, pair if wanted.probabilities else pair[:1])) for pair in pairs]

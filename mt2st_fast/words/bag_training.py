@@ -22,11 +22,12 @@ from mt2st_fast.data.corpus import Corpus
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
+from mt2st_fast.memory import MOST_BUCKETS, MOST_DIM, naming_table
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.modes import check_records
 from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
-from mt2st_fast.numbers import check_count, check_positive, given, is_number
+from mt2st_fast.numbers import check_at_most, check_count, check_positive, given, is_number
 from mt2st_fast.training.optim import RowwiseAdagrad
 from mt2st_fast.training.schedules import MultiTask, Schedule
 from mt2st_fast.training.trained_heads import heads_without, untrained
@@ -39,7 +40,6 @@ log = logging.getLogger("mt2st_fast")
 
 LEAST_BATCH, RATE_OF_LEAST, RATE_OF_MOST = 64, 0.03, 0.2
 MOST_KEPT_IDS = 50_000_000  # batches with up to this many ids are kept in memory; an id takes about 15 bytes
-MOST_BUCKETS = 2_000_000_000  # row numbers have 32 bits
 ROWS_DRAWN_AT_ONCE = 4096
 
 
@@ -79,8 +79,8 @@ class BagOptions:
         check_positive(epoch=self.epoch, **given(lr=self.lr))
         if self.minn > self.maxn:
             raise InputError(f"minn ({self.minn}) and maxn ({self.maxn}) must satisfy 0 <= minn <= maxn")
-        if self.bucket > MOST_BUCKETS:
-            raise InputError(f"bucket must be at most {MOST_BUCKETS:,}, not {self.bucket:,}")
+        check_at_most(MOST_BUCKETS, bucket=self.bucket)
+        check_at_most(MOST_DIM, dim=self.dim)
         if not (is_number(self.dropout) and 0 <= self.dropout < 1):
             raise InputError(f"dropout must be a probability below 1, not {self.dropout!r}")
 
@@ -189,7 +189,8 @@ def make_bag_encoder(
     """
     with torch.device("meta"):  # skips the encoder's own, slower initialization
         encoder = BagEncoder(num_types, dim, sparse=True, dropout=dropout)
-    encoder.to_empty(device="cpu")
+    with naming_table(num_types, dim):
+        encoder.to_empty(device="cpu")
     _fill_uniform(encoder.table.data, 1.0 / dim, draw)
     return encoder
 

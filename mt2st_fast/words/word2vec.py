@@ -19,7 +19,8 @@ import torch
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.numbers import check_count, given
+from mt2st_fast.memory import MOST_BUCKETS, MOST_DIM
+from mt2st_fast.numbers import check_at_most, check_count, given
 from mt2st_fast.training.context_run import ContextPlan, ContextRun
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.table_tasks import TableTasks, check_kinds
@@ -140,6 +141,8 @@ class Word2Vec(GensimNames):
         self.tasks, self.schedule = dict(tasks or {}), schedule or Switch(at=0.6)
         check_kinds(self.tasks)
         check_count(vector_size=vector_size, window=window, workers=workers, epochs=epochs, bucket=bucket)
+        check_at_most(MOST_BUCKETS, bucket=bucket)
+        check_at_most(MOST_DIM, vector_size=vector_size)
         check_count(
             batch_words=batch_words, **given(max_final_vocab=max_final_vocab, max_vocab_size=max_vocab_size)
         )

@@ -12,6 +12,7 @@ from mt2st_fast.data.character_ngrams import character_ngrams, ngram_hash, subwo
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.workspace import WordRows
+from mt2st_fast.memory import naming_table
 from mt2st_fast.words.gensim_errors import NoWordsError
 from mt2st_fast.words.keyed import fill_keyed, lock_factors, with_new_words
 from mt2st_fast.words.word2vec_options import LearningOptions
@@ -60,9 +61,10 @@ class WordTables:
         self._forget_training()
         self._know(vocabulary)
         rows = len(self.words) + (self.bucket if self.max_n else 0)
-        self.input_rows = self._fresh_rows(rows, self.seed)
-        self.output_vectors = self._no_rows(len(self.words)) if self.negative else None
-        self.node_vectors = self._no_rows(len(self.words)) if self.hs else None
+        with naming_table(rows, self.vector_size):
+            self.input_rows = self._fresh_rows(rows, self.seed)
+            self.output_vectors = self._no_rows(len(self.words)) if self.negative else None
+            self.node_vectors = self._no_rows(len(self.words)) if self.hs else None
         self._locks = np.ones(1, np.float32)
         if self._keyed is not None:
             self._keyed.vectors_lockf = self._locks

@@ -47,7 +47,9 @@ def test_the_table_of_a_terminal_is_whole(
         "--seeds",
         "1",
         "--target",
-        "2",
+        "1",
+        "--lr",
+        "1e-9",
         "--strategies",
         "stl,diminish-switch",
     ]
@@ -152,6 +154,7 @@ def test_compare_shows_all_that_it_was_asked_for(
         (["--tune", "-1"], ["tune"]),
         (["--plateau-margin", "0"], ["--plateau-margin"]),
         (["--target", "nan"], ["--target"]),
+        (["--target", "90"], ["--target must be at most 1", "90 % is 0.9"]),
         (["--min-delta", "0.1"], ["min_delta", "patience"]),
         (["--floor", "0"], ["floor", "diminish"]),
         (["--aux-weight", "0"], ["aux-weight"]),

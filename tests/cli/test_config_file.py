@@ -219,10 +219,10 @@ def test_what_cannot_be_used_is_one_line_with_file_and_key(
     [
         ('{"lrr": 1}', ["'lrr'", "did you mean 'lr'?"]),
         ('{"lr": NaN}', ["lr must be", "nan"]),
-        ('{"lr": null}', ["is not valid JSON", "lr is null", "leave it out"]),
-        ('{"lr": 0.1, "lr": 0.2}', ["is not valid JSON", "lr occurs twice"]),
+        ('{"lr": null}', [": lr is null; leave it out"]),
+        ('{"lr": 0.1, "lr": 0.2}', [": lr occurs twice; remove one"]),
         ('{"lr": 0.1', ["is not valid JSON", "line 1"]),
-        ('["lr", 0.1]', ["is not valid JSON", "list", "keys and values"]),
+        ('["lr", 0.1]', ["expected an object of keys and values, found", "0.1]"]),
         ("lr = 0.1", ["is not valid JSON"]),
         ("", ["is not valid JSON"]),
     ],

@@ -20,6 +20,15 @@ def test_info_names_backends_and_reasons(capsys: pytest.CaptureFixture[str]) -> 
     assert all(name in shown for name in ("numba", "reference", "chunked", "tile", "torch"))
 
 
+def test_without_a_command_the_help_is_all_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert "Commands" in said.out + said.err
+    assert "mt2st-fast:" not in said.err
+
+
 def test_info_shows_what_a_forced_backend_cannot_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +74,7 @@ def test_prepare_writes_a_token_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [tokens.vocabulary.words[t] for t in tokens.ids] == ["the", "saw", "the", "dog", "dog", "saw"]
     assert tokens.bounds.tolist() == [0, 4, 6]
     shown = " ".join(capsys.readouterr().out.split())
-    assert "6 tokens in 2 sentences, 3 word types; 2 rarer types (2 tokens) left out" in shown
+    assert "6 tokens in 2 sentences, 3 word types; 2 rarer types (2 tokens) left out. 1 file, 0.0 MB" in shown
 
 
 def test_the_command_line_starts_without_the_pictures() -> None:

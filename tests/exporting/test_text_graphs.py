@@ -263,3 +263,10 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
     with pytest.raises(InputError, match=r"logits of pos are .* off the model's, so nothing was written"):
         model.export(tmp_path / "m.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
+def test_a_full_disk_is_named() -> None:
+    with pytest.raises(OSError, match="No space left") as error:
+        made("document").export("/dev/full", "onnx")
+    assert error.value.filename == "/dev/full"

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from mt2st_fast.data import open_data
 from mt2st_fast.data.text.tokenizers import TOKENIZERS
 from mt2st_fast.errors import InputError
 from mt2st_fast.serving import reading
 from mt2st_fast.serving.reading import read_units
 from mt2st_fast.serving.wanted import Wanted
-from mt2st_fast.serving.writing import check_format, write_units
+from mt2st_fast.serving.writing import check_format, probabilities_of, write_units
 from tests.serving.test_text_model import LABELS, made
 
 CONLLU = """\
@@ -158,7 +159,7 @@ def test_json_lines_hold_what_was_asked():
         assert [row[task] for row in rows] == json.loads(json.dumps(model.predict(units, task)))
     np.testing.assert_array_equal(
         np.array([value for row in rows for value in row["length"]], np.float32),
-        model.logits(units, "length").numpy(),
+        model.logits(units, "length").numpy()[:, 0],
     )
     rows = [json.loads(line) for line in written(model, text, form="jsonl", k=-1).splitlines()]
     probabilities = model.probabilities(units)
@@ -179,13 +180,26 @@ def test_a_number_is_written_in_the_fewest_digits_that_give_it_again(monkeypatch
         model = made(level)
         monkeypatch.setattr(model, "outputs", lambda units, tasks: dict.fromkeys(tasks, found))
         [line] = written(model, b"word1\n", ("length",), "jsonl").splitlines()
-        written_out = line.rpartition("[")[2].rstrip("]}")
+        written_out = line.rpartition(": ")[2].strip("[]}")
         assert written_out == repr(float(value))
         assert np.float32(written_out) == found.item()
     assert f"length={value}" in written(model, b"word1\n", ("length",))
     model = made("document")
     monkeypatch.setattr(model, "outputs", lambda units, tasks: dict.fromkeys(tasks, found))
     assert written(model, b"word1\n", ("length",)) == f"{value}\n"
+
+
+def test_a_number_of_a_document_stands_alone_as_in_tables(tmp_path):
+    rows = written(made("document"), b"die Katze\nword1\n", ("pos", "length"), "jsonl")
+    assert all(isinstance(json.loads(row)["length"], float) for row in rows.splitlines())
+    (tmp_path / "x.jsonl").write_text(rows * 20, encoding="utf-8")
+    splits = open_data(f"jsonl:{tmp_path / 'x.jsonl'}", main="pos", auxiliary=("length:regression",))
+    assert splits.train.targets["length"].kind == "values"
+
+
+def test_a_logit_of_which_exp_overflows_is_a_probability_of_0():
+    logits = np.array([[-1000.0, 0.0, 1000.0]], np.float32)
+    np.testing.assert_array_equal(probabilities_of(logits, "labels"), [[0, 0.5, 1]])
 
 
 def test_documents_get_a_line_each():

@@ -68,6 +68,8 @@ def test_rare_words_are_left_out_and_unknown_ones_skipped():
         ({"min_n": -1, "max_n": 2}, "min_n must be a whole number of at least 0"),
         ({"max_n": -1}, "max_n must be a whole number of at least 0"),
         ({"max_n": 3, "bucket": 0}, "bucket must be a whole number of at least 1"),
+        ({"max_n": 3, "bucket": 3_000_000_000}, "bucket must be at most 2,000,000,000, not 3,000,000,000"),
+        ({"vector_size": 10**9}, "vector_size must be at most 1,048,576, not 1,000,000,000"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message):

@@ -18,6 +18,7 @@ _DOCUMENT = "-DOCSTART-"  # CoNLL-2003's mark between documents
 # Comments before a sentence; note that a word may itself be "#".
 _SAYS = re.compile(r"#\s+[\w.:-]+\s*=(?!=)|#\s+(id|sent_id|newdoc|newpar|text|source|global\.columns)\b.*=")
 _COMMENT = re.compile(r"#(\s|$)|#[\w.:-]+\s*=")
+_BESIDE_NUMBERS = re.compile("[0-9]+[-.][0-9]+")  # ranges of words (3-4) and empty nodes (3.1) in CoNLL-U
 _BLANKS = re.compile("[ \t]+")
 _MARKS = ("_", "-")  # in place of a label, as what tables have there
 _EXTENSIONS = (".txt", ".conll", ".tsv", ".iob", ".iob2", ".bio", ".col", ".columns", ".data")
@@ -91,6 +92,11 @@ class _Table:
         self._sentences = [sentence for sentence in self._sentences if sentence]
         if not self._sentences:
             raise InputError(f"{path}: contains no words")
+        if self._n_columns > 1 and max(map(len, self._sentences)) > 1 and all(map(_is_count, self.words())):
+            raise InputError(
+                f"{path}: the first column counts the words of each sentence, but must have the words themselves; "
+                "read CoNLL-U by conllu:PATH, and leave out that column of other files"
+            )
         self.notes = [*self._said(), *text.notes]
 
     def as_read(self, part: str) -> FileRead:
@@ -197,3 +203,9 @@ def _first_word_line(lines: Sequence[tuple[int, str]]) -> str:
     """Return the first line that looks like a word; if all begin with #, the first that is not blank."""
     filled = [line for _, line in lines if line.strip() and not line.startswith(_DOCUMENT)]
     return next((line for line in filled if line[0] != "#"), filled[0] if filled else "")
+
+
+def _is_count(words: Sequence[str]) -> bool:
+    """Whether the words of a sentence are 1, 2, 3, ... or 0, 1, 2, ..., but for those such as 3-4 and 3.1."""
+    numbers = [word for word in words if not _BESIDE_NUMBERS.fullmatch(word)]
+    return any(numbers == list(map(str, range(first, first + len(numbers)))) for first in (0, 1))

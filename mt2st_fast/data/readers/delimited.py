@@ -51,7 +51,9 @@ def _read_rows(path: Path, request: ReadRequest) -> tuple[Rows, str]:
 def _checked(delimiter: str) -> str:
     delimiter = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter)
     if len(delimiter) != 1 or delimiter in '"\n\r':
-        raise InputError(f"--delimiter must be one character or tab, not {delimiter!r}")
+        raise InputError(
+            f"--delimiter must be one character or tab, and no quotation mark or line end, not {delimiter!r}"
+        )
     return delimiter
 
 

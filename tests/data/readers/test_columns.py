@@ -59,10 +59,25 @@ def test_comments_are_no_words_and_are_counted(write, comment, sign):
         ("a\n", "x.txt:1: a word without a label"),
         ("# columns: w p p\na N N\n", "x.txt:1: duplicate column name"),
         ("\n\n", "x.txt: contains no words"),
+        (
+            "1\ta\tN\n\n# id = 2\n1\ta\tN\n2-3\tbc\t_\n2\tb\tV\n2.1\tx\t_\n",
+            "x.txt: the first column counts the words",
+        ),
+        (
+            "0 a N\n1 b V\n",
+            "x.txt: the first column counts the words of each sentence, but must have the words",
+        ),
     ],
 )
 def test_columns_name_the_malformed_line(write, text, message):
     assert message in message_of(f"columns:{write(**{'x.txt': text}) / 'x.txt'}")
+
+
+def test_sentences_of_one_number_are_no_count(write):
+    path = write(**{"x.txt": "1 N\n\n" * 9}) / "x.txt"
+    assert set(open_data(f"columns:{path}").vocabulary.words) == {"1"}
+    text = "1 N\n2 N\n\n2 N\n1 N\n\n" * 9
+    assert set(open_data(f"columns:{write(**{'y.txt': text}) / 'y.txt'}").vocabulary.words) == {"1", "2"}
 
 
 @needs_real_data
