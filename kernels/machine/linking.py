@@ -1,9 +1,9 @@
 """Compile helpers only to code that kernels link, and optimize a kernel once, with all of its helpers.
 
-For everything that it compiles, Numba links what it calls, optimizes all of it, and makes machine code and a function
+For everything that it compiles, Numba links what that calls, optimizes all of it, and makes machine code and a function
 that Python can call. A kernel here consists of some hundred helpers that call each other several levels deep: each
-would be optimized once for every level above it. So a helper stays as it was written, and a kernel collects its helpers,
-and theirs, before the optimizer runs.
+would be optimized once for every level above it. So a helper stays as it was written, and a kernel collects all
+helpers, also those that only other helpers call, before the optimizer runs.
 """
 
 from __future__ import annotations
@@ -123,10 +123,11 @@ class _KernelPasses(Compiler):
 
     def define_pipelines(self) -> Any:
         [pipeline] = super().define_pipelines()
-        pipeline.passes[:] = [
-            (self.lowering if each is NativeLowering else each, why)
-            for each, why in pipeline.passes if each.__name__ not in _NOT_NEEDED
-        ]
+        kept: dict[Any, str] = {}  # each pass once: Numba prunes dead branches three times
+        for each, why in pipeline.passes:
+            if each.__name__ not in _NOT_NEEDED:
+                kept.setdefault(self.lowering if each is NativeLowering else each, why)
+        pipeline.passes[:] = list(kept.items())
         return [pipeline]
 
 

@@ -56,10 +56,9 @@ def _run(
     heads, columns, column_weights, targets, scale, dense,
 ):  # fmt: skip
     """Group the batch by rows of the table (piece 0, if n_indexed is 1), or process a tile."""
-    if table_pieces is not None:
-        if p < n_indexed:
-            index_batch(front, sweeps)
-            return
+    if table_pieces is not None and p < n_indexed:
+        index_batch(front, sweeps)
+        return
     run_tile(
         p - n_indexed, N, tile_rows, front, table_pieces, inputs, drops, reach, for_logits, for_features, head_bias,
         heads, columns, column_weights, targets, scale, dense,
@@ -69,10 +68,9 @@ def _run(
 @helper
 def _square(p, n_of_table, table_pieces, front, pieces, column_of, n_tiles, dense, squares):
     """squares[p] = the sum of the squares of the gradient of some rows of the table, or of a dense parameter."""
-    if table_pieces is not None:
-        if p < n_of_table:
-            squares[p] = square_of_rows(p, front)
-            return
+    if table_pieces is not None and p < n_of_table:
+        squares[p] = square_of_rows(p, front)
+        return
     squares[p] = square_of_piece(p - n_of_table, pieces, column_of, n_tiles, dense)
 
 
@@ -81,10 +79,9 @@ def _move(
     p, n_of_table, table_pieces, sweeps, front, pieces, rules, decays, factor, column_of, n_tiles, dense
 ):
     """Update some rows of the table (the first pieces), or some dense parameters (the others)."""
-    if table_pieces is not None:
-        if p < n_of_table:
-            move_table(p, front, table_pieces, sweeps, rules, decays)
-            return
+    if table_pieces is not None and p < n_of_table:
+        move_table(p, front, table_pieces, sweeps, rules, decays)
+        return
     move_dense(p - n_of_table, pieces, rules, decays, factor, column_of, n_tiles, dense)
 
 
@@ -111,9 +108,8 @@ def _step_on_stack(  # type: ignore[no-untyped-def]
     head_bias_s = head_biases(heads, dense.biases, S)
     n_tiles = -(-N // tile_rows)
     n_indexed, sweeps = 0, False
-    if table_pieces is not None:
-        if len(table_pieces) > 0:
-            n_indexed, sweeps = 1, sweeps_table(rules[front[0]["rule"]], decays[front[0]["rule"]])
+    if table_pieces is not None and len(table_pieces) > 0:
+        n_indexed, sweeps = 1, sweeps_table(rules[front[0]["rule"]], decays[front[0]["rule"]])
     in_parallel(team, n_indexed + n_tiles, _run, (
         n_indexed, sweeps, N, tile_rows, front, table_pieces, inputs, drops, reach, for_logits, for_features,
         head_bias_s, heads, columns, column_weights, targets, scale, dense,
@@ -129,9 +125,8 @@ def _step_on_stack(  # type: ignore[no-untyped-def]
             (n_of_table, table_pieces, front, pieces, column_of, n_tiles, dense, squares),
         )  # fmt: skip
         factor = clip_factor(squares, clip_norm)
-        if table_pieces is not None:
-            if n_indexed and factor != ONE:
-                in_parallel(team, n_tiles, scale_vectors, (N, tile_rows, factor, front))
+        if table_pieces is not None and n_indexed and factor != ONE:
+            in_parallel(team, n_tiles, scale_vectors, (N, tile_rows, factor, front))
     if table_pieces is not None:
         n_of_table = n_table_pieces(front, table_pieces, sweeps)
     in_parallel(team, n_of_table + len(pieces), _move, (
