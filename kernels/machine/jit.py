@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from .cache import KernelCache, kernel_cache
 from .compiling import clock
-from .linking import HelperCompiler
+from .linking import HelperCompiler, KernelCompiler
 
 # Sums may be reordered so that they vectorize; the order is fixed at compile time, so the same call still gives the
 # same bits. NaN and infinity keep their meaning: a diverged loss must be visible.
@@ -29,6 +29,7 @@ _BORROWED: dict[str, Any] = {"_nrt": False}
 _LINKED: dict[str, Any] = {
     "pipeline_class": HelperCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
 }  # fmt: skip
+_WHOLE: dict[str, Any] = {"pipeline_class": KernelCompiler, "no_cfunc_wrapper": True}
 
 
 def elementwise(function: Callable) -> Any:
@@ -58,17 +59,17 @@ def borrower(function: Callable) -> Any:
 
 def entry(function: Callable) -> Any:
     """For a serial loop that Python calls; kernels may call it, too."""
-    return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy", **_COUNTED)(function))
+    return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy", **_COUNTED, **_WHOLE)(function))
 
 
 def free_entry(function: Callable) -> Any:
     """An entry that releases the GIL."""
-    return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy", nogil=True)(function))
+    return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy", nogil=True, **_WHOLE)(function))
 
 
 def exact_entry(function: Callable) -> Any:
     """An entry whose arithmetic is performed as written."""
-    return _kept(numba.njit(**_COUNTED)(function))
+    return _kept(numba.njit(**_COUNTED, **_WHOLE)(function))
 
 
 def _kept(dispatcher: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from ...machine.jit import elementwise, helper
@@ -30,7 +29,7 @@ def _by_step(w, g, first, second, step, scale, numbers):
 
 
 def _or_row(code: int, row_numbers: Any, others: Any) -> Any:
-    @numba.njit(error_model="numpy")
+    @helper
     def chosen(rule, mean_square, per_row, row):  # type: ignore[no-untyped-def]
         if rule["kind"] == code:
             return row_numbers(rule, mean_square, per_row, row)
@@ -40,7 +39,7 @@ def _or_row(code: int, row_numbers: Any, others: Any) -> Any:
 
 
 def _or_move(code: int, move: Any, others: Any) -> Any:
-    @numba.njit(error_model="numpy")
+    @elementwise
     def chosen(kind, w, g, first, second, step, scale, numbers):  # type: ignore[no-untyped-def]
         if kind == code:
             return move(w, g, first, second, step, scale, numbers)
@@ -49,7 +48,7 @@ def _or_move(code: int, move: Any, others: Any) -> Any:
     return chosen
 
 
-@numba.njit(error_model="numpy")
+@elementwise
 def _otherwise_by_step(kind, w, g, first, second, step, scale, numbers):  # type: ignore[no-untyped-def]
     return _by_step(w, g, first, second, step, scale, numbers)
 

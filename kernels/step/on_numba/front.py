@@ -27,16 +27,19 @@ BLOCK_FLOATS = 4096  # of a table: half of a cache of 32 KiB
 
 
 @helper
-def load_rows(front, inputs, drop, first, rows, factors, words):
-    """Make rows first.. of x, with dropout: copies of inputs (N, F), an address, or vectors of the table."""
+def load_rows(front, table_pieces, inputs, drop, first, rows, factors, words):
+    """Make rows first.. of x, with dropout: copies of inputs (N, F), an address, or vectors of the table.
+
+    table_pieces: None without a table.
+    """
     of = front[0]
     F = of["F"]
     for i in range(first, first + rows):
         at = of["x"] + FLOAT_BYTES * i * of["ld"]
-        if of["table"]:
-            _load_vectors(front, i, at)
-        else:
+        if table_pieces is None:
             copy_floats(inputs + FLOAT_BYTES * i * F, at, F)
+        else:
+            _load_vectors(front, i, at)
         if drop["threshold"] > 0:
             draw_factors(factors[:F], F, drop["key"], i, drop["threshold"], drop["kept"], words)
             x = numba.carray(pointer_to_float32(at), (F,))
@@ -149,6 +152,8 @@ def sweeps_table(rule, decay):
 @helper
 def n_table_pieces(front, table_pieces, sweeps):
     """Into how many pieces the update of a table is divided, if it is swept or if the batch's rows are updated."""
+    if len(table_pieces) == 0:  # the table is not updated
+        return 0
     return len(table_pieces) if sweeps else -(-front[0]["n_rows"] // ROWS_A_PIECE)
 
 

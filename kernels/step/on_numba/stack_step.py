@@ -9,6 +9,8 @@ Four rounds of pieces of work, each on all threads:
 
 Gradients are clipped between the last two, by the sums of the squares of their pieces.
 
+What a model does not have is None, a type of its own: Numba drops the branches for it, and compiles the step without.
+
 A piece's result does not depend on other pieces, and a sum is computed by one piece in the order of its terms: the same
 call gives the same bits on any number of threads. Gradients are computed only as far back as something is trained.
 """
@@ -50,26 +52,26 @@ def _add_up(p, pieces, N, tile_rows, column_of, dense):
 
 @helper
 def _run(
-    p, n_indexed, sweeps, N, tile_rows, front, inputs, drops, reach, for_logits, for_features, head_bias, heads,
-    columns, column_weights, targets, scale, dense,
+    p, n_indexed, sweeps, N, tile_rows, front, table_pieces, inputs, drops, reach, for_logits, for_features, head_bias,
+    heads, columns, column_weights, targets, scale, dense,
 ):  # fmt: skip
     """Group the batch by rows of the table (piece 0, if n_indexed is 1), or process a tile."""
-    if p < n_indexed:
+    if table_pieces is not None and p < n_indexed:
         index_batch(front, sweeps)
-    else:
-        run_tile(
-            p - n_indexed, N, tile_rows, front, inputs, drops, reach, for_logits, for_features, head_bias, heads,
-            columns, column_weights, targets, scale, dense,
-        )  # fmt: skip
+        return
+    run_tile(
+        p - n_indexed, N, tile_rows, front, table_pieces, inputs, drops, reach, for_logits, for_features, head_bias,
+        heads, columns, column_weights, targets, scale, dense,
+    )  # fmt: skip
 
 
 @helper
-def _square(p, n_of_table, front, pieces, column_of, n_tiles, dense, squares):
+def _square(p, n_of_table, table_pieces, front, pieces, column_of, n_tiles, dense, squares):
     """squares[p] = the sum of the squares of the gradient of some rows of the table, or of a dense parameter."""
-    if p < n_of_table:
+    if table_pieces is not None and p < n_of_table:
         squares[p] = square_of_rows(p, front)
-    else:
-        squares[p] = square_of_piece(p - n_of_table, pieces, column_of, n_tiles, dense)
+        return
+    squares[p] = square_of_piece(p - n_of_table, pieces, column_of, n_tiles, dense)
 
 
 @helper
@@ -77,10 +79,10 @@ def _move(
     p, n_of_table, table_pieces, sweeps, front, pieces, rules, decays, factor, column_of, n_tiles, dense
 ):
     """Update some rows of the table (the first pieces), or some dense parameters (the others)."""
-    if p < n_of_table:
+    if table_pieces is not None and p < n_of_table:
         move_table(p, front, table_pieces, sweeps, rules, decays)
-    else:
-        move_dense(p - n_of_table, pieces, rules, decays, factor, column_of, n_tiles, dense)
+        return
+    move_dense(p - n_of_table, pieces, rules, decays, factor, column_of, n_tiles, dense)
 
 
 def _step_on_stack(  # type: ignore[no-untyped-def]
@@ -89,9 +91,10 @@ def _step_on_stack(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Take one step on N rows of inputs, an address, or of the indices that the front holds; store losses and hits.
 
-    rules, decays: of this step (see move_dense). clip_norm: 0 = gradients are not clipped. pieces, counts: of
-    parameters that are updated. heads: records of the heads that are computed. reach: how many layers gradients are
-    computed for. Everything else is as in tile_pass.
+    rules, decays: of this step (see move_dense). clip_norm: None = gradients are not clipped. table_pieces: of a table
+    before the layers, none if it is not updated; None without a table. pieces, counts: of parameters that are updated.
+    heads: records of the heads that are computed. reach: how many layers gradients are computed for. Everything else is
+    as in tile_pass.
     """
     K, S = len(heads), len(column_weights)
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
@@ -104,24 +107,28 @@ def _step_on_stack(  # type: ignore[no-untyped-def]
     ))  # fmt: skip
     head_bias_s = head_biases(heads, dense.biases, S)
     n_tiles = -(-N // tile_rows)
-    moves_table = len(table_pieces) > 0
-    sweeps = moves_table and sweeps_table(rules[front[0]["rule"]], decays[front[0]["rule"]])
-    in_parallel(team, int(moves_table) + n_tiles, _run, (
-        int(moves_table), sweeps, N, tile_rows, front, inputs, drops, reach, for_logits, for_features, head_bias_s,
-        heads, columns, column_weights, targets, scale, dense,
+    n_indexed, sweeps = 0, False
+    if table_pieces is not None and len(table_pieces) > 0:
+        n_indexed, sweeps = 1, sweeps_table(rules[front[0]["rule"]], decays[front[0]["rule"]])
+    in_parallel(team, n_indexed + n_tiles, _run, (
+        n_indexed, sweeps, N, tile_rows, front, table_pieces, inputs, drops, reach, for_logits, for_features,
+        head_bias_s, heads, columns, column_weights, targets, scale, dense,
     ))  # fmt: skip
     in_parallel(team, HALVES * len(pieces), _add_up, (pieces, N, tile_rows, column_of, dense))
-    factor = ONE
-    if clip_norm > 0.0:
-        n_of_rows = n_table_pieces(front, table_pieces, False) if moves_table else 0
-        squares = np.zeros(n_of_rows + len(pieces))
+    factor, n_of_table = ONE, 0
+    if clip_norm is not None:
+        if table_pieces is not None:
+            n_of_table = n_table_pieces(front, table_pieces, False)
+        squares = np.zeros(n_of_table + len(pieces))
         in_parallel(
-            team, len(squares), _square, (n_of_rows, front, pieces, column_of, n_tiles, dense, squares)
-        )
+            team, len(squares), _square,
+            (n_of_table, table_pieces, front, pieces, column_of, n_tiles, dense, squares),
+        )  # fmt: skip
         factor = clip_factor(squares, clip_norm)
-        if moves_table and factor != ONE:
+        if table_pieces is not None and n_indexed and factor != ONE:
             in_parallel(team, n_tiles, scale_vectors, (N, tile_rows, factor, front))
-    n_of_table = n_table_pieces(front, table_pieces, sweeps) if moves_table else 0
+    if table_pieces is not None:
+        n_of_table = n_table_pieces(front, table_pieces, sweeps)
     in_parallel(team, n_of_table + len(pieces), _move, (
         n_of_table, table_pieces, sweeps, front, pieces, rules, decays, factor, column_of, n_tiles, dense
     ))  # fmt: skip
@@ -161,7 +168,8 @@ def step(
     elif not inputs.is_contiguous():
         inputs = inputs.contiguous()
     step_on_stack(
-        packed(rules), np.array(decays, np.float32), clip_norm or 0.0, memory.front.record, moving.table_pieces,
+        packed(rules), np.array(decays, np.float32), clip_norm and float(clip_norm), memory.front.record,
+        None if model.front is None else moving.table_pieces,
         inputs.data_ptr(), N, tile_rows_of(N), memory.packs, memory.pack_pieces, _drops(dropouts),
         moving.dense.pieces, moving.dense.counts, batch.computed(), batch.table.column_weights, batch.addresses,
         batch.scale, batch.gradient_scale, moving.reach, memory.dense, losses.data_ptr(), correct.data_ptr(),

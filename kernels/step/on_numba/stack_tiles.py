@@ -59,13 +59,13 @@ def _tile_of(address, ld, first):
 
 @helper
 def run_tile(
-    tile, N, tile_rows, front, inputs, drops, reach, for_logits, for_features, head_bias, heads, columns,
+    tile, N, tile_rows, front, table_pieces, inputs, drops, reach, for_logits, for_features, head_bias, heads, columns,
     column_weights, targets, scale, dense,
 ):  # fmt: skip
     """Process the rows of a tile: outputs of all layers, losses, and gradients of the outputs of `reach` layers, or of
     all layers and of the table before them.
 
-    drops (layers + 1,): of the inputs, and of every layer's outputs.
+    table_pieces: None without a table. drops (layers + 1,): of the inputs, and of every layer's outputs.
     """
     layers = dense.layers
     L, first = len(layers), tile * tile_rows
@@ -78,7 +78,7 @@ def run_tile(
     for n in range(L):
         widest = max(widest, layers[n]["rows"])
     factors, words = np.zeros(round_up(widest, WIDTH), np.float32), np.empty(words_of(widest), np.uint64)
-    load_rows(front, inputs, drops[0], first, rows, factors, words[: words_of(F)])
+    load_rows(front, table_pieces, inputs, drops[0], first, rows, factors, words[: words_of(F)])
     for n in range(L):
         layer = layers[n]
         ld, ldx, H, F_n = layer["ld"], layer["ld_inputs"], layer["rows"], layer["columns"]
@@ -104,5 +104,5 @@ def run_tile(
                 _tile_of(layer["d_outputs"], ld, first), ld, whole, H, layer["backward"], H * PANEL, F_n,
                 _tile_of(d_inputs, ldx, first), ldx,
             )  # fmt: skip
-    if reach > L:
+    if table_pieces is not None and reach > L:
         store_vector_gradients(front, drops[0], first, rows, factors, words[: words_of(F)])
