@@ -60,6 +60,30 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def copies_of(batches: list[Batch]) -> list[Batch]:
+    """Return batches with copies of their tensors; data that stays where it is has none."""
+    return [
+        batch if isinstance(batch, ResidentBatch) else map_tensors(batch, torch.clone) for batch in batches
+    ]
+
+
+def have_same_tensors(one: Batch, other: Batch) -> bool:
+    """Return whether two batches of the same structure hold the same bits."""
+    found: tuple[list[Tensor], list[Tensor]] = [], []
+    for batch, tensors in zip((one, other), found, strict=True):
+        map_tensors(batch, lambda tensor, tensors=tensors: tensors.append(tensor) or tensor)  # type: ignore[misc]
+    return len(found[0]) == len(found[1]) and all(map(_have_same_bits, *found))
+
+
+def _have_same_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether tensors are alike; those of other layouts, which cannot be compared here, count as such."""
+    if one.is_nested or one.layout is not torch.strided:
+        return True
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())  # NaN is a missing label
+
+
 def to_device(inputs: Any, device: torch.device) -> Any:
     """Move the tensors in any nesting of tuples, lists and dicts, without waiting."""
     if type(inputs) is Tensor and inputs.device == device:  # nearly always on a CPU

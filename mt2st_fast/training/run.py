@@ -102,7 +102,7 @@ class Run:
     ) -> None:
         self.encoder, self.heads, self.source = encoder, heads, source
         self.steps_per_epoch, self.total_steps = source.steps_per_epoch, total_steps
-        self.steps_done, self.history = 0, History(heads.main)
+        self.steps_done, self.history, self.is_closed = 0, History(heads.main), False
         self._options, self._listener, self.processes = options, listener, processes
         self._phase_active: tuple[str, ...] = ()  # the tasks of losses and weights (K,)
         self._weight_values: list[float] = []
@@ -263,6 +263,7 @@ class Run:
 
     def close(self) -> None:
         """Restore gradients and unfreeze what the run has frozen, and leave the other processes."""
+        self.is_closed = True
         unfuse(self._parts.fused_tables)
         self._selection.undo()
         with self.processes.doing("Run.close"):

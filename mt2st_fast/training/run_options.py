@@ -25,6 +25,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Precision = Literal["float32", "bfloat16", "float16"]
 Backward = Literal["auto", "autograd", "fused"]  # how gradients are made
 Distributed = Literal["auto", "none"]
+DEFAULT_LR = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,11 @@ class RunOptions:
         check_is_schedule(self.schedule)
         check_positive(lr=self.lr, **given(clip_norm=self.clip_norm))
         check_not_negative(weight_decay=self.weight_decay)
+        if self.optimizer is not None and self.weight_decay:
+            raise InputError(
+                f"weight_decay={self.weight_decay} is of the default optimizer, but optimizer is given: pass it there, "
+                "lambda parameters: AdamW(parameters, weight_decay=...), and leave it out here"
+            )
         check_count(accumulate=self.accumulate, log_every=self.log_every)
         if self.precision not in get_args(Precision):
             raise ValueError(

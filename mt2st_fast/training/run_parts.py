@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,11 +15,12 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.sharded import is_dtensor, let_go_of_gathered
 from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
 from mt2st_fast.training.engines import StepParts, StepState
+from mt2st_fast.training.given_parts import kind_of
 from mt2st_fast.training.optim import LazyAdam, RuleOptimizer
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, step_mixed_groups_singly, undecayed
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.resuming import named_parameters
-from mt2st_fast.training.run_options import RunOptions
+from mt2st_fast.training.run_options import DEFAULT_LR, RunOptions
 from mt2st_fast.training.schedules.abilities import Ability, abilities_of, check_allowed
 
 logger = logging.getLogger(__name__)
@@ -102,6 +104,7 @@ def _make_optimizer(
     tables = [*row_sparse_tables(encoder), *row_sparse_tables(heads)]
     if options.optimizer is not None:
         optimizer = options.optimizer(parameters)
+        _check_is_optimizer(optimizer, options)
     else:
         adam = LazyAdam if tables else torch.optim.AdamW
         # torch's fused kernel takes no complex numbers.
@@ -118,6 +121,26 @@ def _make_optimizer(
             decay,
         )
     return optimizer
+
+
+def _check_is_optimizer(made: Any, options: RunOptions) -> None:
+    """Raises InputError for something else than an optimizer, and logs an lr that was given beside one with another.
+
+    The default of lr is not told from none. A rate of its own for some groups is no contradiction.
+    """
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InputError(
+            f"optimizer must return a torch.optim.Optimizer, not {kind_of(made)}: pass lambda parameters: "
+            "AdamW(parameters, lr=...)"
+        )
+    rates = [float(group["lr"]) for group in made.param_groups if "lr" in group]
+    if options.lr not in (DEFAULT_LR, *rates):
+        logger.warning(
+            "lr=%g is of the default optimizer and has no effect: the given optimizer was made with %s; set the rate "
+            "there, and leave lr out",
+            options.lr,
+            ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates)) or "no lr",
+        )
 
 
 def _check_steps_alone(optimizer: torch.optim.Optimizer) -> None:

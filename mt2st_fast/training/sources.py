@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mt2st_fast.data.resident import ResidentBatch
 from mt2st_fast.errors import InputError
-from mt2st_fast.training.batch import Batch
+from mt2st_fast.training.batch import Batch, copies_of, have_same_tensors
 from mt2st_fast.training.batch_shapes import WANTED, Paired, length_of, paired, shape_of
 from mt2st_fast.training.data_digest import content_of, known_again, remembered
 from mt2st_fast.training.random_states import python_states, set_python_states, states_to_json
@@ -216,6 +216,7 @@ class Source:
         }
         self.main, self.accumulate, self._steps = main, accumulate, steps
         self.taken = taken or {}
+        self._is_known_to_keep = False  # whether batches stay as they are until their step
         self.resting: Collection[str] = ()  # loaders that are skipped while their task has weight 0
 
     @property
@@ -257,7 +258,26 @@ class Source:
             return [[loader.next() for loader in loaders]]
         batches, before = self.loaders[self.main].length, step % self.steps_per_epoch * self.accumulate
         left = self.accumulate if batches is None else batches - before
-        return [[loader.next() for loader in loaders] for _ in range(min(self.accumulate, left))]
+        micro_steps: list[list[Batch]] = []
+        first: list[Batch] | None = None  # a copy
+        for _ in range(min(self.accumulate, left)):
+            micro_steps.append([loader.next() for loader in loaders])
+            if not self._is_known_to_keep and len(micro_steps) == 1:
+                first = copies_of(micro_steps[0])
+        if first is not None:
+            self._check_kept(first, micro_steps[0], loaders)
+        return micro_steps
+
+    def _check_kept(self, before: list[Batch], now: list[Batch], loaders: list[_Loader]) -> None:
+        """Raises InputError if a loader has written over a batch while it gave the others of the first step."""
+        self._is_known_to_keep = True
+        for loader, one, other in zip(loaders, before, now, strict=True):
+            if not have_same_tensors(one, other):
+                raise InputError(
+                    f"{loader.name} gives every batch in the memory of the one before, but a step needs "
+                    f"{self.accumulate} of them at once (accumulate={self.accumulate}): give copies (tensor.clone()), "
+                    "or leave accumulate at 1"
+                )
 
     def enter_phase(self, active: tuple[str, ...]) -> None:
         """Release the loaders of retired tasks, and tell the others which tasks are active."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from mt2st_fast.model.module_state import state_of
 from mt2st_fast.model.sharded import is_divided_among_all
 from mt2st_fast.numbers import check_count, check_positive, given
 from mt2st_fast.training.batch import Batch
-from mt2st_fast.training.batch_shapes import Paired
+from mt2st_fast.training.batch_shapes import Paired, length_of
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.checkpoint import Checkpoint, check_replaceable
 from mt2st_fast.training.data_digest import held_out_digest
@@ -38,6 +39,7 @@ from mt2st_fast.training.processes.data import add_up_sums, divide, in_step, own
 from mt2st_fast.training.processes.group import BEGIN, Processes, own_device, the_processes
 from mt2st_fast.training.run import Run
 from mt2st_fast.training.run_options import (
+    DEFAULT_LR,
     Backward,
     Distributed,
     OptimizerFactory,
@@ -52,6 +54,12 @@ from mt2st_fast.training.selection import no_held_out
 from mt2st_fast.training.sources import Source
 
 EVALUATE = "Trainer.evaluate"
+AT_ONCE = (
+    "log_every",
+    "metrics",
+)  # options that the loop over the steps reads; a run has the others of its beginning
+
+logger = logging.getLogger(__name__)
 
 
 def _option(name: str) -> Any:
@@ -61,6 +69,13 @@ def _option(name: str) -> Any:
         return getattr(trainer.options, name)
 
     def put(trainer: Trainer, value: Any) -> None:
+        run = trainer._run
+        goes_on = run is not None and not run.is_closed and run.steps_done < run.total_steps
+        if goes_on and name not in AT_ONCE:
+            logger.warning(
+                "%s is set within a run, which keeps the one that it began with: the new one counts from the next on",
+                name,
+            )
         trainer.options = replace(trainer.options, **{name: value})
 
     return property(get, put)
@@ -76,7 +91,7 @@ class Trainer:
         lr: the learning rate of the default optimizer.
         optimizer: a function from parameters to a torch optimizer of all of them. By default AdamW, or `LazyAdam` if
             the encoder has a row-sparse table (`sparse=True`).
-        weight_decay: for the default optimizer; acts on dense parameters only (the log says so if there are others).
+        weight_decay: for the default optimizer alone; acts on dense parameters (the log says so if there are others).
         lr_decay: "linear" lowers the learning rate to 0 over the run, "none" keeps it.
         lr_scheduler: a function from the optimizer, or from the optimizer and the number of steps of the run, to a
             torch scheduler. The scheduler is stepped after every step and saved in checkpoints.
@@ -110,7 +125,7 @@ class Trainer:
         heads: MultiTaskHeads,
         *,
         schedule: Schedule | None = None,
-        lr: float = 2e-3,
+        lr: float = DEFAULT_LR,
         optimizer: OptimizerFactory | None = None,
         weight_decay: float = 0.0,
         lr_decay: Decay = "none",
@@ -212,6 +227,8 @@ class Trainer:
             raise TypeError(
                 "val is an iterator, which is exhausted after one evaluation; pass a list or a loader"
             )
+        if val is not None and length_of(val) == 0:
+            raise ValueError("val has no batches; leave it out to train without evaluations")
         if val is None and isinstance(self.schedule, ObservingHeldOut):
             raise ValueError(no_held_out(self.schedule))
         if val is None and any(isinstance(callback, EarlyStopping) for callback in self.callbacks):
@@ -329,7 +346,7 @@ class Trainer:
         self, batches: Iterable[Batch], tasks: Sequence[str] | None = None, together: Processes | None = None
     ) -> dict[str, float]:
         """together: the processes that evaluate at the same time, each on its own batches."""
-        measured = tasks or [name for name in self.heads.active if not self.heads.is_word_task(name)]
+        measured = self._measured(tasks)
         dtype = self.options.autocast_dtype
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             options: dict[str, Any] = {"metrics": self.metrics}
@@ -338,6 +355,16 @@ class Trainer:
             if together is not None:
                 options["add_up"] = partial(add_up_sums, processes=together)
             return evaluate(self.encoder, self.heads, batches, measured, self.device, **options)
+
+    def _measured(self, tasks: Sequence[str] | None) -> Sequence[str]:
+        """Return the tasks to measure. Raises ValueError for one that is unknown, or has no metric."""
+        if isinstance(tasks, str):
+            raise TypeError(f"tasks must be a list of names, not the string {tasks!r}; pass [{tasks!r}]")
+        for name in tasks or ():
+            self.heads.task(name)  # raises for an unknown one
+            if self.heads.is_word_task(name):
+                raise ValueError(f"the task {name} is on words and has no metric; leave it out")
+        return tasks or [name for name in self.heads.active if not self.heads.is_word_task(name)]
 
     @property
     def run(self) -> Run:

@@ -11,6 +11,7 @@ from mt2st_fast import (
     SGD,
     Callback,
     Classification,
+    InputError,
     MultiLabel,
     MultiTask,
     MultiTaskHeads,
@@ -252,3 +253,40 @@ def test_sums_and_other_denominators_hold_what_counts_nothing():
         torch.testing.assert_close(out.losses[0], wanted.detach() / divisor)
     out = heads(features, {"uncounted": target}, denominators={"uncounted": 0})
     assert out.total.item() == 0.0
+
+
+class OneMemory:
+    """Gives every batch in the same tensors, as loaders of images and of GPU pipelines do; `as_array`: by NumPy."""
+
+    def __init__(self, as_array=False, copied=False):
+        self.copied = copied
+        self.x, self.y = torch.zeros(8, FEATURES), torch.zeros(8, dtype=torch.int64)
+        self.into = (self.x.numpy(), self.y.numpy()) if as_array else (self.x, self.y)
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        x, targets = rows(3)
+        for first in range(0, ROWS, 8):
+            for into, values in zip(self.into, (x, targets["classes"]), strict=True):
+                some = values[first : first + 8]
+                into[:] = some if isinstance(into, torch.Tensor) else some.numpy()
+            x_, y_ = (self.x.clone(), self.y.clone()) if self.copied else (self.x, self.y)
+            yield x_, {"classes": y_}
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_a_loader_that_writes_over_its_last_batch_is_refused(as_array):
+    def fit(accumulate, **options):
+        torch.manual_seed(1)
+        heads = MultiTaskHeads(8, {"classes": Classification(4)}, "classes")
+        trainer = Trainer(torch.nn.Linear(FEATURES, 8), heads, accumulate=accumulate, device="cpu")
+        return trainer.fit(OneMemory(as_array, **options), epochs=1)
+
+    with pytest.raises(
+        InputError, match=r"train gives every batch in the memory of the one before, .*accumulate=2"
+    ):
+        fit(2)
+    assert fit(1).steps
+    assert fit(2, copied=True).steps

@@ -131,7 +131,8 @@ def run(toy, data, schedule, path=None, *, stop=None, resume=False, seed=4, **op
     if isinstance(train, dict) and "tag" in train:
         rows = train["tag"]
         train["tag"] = _OnlyMain(rows)
-    options = {"lr": 1e-2, "weight_decay": 0.05, "lr_decay": "linear", "log_every": 4} | options
+    decay = {} if "optimizer" in options else {"weight_decay": 0.05}
+    options = {"lr": 1e-2, "lr_decay": "linear", "log_every": 4} | decay | options
     trainer = Trainer(
         toy.encoder(dropout=0.3), toy.heads(), schedule=schedule, callbacks=[stop] if stop else [], **options
     )

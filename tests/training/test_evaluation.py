@@ -60,3 +60,13 @@ def test_metrics_by_hand(toy):
     assert metrics == pytest.approx({"tag": 0.5, "feats.Number": 4 / 7, "score": 1 - 2 / 8})
     nothing = {"tag": torch.tensor([-100] * 3)}
     assert all(math.isnan(value) for value in trainer.evaluate([(features, nothing)]).values())
+
+
+def test_tasks_that_cannot_be_measured_are_named(toy):
+    trainer = Trainer(toy.encoder(), toy.heads(), device="cpu")
+    with pytest.raises(ValueError, match="xpos"):
+        trainer.evaluate(toy.batches(1), ["xpos"])
+    with pytest.raises(
+        TypeError, match=r"tasks must be a list of names, not the string 'tag'; pass \['tag'\]"
+    ):
+        trainer.evaluate(toy.batches(1), "tag")

@@ -8,7 +8,7 @@ import torch
 from mt2st_fast import AdaTask, LazyAdam, MultiTaskHeads, Trainer, WindowEncoder
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.schedules import Alternate, AlternateSteps
-from tests.training.graphs_on_cpu import RATE, EagerOnCpu, GraphedOnCpu
+from tests.training.graphs_on_cpu import EagerOnCpu, GraphedOnCpu
 from tests.training.turn_runs import OPTIMIZERS, TASKS, V, batches, parameters_of, trainer_of
 
 ENGINES = {"one kernel call": "auto", "eager": "autograd"}
@@ -60,7 +60,7 @@ def test_graphs_replay_the_turns_of_a_model_that_is_frozen_in_part(toy):
     for kind in (EagerOnCpu, GraphedOnCpu):
         torch.manual_seed(3)
         trainer = kind(
-            toy.encoder(dropout=0.1), toy.heads(), schedule=Alternate(1, 1), lr=RATE, log_every=4,
+            toy.encoder(dropout=0.1), toy.heads(), schedule=Alternate(1, 1), log_every=4,
             optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
         )  # fmt: skip
         frozen = next(trainer.encoder.parameters())

@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from mt2st_fast import Classification, InputError, MultiTaskHeads, Trainer, Word2Vec, train_supervised
+from mt2st_fast import (
+    Classification,
+    InputError,
+    MultiTask,
+    MultiTaskHeads,
+    OpenTask,
+    Trainer,
+    Word2Vec,
+    train_supervised,
+)
 
 GUARDS = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 SENTENCES = [["a", "b", "c", "d"]] * 50
@@ -49,3 +58,19 @@ def test_word2vec_needs_gradients_for_tasks_only(tmp_path):
         Word2Vec(SENTENCES, vector_size=8, min_count=1, epochs=1)
         with pytest.raises(InputError, match="nothing would train"):
             Word2Vec(SENTENCES, vector_size=8, min_count=1, epochs=1, tasks={"similarity": path})
+
+
+class Detached(OpenTask):
+    def loss(self, features, target, mask=None):
+        del target, mask
+        return features.detach().square().mean()
+
+
+@pytest.mark.parametrize(("tasks", "times"), [(("a",), 1), (("a", "b"), 0)])
+def test_steps_that_move_nothing_are_told_once(tasks, times, caplog):
+    heads = MultiTaskHeads(8, {"a": Detached(), "b": Classification(3)}, main="a")
+    trainer = Trainer(nn.Linear(4, 8), heads, schedule=MultiTask(), device="cpu")
+    trainer.fit([(x, dict.fromkeys(tasks, y["a"])) for x, y in _batches()], epochs=2)
+    told = [r.getMessage() for r in caplog.records if "moves nothing" in r.getMessage()]
+    assert len(told) == times
+    assert all("a step on targets of a has no gradient" in message for message in told)

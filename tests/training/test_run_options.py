@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mt2st_fast import Diminish, Trainer
+from mt2st_fast import Callback, Diminish, InputError, Trainer
 from tests.training.weights import weights_of
 
 
@@ -79,6 +79,59 @@ def test_weights_are_those_of_the_schedule(toy):
 def test_a_bad_option_is_named(toy, options, message):
     with pytest.raises(ValueError, match=message):
         Trainer(toy.encoder(), toy.heads(), **options)
+
+
+def adamw(parameters, **options):
+    return torch.optim.AdamW(parameters, **options)
+
+
+def test_weight_decay_is_refused_beside_another_optimizer(toy):
+    with pytest.raises(
+        InputError, match=r"weight_decay=0\.1 is of the default optimizer, but optimizer is given"
+    ):
+        Trainer(toy.encoder(), toy.heads(), optimizer=adamw, weight_decay=0.1)
+
+
+def test_a_rate_that_another_optimizer_does_not_have_is_told(toy, caplog):
+    def told(optimizer, **given):
+        caplog.clear()
+        Trainer(toy.encoder(), toy.heads(), optimizer=optimizer, **given).fit(toy.batches(1), epochs=1)
+        return [r.getMessage() for r in caplog.records if "has no effect" in r.getMessage()]
+
+    assert "lr=0.5 is of the default optimizer" in told(adamw, lr=0.5)[0]
+    assert "was made with 0.001; set the rate there" in told(adamw, lr=0.5)[0]
+    # No contradiction.
+    assert not told(lambda parameters: adamw(parameters, lr=0.5), lr=0.5)
+    assert not told(lambda parameters: adamw(parameters, lr=0.5))
+
+
+def test_a_function_that_makes_no_optimizer_is_named(toy):
+    trainer = Trainer(toy.encoder(), toy.heads(), optimizer=lambda parameters: None)
+    with pytest.raises(
+        InputError, match=r"optimizer must return a torch.optim.Optimizer, not an instance of NoneType"
+    ):
+        trainer.fit(toy.batches(1), epochs=1)
+
+
+def test_an_option_that_is_set_within_a_run_says_that_it_waits(toy, caplog):
+    class Sets(Callback):
+        def on_step(self, trainer):
+            if trainer.step == 2:
+                trainer.log_every, trainer.clip_norm = 1, 0.5
+
+    trainer = Trainer(toy.encoder(), toy.heads(), callbacks=[Sets()], log_every=99)
+    assert len(trainer.fit(toy.batches(6), epochs=1).steps) == 5  # log_every counts at once
+    assert [r.getMessage() for r in caplog.records if "within a run" in r.getMessage()] == [
+        "clip_norm is set within a run, which keeps the one that it began with: the new one counts from the next on"
+    ]
+    caplog.clear()
+    trainer.accumulate = 2  # between two runs
+    assert not caplog.records
+
+
+def test_held_out_data_without_a_batch_is_named(toy):
+    with pytest.raises(ValueError, match="val has no batches; leave it out"):
+        Trainer(toy.encoder(), toy.heads()).fit(toy.batches(1), epochs=1, val=[])
 
 
 @pytest.mark.parametrize(

@@ -205,3 +205,15 @@ def test_moments_fade_to_zero_and_never_to_subnormal_numbers():
     assert seen[FADE_STEPS] > 0.0
     assert seen[-1] == 0.0
     assert (optimizer.state[table]["exp_avg"][0] > 0.9).all()
+
+
+def test_small_gradients_do_not_fade():
+    # Their squares are small as well, but are all that scales them where eps is smaller still.
+    weights, others = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
+    ours, theirs = (torch.optim.AdamW([p], lr=0.1, eps=1e-15) for p in (weights, others))
+    for step in range(4):
+        for parameter, optimizer in ((weights, ours), (others, theirs)):
+            parameter.grad = torch.tensor([1e-13, -3e-13, 1e-14, 1.0]) * (step + 1)
+            optimizer.step()
+        drop_faded_moments(ours)
+    assert torch.equal(weights, others)

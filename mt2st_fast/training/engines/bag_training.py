@@ -36,6 +36,7 @@ from mt2st_fast.training.engines.held_parameters import (
 from mt2st_fast.training.engines.kept_models import KeptModels
 from mt2st_fast.training.optim import RowSparseOptimizer
 
+HAS_DROPOUT = "the encoder has dropout"
 PARTLY_FROZEN = "some heads are frozen while others are trained"  # their gradients are made together
 
 
@@ -61,9 +62,8 @@ class BagTraining:
         assert isinstance(encoder, BagEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
         self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
-        self._models: KeptModels[BagModel] = KeptModels()
+        self._fixed_batches = fixed_batches
         self._hold()
-        self._kept: WeakTensorKeyDictionary | None = WeakTensorKeyDictionary() if fixed_batches else None
 
     @staticmethod
     def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:
@@ -76,7 +76,7 @@ class BagTraining:
         if type(encoder.dropout) is not nn.Dropout:
             return "the encoder's layers are not as they were made"
         if encoder.dropout.p > 0:
-            return "the encoder has dropout"
+            return HAS_DROPOUT
         if encoder.rows_of_type is not None:
             return "the encoder's types consist of several rows"
         parameters = [encoder.table, *head_parameters(heads)]
@@ -101,10 +101,15 @@ class BagTraining:
             if reason := self.obstacle(self._encoder, self._heads, self._optimizer):
                 return reason
             self._hold()
+        if self._encoder.dropout.p > 0:  # callbacks may set it at any time
+            return HAS_DROPOUT
         return option_obstacle(self._optimizer, decays=False) or self._held.obstacle()
 
     def _hold(self) -> None:
-        self._trained, self._models = _trained(self._encoder, self._heads, self._optimizer), KeptModels()
+        self._trained = _trained(self._encoder, self._heads, self._optimizer)
+        self._models: KeptModels[BagModel] = KeptModels()
+        # What is known about a batch depends on the table's rows and on the mode.
+        self._kept = WeakTensorKeyDictionary() if self._fixed_batches else None
         parameters = [self._encoder.table, *head_parameters(self._heads)]
         self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import clip_gradients, drop_gradients
 from mt2st_fast.training.schedules.abilities import WeighsByLosses
 
+logger = logging.getLogger(__name__)
+
 
 class Encoded(NamedTuple):
     """A batch on the device, with its features and their mask; both are None for a task on words."""
@@ -32,6 +35,16 @@ class Encoded(NamedTuple):
     targets: dict[str, Tensor]
     features: Tensor | TaskFeatures | None
     mask: Tensor | None
+
+
+def say_nothing_moves(micro_steps: list[list[PlainBatch]]) -> None:
+    """Log that a step on these batches has no gradient."""
+    tasks = dict.fromkeys(name for batches in micro_steps for _, targets in batches for name in targets)
+    logger.warning(
+        "a step on targets of %s has no gradient and moves nothing: what they reach is frozen, or detached in the "
+        "encoder or in a loss",
+        ", ".join(tasks),
+    )
 
 
 class EagerSteps(Engine):
@@ -45,6 +58,7 @@ class EagerSteps(Engine):
         # Whether nothing but the loss reaches the heads' parameters.
         self._own_heads = False
         self._moves = True  # whether the current step has a gradient
+        self._has_said = False  # that a step had none
         self._weigher = parts.learnt if isinstance(parts.learnt, WeighsByLosses) else None
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
@@ -65,6 +79,9 @@ class EagerSteps(Engine):
                 losses = self._accumulate(plain, shares._replace(tasks=self._tasks_of(plain)))
         if self._moves:
             self._step_optimizer()
+        elif parts.part == "all" and not self._has_said:
+            self._has_said = True
+            say_nothing_moves(plain)
         if self._weigher is not None:
             self._weigher.learn(parts.heads.active, losses, self._losses_now(plain[0]))
         return losses

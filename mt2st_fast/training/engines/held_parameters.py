@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mt2st_fast.kernels import NOTHING, Moves
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.engines.bypassed import Watched, hook_obstacle, hooks_of, replaced_obstacle
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.schedules.base import Part
 
@@ -20,8 +21,6 @@ from mt2st_fast.training.schedules.base import Part
 _ASKED: tuple[Callable[[Tensor], Any], ...] = (
     Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("requires_grad")
 )  # fmt: skip
-_HOOKS_OF_MODULES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_HOOKS_OF_PARAMETERS = (attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks"))
 
 LOSSES_ALONE = NOTHING
 MOVES: dict[Part, Moves] = {"all": Moves(), "shared": Moves(heads=False), "tasks": Moves(shared=False)}
@@ -42,7 +41,7 @@ def model_obstacle(
     assert isinstance(encoder, WindowEncoder | BagEncoder)
     if not encoder.sparse:
         return "the encoder's table is not row-sparse"
-    return heads_obstacle(heads) or hook_obstacle(hooks_of((encoder, heads)), [], optimizer)
+    return heads_obstacle(heads) or bypass_obstacle(encoder, heads, optimizer)
 
 
 def heads_obstacle(heads: MultiTaskHeads) -> str | None:
@@ -58,25 +57,12 @@ def heads_obstacle(heads: MultiTaskHeads) -> str | None:
     return None
 
 
-def hooks_of(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
-    """Return the dictionaries to which torch adds the hooks of these modules and of the modules in them."""
-    parts = [part for module in modules for part in module.modules()]
-    return [getattr(part, name) for part in parts for name in _HOOKS_OF_MODULES]
-
-
-def hook_obstacle(
-    of_modules: Sequence[dict[int, Any]],
-    parameters: Sequence[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+def bypass_obstacle(
+    encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer
 ) -> str | None:
-    """Return whose hooks a kernel call would not run, or None; of_modules: see `hooks_of`."""
-    if any(of_modules):
-        return "a module has hooks"
-    if any(any(map(hooks, parameters)) for hooks in _HOOKS_OF_PARAMETERS):
-        return "a parameter has hooks"
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        return "the optimizer has hooks"
-    return None
+    """Return what a kernel call would bypass of this model and optimizer, or None."""
+    reason = replaced_obstacle((encoder, heads))
+    return reason or hook_obstacle(hooks_of((encoder, heads)), [], optimizer)
 
 
 def parameter_obstacle(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> str | None:
@@ -125,7 +111,10 @@ class HeldParameters:
         self._places: list[dict[str, Any]] = [
             place for part in parts for place in (part._modules, part._parameters)
         ]
+        # Those that kernels read have a place from the start, if only for None.
+        self._places += [part._buffers for part in parts if part._buffers]
         self._in_place = self._found()
+        self._watched = Watched(modules)
         self.moved = are_moved(parameters, optimizer)
         self.group_of = group_of(optimizer)
         self._last = self._now()
@@ -133,7 +122,7 @@ class HeldParameters:
         self._states = self._state_values()
 
     def _found(self) -> list[Any]:
-        """Return what is in the modules: modules and parameters."""
+        """Return what is in the modules: modules, parameters and buffers."""
         return list(chain.from_iterable(map(dict.values, self._places)))
 
     def _now(self) -> list[Any]:
@@ -153,12 +142,14 @@ class HeldParameters:
         return hook_obstacle(self._hooks_of_modules, self._parameters, self._optimizer)
 
     def have_changed(self) -> bool:
-        """Return whether a parameter or a module has another one in its place, or none.
+        """Return whether a parameter, a buffer or a module has another one in its place, or none.
 
-        Or if a parameter has other memory, another state or group, or was frozen or unfrozen.
+        Or if a parameter has other memory, another state or group, or was frozen or unfrozen, or if a module is no
+        longer what it was: its class, its methods, its options.
         """
         return not (
             _are_the_same(self._found(), self._in_place)
+            and not self._watched.have_changed()
             and _are_the_same(self._state_values(), self._states)
             and self._last == self._now()
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
@@ -17,15 +17,6 @@ class FrontTable(NamedTuple):
     module: Table
     how: How
     padding: int | None
-
-
-# What `front_table` reads of either module, and may be set at any time.
-_OPTIONS = ("mode", "padding_idx", "max_norm", "scale_grad_by_freq", "sparse", "include_last_offset")
-
-
-def options_of(module: Table) -> list[Any]:
-    """Return the options of such a module."""
-    return [getattr(module, name, None) for name in _OPTIONS]
 
 
 def is_table(module: nn.Module) -> bool:

@@ -36,8 +36,6 @@ def stack_layers(encoder: nn.Module) -> StackLayers | str:
             "it is for a WindowEncoder, a BagEncoder, an nn.EmbeddingBag or an nn.Sequential of linear layers, not for "
             f"{_name(encoder)}"
         )
-    if replaced := next((part for part in encoder.modules() if "forward" in vars(part)), None):
-        return f"the forward method of a {_name(replaced)} was replaced"
     split = _split_front(list(_leaves(encoder)))
     if isinstance(split, str):
         return split

@@ -34,15 +34,13 @@ from mt2st_fast.training.dense_rules import (
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
     are_moved,
+    bypass_obstacle,
     group_of,
     head_parameters,
     heads_obstacle,
-    hook_obstacle,
-    hooks_of,
     parameter_obstacle,
 )
 from mt2st_fast.training.engines.kept_models import MOST_MODELS, KeptModels
-from mt2st_fast.training.engines.stack_front import options_of
 from mt2st_fast.training.engines.stack_layers import StackLayers, stack_layers
 
 NOT_DROPPED = Dropout(0.0, 0)
@@ -87,7 +85,7 @@ class StackTraining:
         if any(map(heads.is_word_task, heads.active)):
             return "a task on words needs an encoder with a table of words"
         reason = optimizer_obstacle(optimizer) or heads_obstacle(heads)
-        reason = reason or hook_obstacle(hooks_of((encoder, heads)), [], optimizer)
+        reason = reason or bypass_obstacle(encoder, heads, optimizer)
         if reason is not None:
             return reason
         parameters = _parameters(layers, heads)
@@ -111,7 +109,7 @@ class StackTraining:
 
     def declines(self, inputs: Sequence[Any]) -> str | None:
         """Return why a step on batches with these inputs cannot be taken, or None."""
-        if self._held.have_changed() or self._front_has_changed():
+        if self._held.have_changed():
             if reason := self.obstacle(self._encoder, self._heads, self._optimizer):
                 return reason
             self._hold()
@@ -133,10 +131,6 @@ class StackTraining:
 
     def _rows_of(self, inputs: Tensor) -> Tensor:
         return inputs.flatten(0, -2) if self._front is None and inputs.dim() > 2 else inputs
-
-    def _front_has_changed(self) -> bool:
-        front = self._layers.front
-        return front is not None and options_of(front.module) != self._front_options
 
     def _inputs_obstacle(self, inputs: Any) -> str | None:
         if type(inputs) is not Tensor or inputs.layout is not torch.strided or inputs.device.type != "cpu":
@@ -201,7 +195,6 @@ class StackTraining:
             for p, is_moved in zip(parameters, are_moved(parameters, self._optimizer), strict=True)
         }
         self._n_inputs, self._front = self._widths()[0], self._made_front()
-        self._front_options = [] if layers.front is None else options_of(layers.front.module)
         table = None if self._front is None else self._front.table.parameter
         n_weights = sum(p.numel() for p in parameters)
         if table is not None:  # of which a model has no copies, but a number for each row
