@@ -79,7 +79,7 @@ class EagerSteps(Engine):
                 losses = self._accumulate(plain, shares._replace(tasks=self._tasks_of(plain)))
         if self._moves:
             self._step_optimizer()
-        elif parts.part == "all" and not self._has_said:
+        elif parts.state.part == "all" and not self._has_said:
             self._has_said = True
             say_nothing_moves(plain)
         if self._weigher is not None:
