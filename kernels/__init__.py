@@ -42,6 +42,7 @@ from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, T
 from .step.room import Dropout, StepResult
 from .step.stack import stack_inputs_obstacle, stack_step, stack_step_obstacle
 from .step.stack_model import Layer, StackModel
+from .step.summed import Piece, SummedModel, places_of, summed_step
 from .step.text import (
     text_correct,
     text_features,
@@ -87,6 +88,7 @@ __all__ = [
     "Layer",
     "Moves",
     "MultitaskLoss",
+    "Piece",
     "Pooled",
     "Pooling",
     "PreparedBags",
@@ -97,6 +99,7 @@ __all__ = [
     "Shape",
     "StackModel",
     "StepResult",
+    "SummedModel",
     "TextStepModel",
     "Trained",
     "TrainedHead",
@@ -118,6 +121,7 @@ __all__ = [
     "lay_adjacent",
     "multitask_gradients",
     "multitask_loss",
+    "places_of",
     "pools_types",
     "prepare_bags",
     "prepare_on_device",
@@ -128,6 +132,7 @@ __all__ = [
     "stack_step",
     "stack_step_obstacle",
     "sum_pieces",
+    "summed_step",
     "table_path",
     "take_bags",
     "task_of_column",

@@ -21,6 +21,7 @@ from mt2st_fast.training.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.gradient_calls import GradientCalls
+from mt2st_fast.training.engines.posted_steps import PostedSteps
 from mt2st_fast.training.engines.shares import Shares, label_counts, shares_of
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.gradients import Exchange
@@ -40,6 +41,7 @@ class ExchangingSteps(EagerSteps):
         self._exchange: Exchange | None = None
         self._sharded: list[nn.Parameter] = []  # those that train
         self._passes_together = has_sharded(parts.encoder)
+        self._all_post = False  # whether all processes take this step by one message
         self._phase = 0  # a checksum of what must be the same in every process
 
     def enter_phase(self) -> None:
@@ -64,7 +66,6 @@ class ExchangingSteps(EagerSteps):
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """Take one step of all processes; returns the losses (K,), the same in every process."""
-        assert self._exchange is not None
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         # A process may have no row of a small batch.
         if self._passes_together:
@@ -72,13 +73,23 @@ class ExchangingSteps(EagerSteps):
         else:
             plain = [kept for batches in plain if (kept := [b for b in batches if _has_rows(b)])]
         shares = self._shares(plain)
-        own_losses_k = self._own_gradients(plain, shares)
-        sum_instead_of_mean(self._sharded, self._parts.processes.count)
-        losses_k = self._exchange(own_losses_k)
-        self._step_optimizer()
+        losses_k = self._move(self._own_gradients(plain, shares))
         # Nothing else does this for a frozen encoder, and callbacks must find its parts.
         let_go_of_gathered(self._parts.encoder)
         return losses_k
+
+    def _move(self, own_losses_k: Tensor) -> Tensor:
+        """Sum the gradients of all processes, and step; returns the sums of the losses (K,)."""
+        assert self._exchange is not None
+        sum_instead_of_mean(self._sharded, self._parts.processes.count)
+        losses_k = self._exchange(own_losses_k)
+        self._step_optimizer()
+        return losses_k
+
+    def _can_post(self, micro_steps: list[list[PlainBatch]]) -> bool:
+        """Return whether this process can take the step by one message (`PostedSteps`)."""
+        del micro_steps
+        return False
 
     def _check_rows(self, micro_steps: list[list[PlainBatch]]) -> None:
         """Raises InputError, in every process, for a batch without rows, for which an OpenTask has no loss."""
@@ -110,6 +121,7 @@ class ExchangingSteps(EagerSteps):
         told = [
             self._checksum(),
             len(micro_steps),
+            self._can_post(micro_steps),
             *counts_mk.sum(0).tolist(),
             *[0.0] * (n_heads - len(active)),
         ]
@@ -120,7 +132,8 @@ class ExchangingSteps(EagerSteps):
                 f"process {wrong[0]} of {len(of_all)} trains other tasks or parameters than process 0, or with another "
                 "learning rate: schedules and callbacks must do the same in every process"
             )
-        totals = [sum(of_one[2 + k] for of_one in of_all) for k in range(len(active))]
+        self._all_post = all(of_one[2] for of_one in of_all)
+        totals = [sum(of_one[3 + k] for of_one in of_all) for k in range(len(active))]
         # If no process has a label of a task, it is unknown whether another one had its targets.
         tasks = {name for name, total in zip(active, totals, strict=True) if total > 0}
         totals_k = torch.tensor(totals, dtype=torch.float64)
@@ -143,6 +156,7 @@ class ExchangingGradientCalls(ExchangingSteps):
     def __init__(self, parts: StepParts) -> None:
         super().__init__(parts)
         self._calls = GradientCalls(parts)
+        self._posted = PostedSteps(parts)
 
     def enter_phase(self) -> None:
         """Check what trains now."""
@@ -158,7 +172,17 @@ class ExchangingGradientCalls(ExchangingSteps):
         return self._calls.declines(micro_steps)
 
     def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
-        return self._calls(micro_steps, shares.labels_mk)  # it does not support penalties of learned weights
+        # It does not support penalties of learned weights.
+        return self._calls(micro_steps, shares.labels_mk, hands_out=not self._all_post)
+
+    def _can_post(self, micro_steps: list[list[PlainBatch]]) -> bool:
+        return self._posted.can_take(self._calls.gradients, micro_steps)
+
+    def _move(self, own_losses_k: Tensor) -> Tensor:
+        if not self._all_post:
+            return super()._move(own_losses_k)
+        assert self._calls.gradients is not None
+        return self._posted(self._calls.gradients, own_losses_k)
 
 
 def _has_rows(batch: PlainBatch) -> bool:

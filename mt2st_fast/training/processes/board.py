@@ -17,8 +17,9 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,9 @@ PAGE = 4096
 LINE = 128  # bytes of a process's counter, lengths and call, which waiting processes read again and again
 CALL = slice(24, LINE)  # bytes of a process's line that name its call
 MARK_BITS = 32  # of a posted length, above which is a checksum of the call
-SLOT = 1 << 21  # bytes; a longer message is posted in parts
+TOO_LONG = (1 << MARK_BITS) - 1  # in place of a length, for a message that is not there
+SLOT = 1 << 22  # bytes; a longer message is posted in parts
+ALIGNED = 64  # bytes; where a part of a message begins
 TURNS = 2  # a slot is written again when all have read what it held, because all have posted once more
 MOST_PROCESSES = 8  # each adds up the numbers of all; of more processes, torch's ring does it better
 LOOK_NS = 50_000_000  # between looks at the others while waiting for them
@@ -58,6 +61,7 @@ class Board:
         self._file, self._rank, self._count = memory.file, rank, count
         self._content = memory.content
         self._bytes = torch.frombuffer(memory.content, dtype=torch.uint8)
+        self._array = np.frombuffer(memory.content, np.uint8)
         self._numbers = memoryview(memory.content).cast("q")
         self._n_posted = 0
         self._call, self._mark = "", 0
@@ -78,7 +82,7 @@ class Board:
     def barrier(self, check: Callable[[], None]) -> None:
         """Wait for all processes."""
         self._post(0)
-        self._wait([0] * self._count, check)
+        self._wait_for([0] * self._count, check)
 
     def gather(self, message: bytes, check: Callable[[], None]) -> list[bytes]:
         """Return the messages of all processes, of one length, in the order of the processes.
@@ -91,11 +95,32 @@ class Board:
             begin = self._begin_of(self._rank)
             self._content[begin : begin + len(part)] = part
             self._post(len(part))
-            self._wait([len(part)] * self._count, check)
+            self._wait_for([len(part)] * self._count, check)
             for rank in range(self._count):
                 begin = self._begin_of(rank, 1)
                 found[rank] += self._content[begin : begin + len(part)]
         return found
+
+    def gather_arrays(
+        self, arrays: Sequence[np.ndarray], check: Callable[[], None]
+    ) -> list[np.ndarray] | None:
+        """Return the bytes of all processes, which may differ in length, until the next message.
+
+        A process's arrays are one after another, each at the next multiple of ALIGNED. None, in every process, if those
+        of any process take more than SLOT bytes.
+        """
+        length = sum(padded(each.nbytes) for each in arrays)
+        if fits := length <= SLOT:
+            begin = self._begin_of(self._rank)
+            for each in arrays:
+                self._array[begin : begin + each.nbytes] = each.reshape(-1).view(np.uint8)
+                begin += padded(each.nbytes)
+        self._post(length if fits else TOO_LONG)
+        found = self._wait(check)
+        if TOO_LONG in found:
+            return None
+        begins = [self._begin_of(rank, 1) for rank in range(self._count)]
+        return [self._array[begin : begin + n] for begin, n in zip(begins, found, strict=True)]
 
     def gather_written(
         self, write: Callable[[Tensor], None], lengths: Sequence[int], check: Callable[[], None]
@@ -112,7 +137,7 @@ class Board:
             return [message[:length] for message, length in zip(found, lengths, strict=True)]
         write(self._slot(self._rank)[:own])
         self._post(own)
-        self._wait(lengths, check)
+        self._wait_for(lengths, check)
         return [self._slot(rank, 1)[:length] for rank, length in enumerate(lengths)]
 
     def add_up(self, values: Tensor, check: Callable[[], None]) -> None:
@@ -136,7 +161,7 @@ class Board:
             part = own[first : first + SLOT]
             self._slot(self._rank)[: len(part)] = part
             self._post(len(part))
-            self._wait([len(part)] * self._count, check)
+            self._wait_for([len(part)] * self._count, check)
             yield (
                 first,
                 first + len(part),
@@ -163,7 +188,16 @@ class Board:
         self._numbers[self._length_at(self._rank)] = self._mark | length
         raise_to(self._bytes.data_ptr() + PAGE + self._rank * LINE, self._n_posted)
 
-    def _wait(self, lengths: Sequence[int], check: Callable[[], None]) -> None:
+    def _wait_for(self, lengths: Sequence[int], check: Callable[[], None]) -> None:
+        """Wait for messages of these lengths."""
+        if (posted := self._wait(check)) != list(lengths):
+            raise InputError(
+                f"the processes exchange messages of {posted} bytes in {self._call}, not of {list(lengths)}: let all "
+                "do the same in it"
+            )
+
+    def _wait(self, check: Callable[[], None]) -> list[int]:
+        """Wait for the messages of all; return their lengths."""
         from mt2st_fast.kernels.machine.counters import wait_for
 
         cores = self._count * torch.get_num_threads()
@@ -175,24 +209,15 @@ class Board:
             if self._is_dead(late) and wait_for(*counters, 0) == late:
                 raise RuntimeError(f"process {late} has closed its memory")
         found = [self._numbers[self._length_at(rank)] for rank in range(self._count)]
-        if found != [self._mark | length for length in lengths]:
-            self._refuse(found, lengths)
-
-    def _refuse(self, found: Sequence[int], lengths: Sequence[int]) -> NoReturn:
         for rank, number in enumerate(found):
             if number >> MARK_BITS != self._mark >> MARK_BITS:
-                first = PAGE + rank * LINE
-                call = (
-                    self._content[first + CALL.start : first + CALL.stop]
-                    .rstrip(b"\0")
-                    .decode(errors="replace")
-                )
-                raise InputError(different_calls(rank, call, self._rank, self._call))
-        posted = [number & (1 << MARK_BITS) - 1 for number in found]
-        raise InputError(
-            f"the processes exchange messages of {posted} bytes in {self._call}, not of {list(lengths)}: let all do "
-            "the same in it"
-        )
+                raise InputError(different_calls(rank, self._call_of(rank), self._rank, self._call))
+        return [number & TOO_LONG for number in found]
+
+    def _call_of(self, rank: int) -> str:
+        first = PAGE + rank * LINE
+        call = self._content[first + CALL.start : first + CALL.stop]
+        return call.rstrip(b"\0").decode(errors="replace")
 
     def _lock(self) -> None:
         import fcntl
@@ -291,6 +316,11 @@ def _available_cores() -> int:
 
 def _size(count: int) -> int:
     return PAGE + _rounded(count * LINE) + count * TURNS * SLOT
+
+
+def padded(n_bytes: int) -> int:
+    """Return how many bytes an array takes in a message of several."""
+    return -(-n_bytes // ALIGNED) * ALIGNED
 
 
 def _rounded(n_bytes: int) -> int:

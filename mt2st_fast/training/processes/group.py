@@ -25,6 +25,7 @@ from mt2st_fast.errors import InputError, LostProcessError
 from mt2st_fast.model.meeting import meet
 from mt2st_fast.model.sharded import is_sharded
 from mt2st_fast.numbers import plain
+from mt2st_fast.training.processes import board
 from mt2st_fast.training.processes.board import Board, board_for
 from mt2st_fast.training.processes.watch import Waiting, Watch
 
@@ -122,6 +123,17 @@ class Processes:
         padded = torch.zeros(max(lengths), dtype=torch.uint8, device=device)
         write(padded[: lengths[self.rank]])
         return [found[:n] for found, n in zip(self._gather_by_torch(padded), lengths, strict=True)]
+
+    @property
+    def most_bytes(self) -> int:
+        """The most bytes of a message that goes through memory in one part; 0 if the processes share none."""
+        return 0 if self._board is None else board.SLOT
+
+    def gather_arrays(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+        """Return the arrays' bytes of all processes, as `Board.gather_arrays` does; only with `most_bytes`."""
+        assert self._board is not None
+        with self._talking():
+            return self._board.gather_arrays(arrays, self._check)
 
     def gather_json(self, value: Any) -> list[Any]:
         """Return a JSON-able value from each process."""
@@ -241,9 +253,9 @@ class Processes:
         try:
             self._leave()
         finally:
-            board, self._board = self._board, None
-            if board is not None:
-                board.close()
+            last, self._board = self._board, None
+            if last is not None:
+                last.close()
 
     def _leave(self) -> None:
         watch = self._watch
