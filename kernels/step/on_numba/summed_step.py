@@ -181,13 +181,18 @@ def step(
 ) -> None:
     """Move what `summed_step` in step/summed.py moves."""
     addresses = np.array(
-        [(p.dense.ctypes.data, p.rows.ctypes.data, p.d_rows.ctypes.data, len(p.rows)) for p in pieces],
+        [(*map(_address, piece), len(piece.rows)) for piece in pieces],
         np.int64,
     )
     step_on_pieces(
         packed(rules), np.array(decays, np.float32), addresses, moving.moves_table, _table(model), moving.pieces,
         moving.starts, moving.counts,
     )  # fmt: skip
+
+
+def _address(array: np.ndarray) -> int:
+    """Return what `ctypes.data` does, in a tenth of its time."""
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
 def _table(model: SummedModel) -> RowTable:

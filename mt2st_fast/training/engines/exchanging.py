@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
@@ -22,7 +22,7 @@ from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.gradient_calls import GradientCalls
 from mt2st_fast.training.engines.posted_steps import PostedSteps
-from mt2st_fast.training.engines.shares import Shares, label_counts, shares_of
+from mt2st_fast.training.engines.shares import Shares, label_numbers, shares_of_numbers
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.gradients import Exchange
 
@@ -74,8 +74,10 @@ class ExchangingSteps(EagerSteps):
             plain = [kept for batches in plain if (kept := [b for b in batches if _has_rows(b)])]
         shares = self._shares(plain)
         losses_k = self._move(self._own_gradients(plain, shares))
-        # Nothing else does this for a frozen encoder, and callbacks must find its parts.
-        let_go_of_gathered(self._parts.encoder)
+        if (
+            self._passes_together
+        ):  # nothing else does this for a frozen encoder, and callbacks must find its parts
+            let_go_of_gathered(self._parts.encoder)
         return losses_k
 
     def _move(self, own_losses_k: Tensor) -> Tensor:
@@ -115,14 +117,14 @@ class ExchangingSteps(EagerSteps):
         """
         parts = self._parts
         active, n_heads = parts.heads.active, len(parts.heads.names)
-        counts = [label_counts(parts.heads, batches, parts.device) for batches in micro_steps]
-        counts_mk = torch.stack(counts).double().cpu() if counts else torch.zeros(0, len(active)).double()
+        counts = [label_numbers(parts.heads, batches, parts.device) for batches in micro_steps]
         # The same length in every process, whatever it trains: otherwise processes that differ could not report it.
         told = [
             self._checksum(),
             len(micro_steps),
             self._can_post(micro_steps),
-            *counts_mk.sum(0).tolist(),
+            *map(math.fsum, zip(*counts, strict=True)),
+            *([] if counts else [0.0] * len(active)),
             *[0.0] * (n_heads - len(active)),
         ]
         found = parts.processes.gather(np.array(told, np.float64).tobytes())
@@ -136,10 +138,8 @@ class ExchangingSteps(EagerSteps):
         totals = [sum(of_one[3 + k] for of_one in of_all) for k in range(len(active))]
         # If no process has a label of a task, it is unknown whether another one had its targets.
         tasks = {name for name, total in zip(active, totals, strict=True) if total > 0}
-        totals_k = torch.tensor(totals, dtype=torch.float64)
         step = 1 / max(1, int(sum(of_one[1] for of_one in of_all)))
-        shares = shares_of(parts.heads, counts_mk, totals_k, tasks, step)
-        return shares._replace(labels_mk=shares.labels_mk.float().to(parts.device))
+        return shares_of_numbers(parts.heads, counts, totals, tasks, step, parts.device)
 
     def _checksum(self) -> float:
         """Return what must be the same in every process as one number: otherwise their weights would drift apart."""

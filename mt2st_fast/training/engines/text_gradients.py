@@ -64,8 +64,16 @@ class TextGradients(TextCalls):
             if self.moves_table:
                 self._rows.append((found.rows, found.d_rows))
         if moves.heads:
-            self._reached += [p for name in batch.layout.names for p in self._heads.linear(name).parameters()]
+            self._reached += self._of_heads(batch.layout)
         return self._heads.over_active(found.losses, batch)
+
+    def _of_heads(self, layout: HeadLayout) -> list[nn.Parameter]:
+        """Return the parameters of some heads."""
+        if layout.names not in self._head_parameters:
+            self._head_parameters[layout.names] = [
+                p for name in layout.names for p in self._heads.linear(name).parameters()
+            ]
+        return self._head_parameters[layout.names]
 
     def _keep_rows(self) -> None:
         """Copy the last gradients of rows, which the next call may overwrite."""
@@ -82,7 +90,7 @@ class TextGradients(TextCalls):
             is_one = len(self._rows) == 1
             rows, d_rows = self._rows[0] if is_one else map(torch.cat, zip(*self._rows, strict=True))
             table.grad = torch.sparse_coo_tensor(
-                rows.unsqueeze(0),
+                rows.long().unsqueeze(0),
                 d_rows,
                 table.shape,
                 is_coalesced=is_one,
@@ -113,7 +121,7 @@ class TextGradients(TextCalls):
         if not self._rows:
             return np.zeros(0, np.int32), np.zeros((0, self.encoder.table.shape[1]), np.float32)
         ((rows, d_rows),) = self._rows
-        return rows.numpy().astype(np.int32), d_rows.numpy()
+        return rows.numpy(), d_rows.numpy()
 
     def begin(self) -> None:
         """Start from zero; gradients that were handed out may be overwritten."""
@@ -132,6 +140,7 @@ class TextGradients(TextCalls):
             p: self.dense[start : start + p.numel()].view(p.shape)
             for p, start in zip(moved, starts, strict=True)
         }
+        self._head_parameters: dict[tuple[str, ...], list[nn.Parameter]] = {}
         hidden = hidden_layer(self.encoder)
         self._hidden: list[nn.Parameter] = [] if hidden is None else list(hidden.parameters())
         self.begin()

@@ -58,6 +58,9 @@ class Board:
     """
 
     def __init__(self, memory: Memory, rank: int, count: int) -> None:
+        from mt2st_fast.kernels.machine import counters  # loads Numba
+
+        self._counters = counters
         self._file, self._rank, self._count = memory.file, rank, count
         self._content = memory.content
         self._bytes = torch.frombuffer(memory.content, dtype=torch.uint8)
@@ -182,11 +185,9 @@ class Board:
         return (PAGE + rank * LINE) // 8 + 1 + self._n_posted % TURNS
 
     def _post(self, length: int) -> None:
-        from mt2st_fast.kernels.machine.counters import raise_to
-
         self._n_posted += 1
         self._numbers[self._length_at(self._rank)] = self._mark | length
-        raise_to(self._bytes.data_ptr() + PAGE + self._rank * LINE, self._n_posted)
+        self._counters.raise_to(self._bytes.data_ptr() + PAGE + self._rank * LINE, self._n_posted)
 
     def _wait_for(self, lengths: Sequence[int], check: Callable[[], None]) -> None:
         """Wait for messages of these lengths."""
@@ -198,15 +199,13 @@ class Board:
 
     def _wait(self, check: Callable[[], None]) -> list[int]:
         """Wait for the messages of all; return their lengths."""
-        from mt2st_fast.kernels.machine.counters import wait_for
-
         cores = self._count * torch.get_num_threads()
         spin_ns = SPIN_NS if cores <= _available_cores() else SHORT_SPIN_NS
         counters = self._bytes.data_ptr() + PAGE, self._count, LINE, self._n_posted, spin_ns
-        while (late := wait_for(*counters, LOOK_NS)) < self._count:
+        while (late := self._counters.wait_for(*counters, LOOK_NS)) < self._count:
             check()
             # It may have posted and left after that look at its counter.
-            if self._is_dead(late) and wait_for(*counters, 0) == late:
+            if self._is_dead(late) and self._counters.wait_for(*counters, 0) == late:
                 raise RuntimeError(f"process {late} has closed its memory")
         found = [self._numbers[self._length_at(rank)] for rank in range(self._count)]
         for rank, number in enumerate(found):
