@@ -42,7 +42,16 @@ from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, T
 from .step.room import Dropout, StepResult
 from .step.stack import stack_inputs_obstacle, stack_step, stack_step_obstacle
 from .step.stack_model import Layer, StackModel
-from .step.summed import Piece, SummedModel, places_of, summed_step
+from .step.summed import (
+    EVERY_ROW,
+    Piece,
+    Share,
+    SummedModel,
+    places_of,
+    shares_of_rows,
+    summed_step,
+    take_rows,
+)
 from .step.text import (
     text_correct,
     text_features,
@@ -64,6 +73,7 @@ from .text.words import WordCounter, split_lines
 __all__ = [
     "END",
     "EVERYTHING",
+    "EVERY_ROW",
     "FROZEN",
     "NOTHING",
     "PADDING",
@@ -97,6 +107,7 @@ __all__ = [
     "RowRuleKind",
     "RowState",
     "Shape",
+    "Share",
     "StackModel",
     "StepResult",
     "SummedModel",
@@ -127,6 +138,7 @@ __all__ = [
     "prepare_on_device",
     "prepared_embedding_bag",
     "row_losses",
+    "shares_of_rows",
     "split_lines",
     "stack_inputs_obstacle",
     "stack_step",
@@ -135,6 +147,7 @@ __all__ = [
     "summed_step",
     "table_path",
     "take_bags",
+    "take_rows",
     "task_of_column",
     "text_correct",
     "text_features",

@@ -7,7 +7,7 @@ taken in the order of the pieces, and used where it is made: no summed gradient 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from torch import Tensor
@@ -29,6 +29,16 @@ class Piece(NamedTuple):
     d_rows: np.ndarray
 
 
+class Share(NamedTuple):
+    """Which of `count` shares of the rows a step moves; the others are moved elsewhere."""
+
+    number: int = 0
+    count: int = 1
+
+
+EVERY_ROW = Share()
+
+
 class SummedModel:
     """A table (V, D) and dense parameters, as `summed_step` moves them.
 
@@ -42,6 +52,7 @@ class SummedModel:
         self.table, self.dense, self.table_steps = table, tuple(dense), table_steps
         self.starts, self.n_floats = places_of([part.parameter for part in dense])
         self._moving: dict[bytes, Summed] = {}
+        self.memory: Any = None  # belongs to the backend
 
     def moving(self, present: bytes) -> Summed:
         """Return what a step moves; present: for the table and each dense parameter, whether it has a gradient."""
@@ -88,12 +99,14 @@ def summed_step(
     decays: Sequence[Decay],
     pieces: Sequence[Piece],
     present: bytes,
-) -> None:
+    share: Share = EVERY_ROW,
+) -> np.ndarray:
     """Move the table's rows and dense parameters by the sums of their gradients over all pieces, in place.
 
     rules: those that the model's parameters refer to, with the rates of this step. decays (len(rules),): how each
     decays dense parameters. present: a byte for the table and one for each dense parameter, 0 if it has no gradient in
-    any piece, and is not moved.
+    any piece, and is not moved. share: of the rows; `take_rows` then brings those of the other shares. Returns the new
+    values of the rows of this share (n, D), which the next step overwrites; none if it moves every row.
 
     Raises ValueError for pieces whose arrays do not fit the model.
     """
@@ -107,10 +120,30 @@ def summed_step(
         if [each.dtype for each in piece] != [np.float32, np.int32, np.float32]:
             raise ValueError("gradients of a piece must be float32, and its rows int32")
     moving = model.moving(present)
-    table = model.table.parameter
-    kernels = cast(SummedKernels, step_kernels("summed_step", table.device.type, table.dtype))
-    kernels.step(model, moving, rules, decays, pieces)
+    moved = _kernels(model).step(model, moving, rules, decays, pieces, share)
     increment_version(moving.parameters)
+    return moved
+
+
+def shares_of_rows(model: SummedModel) -> list[int]:
+    """Return how many rows each share had in the model's last step."""
+    return _kernels(model).sizes(model)
+
+
+def take_rows(model: SummedModel, moved: Sequence[np.ndarray], share: Share) -> None:
+    """Copy what `summed_step` has returned for each share, in their order, into the table; not the own one.
+
+    Raises ValueError for arrays of other sizes than the shares of the last step.
+    """
+    if [each.shape for each in moved] != [(n, model.table.parameter.shape[1]) for n in shares_of_rows(model)]:
+        raise ValueError("rows that were moved elsewhere do not fit the shares of the last step")
+    _kernels(model).take(model, moved, share)
+    increment_version([model.table.parameter])
+
+
+def _kernels(model: SummedModel) -> SummedKernels:
+    table = model.table.parameter
+    return cast(SummedKernels, step_kernels("summed_step", table.device.type, table.dtype))
 
 
 class SummedKernels(Protocol):
@@ -123,5 +156,12 @@ class SummedKernels(Protocol):
         rules: Sequence[RowRule],
         decays: Sequence[Decay],
         pieces: Sequence[Piece],
-    ) -> None:
-        """Move what `summed_step` moves."""
+        share: Share,
+    ) -> np.ndarray:
+        """Move and return what `summed_step` does."""
+
+    def sizes(self, model: SummedModel) -> list[int]:
+        """Return what `shares_of_rows` does."""
+
+    def take(self, model: SummedModel, messages: Sequence[np.ndarray], share: Share) -> None:
+        """Do what `take_rows` does."""

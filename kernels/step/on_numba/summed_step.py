@@ -18,15 +18,30 @@ from ...machine.jit import borrower, helper, pointer_to_float32, pointer_to_int3
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, store
 from ...machine.team import Kernel, in_parallel
 from ..dense_model import Decay
-from ..summed import Piece, Summed, SummedModel
+from ..summed import Piece, Share, Summed, SummedModel
 from .dense_tiles import count_step
 from .dense_updates import ONE, move_piece
+from .text_memory import GROWTH
 
 ROWS_A_PIECE = 256
+# Processes move blocks of so many rows (log2) in turn: the numbers that a rule keeps per row then share no cache line.
+BLOCK_BITS = 4
 NO_MORE = np.int64(1) << np.int64(62)  # after the last row
 INDEX_BITS = 32
 INDEX = (1 << INDEX_BITS) - 1
 DENSE, ROWS, D_ROWS, N_ROWS = range(4)  # addresses of a piece's arrays, and the number of its rows
+
+
+class Work(NamedTuple):
+    """Memory for the rows of a step, M at most in all pieces: which there are (U,), and who moves them."""
+
+    found: np.ndarray  # the rows, ascending
+    begins: np.ndarray  # (U + 1,): row u is at sources[begins[u] : begins[u + 1]]
+    sources: np.ndarray  # the number of a piece above INDEX_BITS, and a place among its rows
+    places: np.ndarray  # the number of row u among those that its process moves
+    mine: np.ndarray  # the rows u that this process moves
+    theirs: np.ndarray  # those that others move
+    sizes: np.ndarray  # (processes,): how many rows each moves
 
 
 class RowTable(NamedTuple):
@@ -73,6 +88,25 @@ def _merge(pieces, found, begins, sources):
 
 
 @helper
+def _divide(U, rank, work):
+    """Divide U rows among the processes, of which this is number `rank`."""
+    count = len(work.sizes)
+    for owner in range(count):
+        work.sizes[owner] = 0
+    n_mine = n_theirs = 0
+    for u in range(U):
+        owner = (work.found[u] >> BLOCK_BITS) % count
+        work.places[u] = work.sizes[owner]
+        work.sizes[owner] += 1
+        if owner == rank:
+            work.mine[n_mine] = u
+            n_mine += 1
+        else:
+            work.theirs[n_theirs] = u
+            n_theirs += 1
+
+
+@helper
 def _sum_dense(piece, start, pieces, gradient):
     """gradient = the sum over all pieces of that of a part of a dense parameter, which begins at `start` in each."""
     n = piece["rows"] * piece["columns"]
@@ -86,10 +120,10 @@ def _sum_dense(piece, start, pieces, gradient):
 
 
 @helper
-def _move_dense_or_merge(p, pieces, parts, starts, rules, decays, found, begins, sources, n_found):
-    """Piece 0 merges the rows; the others move parts of dense parameters."""
+def _move_dense_or_merge(p, pieces, parts, starts, rules, decays, rank, work):
+    """Piece 0 merges and divides the rows; the others move parts of dense parameters."""
     if p == 0:
-        n_found[0] = _merge(pieces, found, begins, sources)
+        _divide(_merge(pieces, work.found, work.begins, work.sources), rank, work)
         return
     part = parts[p - 1]
     gradient = np.empty(part["rows"] * part["columns"] + WIDTH, np.float32)
@@ -118,50 +152,68 @@ def _add(one, other, D, total):
         d += 1
 
 
+@helper
+def _copy(source, D, target):
+    """Copy D numbers; addresses."""
+    d = 0
+    while d + WIDTH <= D:
+        store(load(source + FLOAT_BYTES * d), target + FLOAT_BYTES * d)
+        d += WIDTH
+    a, b = numba.carray(pointer_to_float32(source), (D,)), numba.carray(pointer_to_float32(target), (D,))
+    while d < D:
+        b[d] = a[d]
+        d += 1
+
+
 @borrower
-def _move_some_rows(first_row, last_row, pieces, rule, table, found, begins, sources, total):
-    """Move the rows found[first_row:last_row]; total (D,): room for the sum of a row's gradients."""
+def _move_some_rows(first, last, pieces, rule, table, work, moved, total):
+    """Move the rows mine[first:last], and copy each to its place in `moved`, an address or 0.
+
+    total (D,): room for the sum of a row's gradients.
+    """
     # The address is taken where `total` is an argument, so that it outlives it.
     D, sums = table.D, np.int64(total.ctypes.data)
-    for u in range(first_row, last_row):
-        if u + AHEAD < last_row:
-            ask_to_write(table.address, table.first, table.second, found[u + AHEAD], D)
-        gradient = _at(sources[begins[u]], pieces, D)
-        for i in range(begins[u] + 1, begins[u + 1]):
-            _add(gradient, _at(sources[i], pieces, D), D, sums)
+    for i in range(first, last):
+        if i + AHEAD < last:
+            ask_to_write(table.address, table.first, table.second, work.found[work.mine[i + AHEAD]], D)
+        u = work.mine[i]
+        gradient = _at(work.sources[work.begins[u]], pieces, D)
+        for k in range(work.begins[u] + 1, work.begins[u + 1]):
+            _add(gradient, _at(work.sources[k], pieces, D), D, sums)
             gradient = sums
-        update_row(rule, table.address, found[u], gradient, D, table.per_row, table.first, table.second)
+        row = work.found[u]
+        update_row(rule, table.address, row, gradient, D, table.per_row, table.first, table.second)
+        if moved:
+            _copy(table.address + FLOAT_BYTES * row * D, D, moved + FLOAT_BYTES * i * D)
 
 
 @helper
-def _move_rows(p, pieces, rules, table, found, begins, sources, n_found):
-    last = min(n_found, (p + 1) * ROWS_A_PIECE)
+def _move_rows(p, pieces, rules, table, work, moved, n_mine):
+    last = min(n_mine, (p + 1) * ROWS_A_PIECE)
     _move_some_rows(
-        p * ROWS_A_PIECE, last, pieces, rules[table.rule], table, found, begins, sources,
+        p * ROWS_A_PIECE, last, pieces, rules[table.rule], table, work, moved,
         np.empty(table.D + WIDTH, np.float32),
     )  # fmt: skip
 
 
-def _step_on_pieces(team, rules, decays, pieces, moves_table, table, parts, starts, counts):  # type: ignore[no-untyped-def]
-    """Move parts of dense parameters, and the rows of the table in any piece.
+def _step_on_pieces(  # type: ignore[no-untyped-def]
+    team, rules, decays, pieces, moves_table, table, parts, starts, counts, rank, work, moved
+):
+    """Move parts of dense parameters, and this process's share of the rows of the table in any piece.
 
     pieces (P, 4): the addresses of DENSE, ROWS and D_ROWS, and N_ROWS. parts: PIECE of dense parameters. starts: where
-    the gradient of each part begins. counts: addresses of the counters of steps of dense parameters.
+    the gradient of each part begins. counts: addresses of the counters of steps of dense parameters. moved: the address
+    of what the rows are copied to, 0 for nothing.
     """
-    M = 0
-    for p in range(len(pieces)):
-        M += pieces[p, N_ROWS]
-    found, begins, sources = np.empty(M, np.int64), np.empty(M + 1, np.int64), np.empty(M, np.int64)
-    n_found = np.zeros(1, np.int64)
     if moves_table and table.steps:
         rules[table.rule]["table_steps"] = count_step(table.steps)
     in_parallel(team, 1 + len(parts), _move_dense_or_merge, (
-        pieces, parts, starts, rules, decays, found, begins, sources, n_found
+        pieces, parts, starts, rules, decays, rank, work
     ))  # fmt: skip
     if moves_table:
-        U = n_found[0]
-        in_parallel(team, -(-U // ROWS_A_PIECE), _move_rows, (
-            pieces, rules, table, found, begins, sources, U
+        n_mine = work.sizes[rank]
+        in_parallel(team, -(-n_mine // ROWS_A_PIECE), _move_rows, (
+            pieces, rules, table, work, moved, n_mine
         ))  # fmt: skip
     for i in range(len(counts)):
         count_step(counts[i])
@@ -169,7 +221,35 @@ def _step_on_pieces(team, rules, decays, pieces, moves_table, table, parts, star
 
 step_on_pieces = Kernel(_step_on_pieces)
 
+
+@helper
+def _take_rows(p, address, D, messages, work, n_theirs):
+    """Copy some of the rows that others have moved into the table."""
+    last = min(n_theirs, (p + 1) * ROWS_A_PIECE)
+    for i in range(p * ROWS_A_PIECE, last):
+        if i + AHEAD < last:
+            ask_to_write(address, 0, 0, work.found[work.theirs[i + AHEAD]], D)
+        u = work.theirs[i]
+        row = work.found[u]
+        owner = (row >> BLOCK_BITS) % len(messages)
+        _copy(messages[owner] + FLOAT_BYTES * work.places[u] * D, D, address + FLOAT_BYTES * row * D)
+
+
+def _take_moved_rows(team, address, D, messages, work, n_theirs):  # type: ignore[no-untyped-def]
+    """messages (processes,): the addresses of the rows that each has moved."""
+    in_parallel(team, -(-n_theirs // ROWS_A_PIECE), _take_rows, (address, D, messages, work, n_theirs))
+
+
+take_moved_rows = Kernel(_take_moved_rows)
+
 _NO_NUMBERS = np.zeros(0, np.float32)
+
+
+class Memory(NamedTuple):
+    """What a model keeps between steps: the rows of the last step, and what this process's own are copied to."""
+
+    work: Work
+    moved: np.ndarray  # (M, D), or (0, D) if nobody else moves rows
 
 
 def step(
@@ -178,16 +258,41 @@ def step(
     rules: Sequence[RowRule],
     decays: Sequence[Decay],
     pieces: Sequence[Piece],
-) -> None:
-    """Move what `summed_step` in step/summed.py moves."""
-    addresses = np.array(
-        [(*map(_address, piece), len(piece.rows)) for piece in pieces],
-        np.int64,
-    )
+    share: Share,
+) -> np.ndarray:
+    """Move what `summed_step` in step/summed.py moves; return the rows moved here (n, D), if there are other shares."""
+    addresses = np.array([(*map(_address, piece), len(piece.rows)) for piece in pieces], np.int64)
+    memory = _memory_of(model, int(addresses[:, N_ROWS].sum()), share.count)
     step_on_pieces(
         packed(rules), np.array(decays, np.float32), addresses, moving.moves_table, _table(model), moving.pieces,
-        moving.starts, moving.counts,
+        moving.starts, moving.counts, share.number, memory.work, _address(memory.moved) if len(memory.moved) else 0,
     )  # fmt: skip
+    return memory.moved[: memory.work.sizes[share.number]] if moving.moves_table else memory.moved[:0]
+
+
+def sizes(model: SummedModel) -> list[int]:
+    """Return how many rows each share had in the last step."""
+    return model.memory.work.sizes.tolist()  # type: ignore[no-any-return]
+
+
+def take(model: SummedModel, messages: Sequence[np.ndarray], share: Share) -> None:
+    """Copy the rows (n, D) that every other share has moved into the table."""
+    work, table = model.memory.work, model.table.parameter
+    n_theirs = int(work.sizes.sum() - work.sizes[share.number])
+    addresses = np.array(list(map(_address, messages)), np.int64)
+    take_moved_rows(table.data_ptr(), table.shape[1], addresses, work, n_theirs)
+
+
+def _memory_of(model: SummedModel, M: int, count: int) -> Memory:
+    """Return the model's memory, made again if there are more rows than in all steps before."""
+    held: Memory | None = model.memory
+    if held is None or len(held.work.found) < M or len(held.work.sizes) != count:
+        M = M if held is None else int(GROWTH * M)
+        numbers = [np.empty(M + extra, np.int64) for extra in (0, 1, 0, 0, 0, 0)]
+        D = model.table.parameter.shape[1]
+        work = Work(*numbers, sizes=np.zeros(count, np.int64))
+        held = model.memory = Memory(work, np.empty((M if count > 1 else 0, D), np.float32))
+    return held
 
 
 def _address(array: np.ndarray) -> int:
