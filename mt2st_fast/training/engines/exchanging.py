@@ -26,6 +26,9 @@ from mt2st_fast.training.engines.shares import Shares, label_numbers, shares_of_
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.gradients import Exchange
 
+# What a process tells of a step: that it can take it by one message, and that it shares the table's state with others.
+CAN_POST, SHARES = 1, 2
+
 
 class ExchangingSteps(EagerSteps):
     """Forward and backward on this process's batches; then the gradients of all are summed, and all take the same step.
@@ -41,7 +44,7 @@ class ExchangingSteps(EagerSteps):
         self._exchange: Exchange | None = None
         self._sharded: list[nn.Parameter] = []  # those that train
         self._passes_together = has_sharded(parts.encoder)
-        self._all_post = False  # whether all processes take this step by one message
+        self._posts: list[int] = []  # CAN_POST and SHARES of all processes
         self._phase = 0  # a checksum of what must be the same in every process
 
     def enter_phase(self) -> None:
@@ -88,10 +91,10 @@ class ExchangingSteps(EagerSteps):
         self._step_optimizer()
         return losses_k
 
-    def _can_post(self, micro_steps: list[list[PlainBatch]]) -> bool:
-        """Return whether this process can take the step by one message (`PostedSteps`)."""
+    def _can_post(self, micro_steps: list[list[PlainBatch]]) -> int:
+        """Return CAN_POST if this process can take the step by one message (`PostedSteps`), and SHARES."""
         del micro_steps
-        return False
+        return 0
 
     def _check_rows(self, micro_steps: list[list[PlainBatch]]) -> None:
         """Raises InputError, in every process, for a batch without rows, for which an OpenTask has no loss."""
@@ -134,7 +137,7 @@ class ExchangingSteps(EagerSteps):
                 f"process {wrong[0]} of {len(of_all)} trains other tasks or parameters than process 0, or with another "
                 "learning rate: schedules and callbacks must do the same in every process"
             )
-        self._all_post = all(of_one[2] for of_one in of_all)
+        self._posts = [int(of_one[2]) for of_one in of_all]
         totals = [sum(of_one[3 + k] for of_one in of_all) for k in range(len(active))]
         # If no process has a label of a task, it is unknown whether another one had its targets.
         tasks = {name for name, total in zip(active, totals, strict=True) if total > 0}
@@ -173,16 +176,22 @@ class ExchangingGradientCalls(ExchangingSteps):
 
     def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
         # It does not support penalties of learned weights.
-        return self._calls(micro_steps, shares.labels_mk, hands_out=not self._all_post)
+        return self._calls(micro_steps, shares.labels_mk, hands_out=not self._all(CAN_POST))
 
-    def _can_post(self, micro_steps: list[list[PlainBatch]]) -> bool:
-        return self._posted.can_take(self._calls.gradients, micro_steps)
+    def _can_post(self, micro_steps: list[list[PlainBatch]]) -> int:
+        can_post = self._posted.can_take(self._calls.gradients, micro_steps)
+        return CAN_POST * can_post + SHARES * self._posted.shares_state
+
+    def _all(self, what: int) -> bool:
+        """Return whether all processes have told CAN_POST, or SHARES, for this step."""
+        return all(told & what for told in self._posts)
 
     def _move(self, own_losses_k: Tensor) -> Tensor:
-        if not self._all_post:
+        if not self._all(CAN_POST):
+            self._posted.take_back()
             return super()._move(own_losses_k)
         assert self._calls.gradients is not None
-        return self._posted(self._calls.gradients, own_losses_k)
+        return self._posted(self._calls.gradients, own_losses_k, all_share=self._all(SHARES))
 
 
 def _has_rows(batch: PlainBatch) -> bool:

@@ -9,7 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mt2st_fast.kernels import FROZEN, Decay, Dense, Piece, RowState, SummedModel, Trained, summed_step
+from mt2st_fast.kernels import (
+    EVERY_ROW,
+    FROZEN,
+    Decay,
+    Dense,
+    Piece,
+    RowState,
+    Share,
+    SummedModel,
+    Trained,
+    shares_of_rows,
+    summed_step,
+    take_rows,
+)
 from mt2st_fast.training.batch import PlainBatch
 from mt2st_fast.training.dense_rules import option_obstacle, rules_of, state_obstacle, state_of
 from mt2st_fast.training.engines.engine import StepParts
@@ -18,6 +31,7 @@ from mt2st_fast.training.engines.text_gradients import TextGradients
 from mt2st_fast.training.engines.word_gradients import split_by_words
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.processes.board import padded
+from mt2st_fast.training.processes.shared_state import SharedState
 
 COUNT_BYTES = 8  # of the number of rows, which begins a message
 
@@ -44,6 +58,7 @@ class PostedSteps:
         self._model: SummedModel | None = None
         self._made_for: Tensor | None = None
         self._group = 0  # of the table
+        self._state: SharedState | None = None  # of the table, if it moves
 
     def can_take(self, gradients: TextGradients | None, micro_steps: list[list[PlainBatch]]) -> bool:
         """Return whether this process can take a step with these batches of its own so, if the others can."""
@@ -64,8 +79,37 @@ class PostedSteps:
             self._model, self._made_for = self._new_model(gradients), gradients.dense
         return self._model is not None
 
-    def __call__(self, gradients: TextGradients, losses_k: Tensor) -> Tensor:
-        """Take the step with the gradients since `begin`; returns the sums of the losses (K,) over all processes."""
+    @property
+    def shares_state(self) -> bool:
+        """Whether this process holds one copy of the table's state with the others."""
+        return self._state is not None and self._state.is_shared
+
+    def take_back(self) -> None:
+        """Hold state of its own again, for a step of another kind; all processes must be about to take that."""
+        if self._state is not None:
+            self._state.take_back()
+
+    def _share(self, gradients: TextGradients, *, all_share: bool) -> Share:
+        """Return the share of the rows that this process moves; begins to share the table's state, if that is worth it.
+
+        all_share: whether all hold one copy of it.
+        """
+        processes, state = self._parts.processes, self._state
+        if state is None or not state.is_wanted:
+            return EVERY_ROW
+        if not all_share:
+            state.take_back()
+            if not state.share():
+                return EVERY_ROW
+            self._model = self._new_model(gradients)
+        return Share(processes.rank, processes.count)
+
+    def __call__(self, gradients: TextGradients, losses_k: Tensor, *, all_share: bool) -> Tensor:
+        """Take the step with the gradients since `begin`; returns the sums of the losses (K,) over all processes.
+
+        all_share: whether `shares_state` in all of them.
+        """
+        share = self._share(gradients, all_share=all_share)
         assert self._model is not None
         rows, d_rows = gradients.rows_so_far()
         present = gradients.present()
@@ -76,16 +120,19 @@ class PostedSteps:
         rules, decays = rules_of(optimizer)
         of_table = gradients.encoder.table
         pieces = [self._piece(each, of_table.shape[1]) for each in found]
-        summed_step(
+        moved = summed_step(
             self._model,
             [*rules, rules[self._group]],
             [*decays, Decay()],
             pieces,
             bytes(map(max, *(each.present for each in found))),
+            share,
         )
         losses = found[0].losses.copy()
         for each in found[1:]:
             losses += each.losses
+        if share.count > 1:
+            self._take_rows(moved, share)
         return torch.from_numpy(losses)
 
     def _exchanged(self, whole: Sequence[np.ndarray], n_present: int) -> list[Posted]:
@@ -110,6 +157,22 @@ class PostedSteps:
         rest = processes.gather_written(write, lengths, torch.device("cpu"))
         return [each._replace(rest=own.numpy()) for each, own in zip(found, rest, strict=True)]
 
+    def _take_rows(self, moved: np.ndarray, share: Share) -> None:
+        """Exchange the rows that every process has moved (n, D)."""
+        assert self._model is not None
+        processes, D = self._parts.processes, moved.shape[1]
+        messages = processes.gather_arrays([moved])
+        if messages is None:
+            lengths = [n * moved.itemsize * D for n in shares_of_rows(self._model)]
+            device = torch.device("cpu")
+            found = processes.gather_written(lambda into: into.copy_(_bytes_of(moved)), lengths, device)
+            messages = [message.numpy() for message in found]
+        rows = [
+            message[: n * moved.itemsize * D].view(np.float32).reshape(n, D)
+            for n, message in zip(shares_of_rows(self._model), messages, strict=True)
+        ]
+        take_rows(self._model, rows, share)
+
     @staticmethod
     def _piece(posted: Posted, D: int) -> Piece:
         n, first = posted.n_rows, padded(4 * posted.n_rows)
@@ -131,6 +194,8 @@ class PostedSteps:
         if state_obstacle(optimizer, dense) is not None:
             return None
         self._group = groups.get(id(table), 0)
+        if moves_table and self._state is None:
+            self._state = SharedState(parts.processes, optimizer, table)
         of_table = (
             Trained(table.detach(), optimizer.row_state(table), len(optimizer.param_groups))
             if moves_table
@@ -143,6 +208,10 @@ class PostedSteps:
             assert state is not None
             found.append(Dense(parameter.detach(), state[0], groups[id(parameter)], state[1]))
         return SummedModel(of_table, found, steps)
+
+
+def _bytes_of(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.reshape(-1).view(np.uint8))
 
 
 def _posted(message: np.ndarray, n_present: int, K: int, P: int) -> Posted:

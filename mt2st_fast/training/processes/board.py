@@ -10,14 +10,10 @@ byte of it, which the system releases when it dies. So a dead process is found o
 
 from __future__ import annotations
 
-import mmap
 import os
-import secrets
-import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +21,8 @@ from torch import Tensor
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.meeting import different_calls
+from mt2st_fast.training.processes.memory import PAGE, Memory, shared_memory
 
-PAGE = 4096
 LINE = 128  # bytes of a process's counter, lengths and call, which waiting processes read again and again
 CALL = slice(24, LINE)  # bytes of a process's line that name its call
 MARK_BITS = 32  # of a posted length, above which is a checksum of the call
@@ -39,14 +35,6 @@ LOOK_NS = 50_000_000  # between looks at the others while waiting for them
 # How long a waiting process keeps its core: a process that yields it for a moment may get it back milliseconds later,
 # if anything else wants to run. Where processes share cores, the others need it.
 SPIN_NS, SHORT_SPIN_NS = 1_000_000, 20_000
-TOKEN = slice(1024, 1040)  # bytes of the first page, by which a process knows the memory that it has opened
-
-
-class Memory(NamedTuple):
-    """An open file without a name, and what it holds."""
-
-    file: int
-    content: mmap.mmap
 
 
 class Board:
@@ -243,77 +231,16 @@ def board_for(
     """
     if count > MOST_PROCESSES:
         return None
-    memory = _new_memory(count) if rank == 0 else None
-    told = from_first(None if memory is None else _where(memory))
-    if memory is None and told is not None:
-        memory = _opened(told, count)
-    (lacking,) = any_of_all(memory is None)
-    if memory is not None and not lacking:
-        return Board(memory, rank, count)
-    if memory is not None:
-        os.close(memory.file)
-    return None
-
-
-def _new_memory(count: int) -> Memory | None:
-    """Make memory for `count` processes; None if the system cannot, or has too little."""
-    if not hasattr(os, "memfd_create"):
-        return None
-    file = None
-    try:
-        file = os.memfd_create("mt2st_fast")
-        os.posix_fallocate(file, 0, _size(count))  # otherwise memory that is missing would end the process
-        content = mmap.mmap(file, _size(count))
-    except OSError:
-        if file is not None:
-            os.close(file)
-        return None
-    content[TOKEN] = secrets.token_bytes(TOKEN.stop - TOKEN.start)
-    return Memory(file, content)
-
-
-def _where(memory: Memory) -> dict[str, Any]:
-    """Return how other processes find this one's memory, JSON-able."""
-    return {
-        "machine": _machine(),
-        "process": os.getpid(),
-        "file": memory.file,
-        "token": memory.content[TOKEN].hex(),
-    }
-
-
-def _opened(told: dict[str, Any], count: int) -> Memory | None:
-    """Open the memory of process 0; None from another machine or container, or without permission."""
-    if told["machine"] != _machine():
-        return None
-    try:
-        file = os.open(f"/proc/{told['process']}/fd/{told['file']}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with suppress(OSError):
-        found = os.fstat(file)
-        if stat.S_ISREG(found.st_mode) and found.st_size == _size(count):
-            content = mmap.mmap(file, found.st_size)
-            if content[TOKEN].hex() == told["token"]:
-                return Memory(file, content)
-    os.close(file)
-    return None
-
-
-def _machine() -> str:
-    """Return a name of the running system, and of the part of it whose processes see each other."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"unknown {secrets.token_hex(8)}"
+    memory = shared_memory(rank, size_of(count), from_first, any_of_all)
+    return None if memory is None else Board(memory, rank, count)
 
 
 def _available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _size(count: int) -> int:
+def size_of(count: int) -> int:
+    """Return how many bytes a board of so many processes takes."""
     return PAGE + _rounded(count * LINE) + count * TURNS * SLOT
 
 

@@ -27,6 +27,7 @@ from mt2st_fast.model.sharded import is_sharded
 from mt2st_fast.numbers import plain
 from mt2st_fast.training.processes import board
 from mt2st_fast.training.processes.board import Board, board_for
+from mt2st_fast.training.processes.memory import Memory, shared_memory
 from mt2st_fast.training.processes.watch import Waiting, Watch
 
 # Of a message, which waits for a process that evaluates or writes; the watch finds lost processes.
@@ -51,6 +52,7 @@ class Processes:
         self._board: Board | None = None
         self._watch: Watch | None = None
         self._users = 1
+        self.before_leaving: Callable[[], None] | None = None  # called when the last user closes
         self.is_echo = False  # whether this one reported the same error as process 0
         if count > 1:
             self._world = dist.group.WORLD
@@ -134,6 +136,11 @@ class Processes:
         assert self._board is not None
         with self._talking():
             return self._board.gather_arrays(arrays, self._check)
+
+    def shared_memory(self, n_bytes: int) -> Memory | None:
+        """Return memory that all processes have mapped, as `shared_memory` of memory.py does; only with a board."""
+        assert self._board is not None
+        return shared_memory(self.rank, n_bytes, self.from_first, self.any_of_all)
 
     def gather_json(self, value: Any) -> list[Any]:
         """Return a JSON-able value from each process."""
@@ -250,6 +257,8 @@ class Processes:
         if self._users or not self.are_several:
             return
         _open = None if _open is self else _open
+        if self.before_leaving is not None:
+            self.before_leaving()
         try:
             self._leave()
         finally:
