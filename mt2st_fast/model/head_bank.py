@@ -139,6 +139,10 @@ class HeadBank(nn.Module):
             )
         return self.open_tasks[module_name(task)]  # type: ignore[return-value]
 
+    def spec(self, name: str) -> HeadSpec | None:
+        """Return the head of a task as kernels see it; None for a task without one."""
+        return self._specs.get(name)
+
     @property
     def active(self) -> tuple[str, ...]:
         """The tasks that are being trained, main task first."""

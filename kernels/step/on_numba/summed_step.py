@@ -57,6 +57,35 @@ class RowTable(NamedTuple):
 
 
 @helper
+def _merge_two(pieces, found, begins, sources):
+    """_merge of two pieces, without branches that depend on their rows."""
+    n_a, n_b = pieces[0, N_ROWS], pieces[1, N_ROWS]
+    rows_a = numba.carray(pointer_to_int32(pieces[0, ROWS]), (n_a,))
+    rows_b = numba.carray(pointer_to_int32(pieces[1, ROWS]), (n_b,))
+    second = np.int64(1) << INDEX_BITS
+    U = n = a = b = 0
+    while a < n_a and b < n_b:
+        row_a, row_b = np.int64(rows_a[a]), np.int64(rows_b[b])
+        begins[U], found[U] = n, min(row_a, row_b)
+        U += 1
+        # What is not taken is overwritten by the next one.
+        sources[n] = a
+        n += row_a <= row_b
+        sources[n] = second | b
+        n += row_b <= row_a
+        a += row_a <= row_b
+        b += row_b <= row_a
+    while a < n_a:
+        begins[U], found[U], sources[n] = n, rows_a[a], a
+        U, n, a = U + 1, n + 1, a + 1
+    while b < n_b:
+        begins[U], found[U], sources[n] = n, rows_b[b], second | b
+        U, n, b = U + 1, n + 1, b + 1
+    begins[U] = n
+    return U
+
+
+@helper
 def _merge(pieces, found, begins, sources):
     """Merge the rows of all pieces (P, 4), which ascend in each; return how many distinct ones there are, U.
 
@@ -64,6 +93,8 @@ def _merge(pieces, found, begins, sources):
     piece above INDEX_BITS, and a place among its rows.
     """
     P = len(pieces)
+    if P == 2:
+        return _merge_two(pieces, found, begins, sources)
     places, heads = np.zeros(P, np.int64), np.empty(P, np.int64)
     for p in range(P):
         rows = numba.carray(pointer_to_int32(pieces[p, ROWS]), (pieces[p, N_ROWS],))

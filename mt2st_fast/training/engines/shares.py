@@ -70,8 +70,9 @@ def label_numbers(heads: MultiTaskHeads, batches: list[PlainBatch], device: torc
     for name in heads.active:
         count: float | None = 0.0
         if name in targets:
-            is_quick = name in heads.tasks and isinstance(targets[name], Tensor)
-            count = quick_label_count(heads.tasks[name].head, targets[name]) if is_quick else None
+            spec, target = heads.spec(name), targets[name]
+            is_quick = spec is not None and isinstance(target, Tensor)
+            count = quick_label_count(spec, target) if is_quick else None
         if count is None:
             return label_counts(heads, batches, device).tolist()  # type: ignore[no-any-return]
         found.append(count)
