@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import POOLINGS, HeadLayout, Pooling, lay_adjacent
+from mt2st_fast.kernels import POOLINGS, HeadLayout, HeadSpec, Pooling, lay_adjacent
 from mt2st_fast.model.called_heads import reason_to_call
 from mt2st_fast.model.module_names import check_module_names, module_name
 from mt2st_fast.model.open_tasks import OpenTask
