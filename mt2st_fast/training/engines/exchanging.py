@@ -86,6 +86,8 @@ class ExchangingSteps(EagerSteps):
     def _move(self, own_losses_k: Tensor) -> Tensor:
         """Sum the gradients of all processes, and step; returns the sums of the losses (K,)."""
         assert self._exchange is not None
+        if self._parts.processes.take_back is not None:  # every process steps all rows here
+            self._parts.processes.take_back()
         sum_instead_of_mean(self._sharded, self._parts.processes.count)
         losses_k = self._exchange(own_losses_k)
         self._step_optimizer()
@@ -188,7 +190,6 @@ class ExchangingGradientCalls(ExchangingSteps):
 
     def _move(self, own_losses_k: Tensor) -> Tensor:
         if not self._all(CAN_POST):
-            self._posted.take_back()
             return super()._move(own_losses_k)
         assert self._calls.gradients is not None
         return self._posted(self._calls.gradients, own_losses_k, all_share=self._all(SHARES))

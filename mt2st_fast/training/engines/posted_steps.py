@@ -84,11 +84,6 @@ class PostedSteps:
         """Whether this process holds one copy of the table's state with the others."""
         return self._state is not None and self._state.is_shared
 
-    def take_back(self) -> None:
-        """Hold state of its own again, for a step of another kind; all processes must be about to take that."""
-        if self._state is not None:
-            self._state.take_back()
-
     def _share(self, gradients: TextGradients, *, all_share: bool) -> Share:
         """Return the share of the rows that this process moves; begins to share the table's state, if that is worth it.
 

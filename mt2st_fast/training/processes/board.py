@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.meeting import different_calls
-from mt2st_fast.training.processes.memory import PAGE, Memory, shared_memory
+from mt2st_fast.training.processes.memory import PAGE, Memory, hold, shared_memory
 
 LINE = 128  # bytes of a process's counter, lengths and call, which waiting processes read again and again
 CALL = slice(24, LINE)  # bytes of a process's line that name its call
@@ -46,7 +46,8 @@ class Board:
     """
 
     def __init__(self, memory: Memory, rank: int, count: int) -> None:
-        from mt2st_fast.kernels.machine import counters  # loads Numba
+        hold(memory.file, rank)
+        from mt2st_fast.kernels.machine import counters  # loads Numba, for which the others may wait
 
         self._counters = counters
         self._file, self._rank, self._count = memory.file, rank, count
@@ -56,7 +57,6 @@ class Board:
         self._numbers = memoryview(memory.content).cast("q")
         self._n_posted = 0
         self._call, self._mark = "", 0
-        self._lock()
 
     def posts_for(self, call: str) -> None:
         """From now on, messages belong to this call; those of the others must, too."""
@@ -205,11 +205,6 @@ class Board:
         first = PAGE + rank * LINE
         call = self._content[first + CALL.start : first + CALL.stop]
         return call.rstrip(b"\0").decode(errors="replace")
-
-    def _lock(self) -> None:
-        import fcntl
-
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, self._rank)
 
     def _is_dead(self, rank: int) -> bool:
         import fcntl

@@ -52,7 +52,8 @@ class Processes:
         self._board: Board | None = None
         self._watch: Watch | None = None
         self._users = 1
-        self.before_leaving: Callable[[], None] | None = None  # called when the last user closes
+        # Gives each process state of its own again: called before a step that moves all of it, and when they leave.
+        self.take_back: Callable[[], None] | None = None
         self.is_echo = False  # whether this one reported the same error as process 0
         if count > 1:
             self._world = dist.group.WORLD
@@ -257,8 +258,8 @@ class Processes:
         if self._users or not self.are_several:
             return
         _open = None if _open is self else _open
-        if self.before_leaving is not None:
-            self.before_leaving()
+        if self.take_back is not None:
+            self.take_back()
         try:
             self._leave()
         finally:

@@ -33,11 +33,20 @@ def shared_memory(
     told = from_first(None if memory is None else where_is(memory))
     if memory is None and told is not None:
         memory = opened(told, n_bytes)
+    if memory is not None:  # before anybody may look whether this process lives
+        hold(memory.file, rank)
     (lacking,) = any_of_all(memory is None)
     if memory is not None and lacking:
         os.close(memory.file)
         return None
     return memory
+
+
+def hold(file: int, rank: int) -> None:
+    """Lock the byte of this process, which the system releases when it dies, or closes the file."""
+    import fcntl
+
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, rank)
 
 
 def new_memory(n_bytes: int) -> Memory | None:

@@ -57,7 +57,7 @@ class SharedState:
         os.close(memory.file)
         self._optimizer.state[self._table].update(held)
         self._held = held
-        self._processes.before_leaving = self.take_back
+        self._processes.take_back = self.take_back
         return True
 
     def take_back(self) -> None:
@@ -66,7 +66,7 @@ class SharedState:
             state = self._optimizer.state[self._table]
             state.update({name: tensor.clone() for name, tensor in self._held.items()})
         self._held = {}
-        self._processes.before_leaving = None
+        self._processes.take_back = None
 
     def _own(self) -> dict[str, Tensor]:
         parts = {id(part) for part in self._optimizer.row_state(self._table) if part is not None}
