@@ -30,10 +30,10 @@ class Piece(NamedTuple):
 
 
 class Share(NamedTuple):
-    """Which of `count` shares of the rows a step moves; the others are moved elsewhere."""
+    """Which of `total` shares of the rows a step moves; the others are moved elsewhere."""
 
     number: int = 0
-    count: int = 1
+    total: int = 1
 
 
 EVERY_ROW = Share()

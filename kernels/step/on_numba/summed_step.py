@@ -293,7 +293,7 @@ def step(
 ) -> np.ndarray:
     """Move what `summed_step` in step/summed.py moves; return the rows moved here (n, D), if there are other shares."""
     addresses = np.array([(*map(_address, piece), len(piece.rows)) for piece in pieces], np.int64)
-    memory = _memory_of(model, int(addresses[:, N_ROWS].sum()), share.count)
+    memory = _memory_of(model, int(addresses[:, N_ROWS].sum()), share.total)
     step_on_pieces(
         packed(rules), np.array(decays, np.float32), addresses, moving.moves_table, _table(model), moving.pieces,
         moving.starts, moving.counts, share.number, memory.work, _address(memory.moved) if len(memory.moved) else 0,
@@ -321,7 +321,7 @@ def _memory_of(model: SummedModel, M: int, count: int) -> Memory:
         M = M if held is None else int(GROWTH * M)
         numbers = [np.empty(M + extra, np.int64) for extra in (0, 1, 0, 0, 0, 0)]
         D = model.table.parameter.shape[1]
-        work = Work(*numbers, sizes=np.zeros(count, np.int64))
+        work = Work(*numbers, np.zeros(count, np.int64))
         held = model.memory = Memory(work, np.empty((M if count > 1 else 0, D), np.float32))
     return held
 

@@ -126,7 +126,7 @@ class PostedSteps:
         losses = found[0].losses.copy()
         for each in found[1:]:
             losses += each.losses
-        if share.count > 1:
+        if share.total > 1:
             self._take_rows(moved, share)
         return torch.from_numpy(losses)
 
@@ -159,8 +159,11 @@ class PostedSteps:
         messages = processes.gather_arrays([moved])
         if messages is None:
             lengths = [n * moved.itemsize * D for n in shares_of_rows(self._model)]
-            device = torch.device("cpu")
-            found = processes.gather_written(lambda into: into.copy_(_bytes_of(moved)), lengths, device)
+
+            def write(into: Tensor) -> None:
+                into.numpy()[:] = moved.reshape(-1).view(np.uint8)
+
+            found = processes.gather_written(write, lengths, torch.device("cpu"))
             messages = [message.numpy() for message in found]
         rows = [
             message[: n * moved.itemsize * D].view(np.float32).reshape(n, D)
@@ -203,10 +206,6 @@ class PostedSteps:
             assert state is not None
             found.append(Dense(parameter.detach(), state[0], groups[id(parameter)], state[1]))
         return SummedModel(of_table, found, steps)
-
-
-def _bytes_of(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.reshape(-1).view(np.uint8))
 
 
 def _posted(message: np.ndarray, n_present: int, K: int, P: int) -> Posted:

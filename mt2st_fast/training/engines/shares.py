@@ -71,8 +71,9 @@ def label_numbers(heads: MultiTaskHeads, batches: list[PlainBatch], device: torc
         count: float | None = 0.0
         if name in targets:
             spec, target = heads.spec(name), targets[name]
-            is_quick = spec is not None and isinstance(target, Tensor)
-            count = quick_label_count(spec, target) if is_quick else None
+            count = None
+            if spec is not None and isinstance(target, Tensor):
+                count = quick_label_count(spec, target)
         if count is None:
             return label_counts(heads, batches, device).tolist()  # type: ignore[no-any-return]
         found.append(count)
