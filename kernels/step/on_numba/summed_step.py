@@ -319,9 +319,11 @@ def _memory_of(model: SummedModel, M: int, count: int) -> Memory:
     held: Memory | None = model.memory
     if held is None or len(held.work.found) < M or len(held.work.sizes) != count:
         M = M if held is None else int(GROWTH * M)
-        numbers = [np.empty(M + extra, np.int64) for extra in (0, 1, 0, 0, 0, 0)]
+        found, sources, places, mine, theirs = (np.empty(M, np.int64) for _ in range(5))
         D = model.table.parameter.shape[1]
-        work = Work(*numbers, np.zeros(count, np.int64))
+        work = Work(
+            found, np.empty(M + 1, np.int64), sources, places, mine, theirs, np.zeros(count, np.int64)
+        )
         held = model.memory = Memory(work, np.empty((M if count > 1 else 0, D), np.float32))
     return held
 
