@@ -5,7 +5,8 @@ The tagger of English EWT with a table of a million rows, one thread per process
     one         one process alone
     apart       each process trains a model of its own, at once: what memory and caches leave of the second core
     half apart  the same with half a batch each: a step of two that exchange nothing, and update only their own rows
-    together    both train one model
+    together    both train one model on the batch of one: the same steps, each taken sooner (strong scaling)
+    as many     both train one model, each on as many rows as one: larger steps (weak scaling)
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mt2st_fast.cli.reading import read_data
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 
-ROWS, BATCH = 1_000_000, 2048
+ROWS = 1_000_000
 SETTLING = 8  # steps before those that are timed, as other models were in the caches
 ENDLESS_EPOCHS = 10**6
 
@@ -63,6 +64,7 @@ def _slower(own_ms: float) -> float:
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Number of bursts of each way.")] = 10,
     steps: Annotated[int, typer.Option(min=1, help="Steps in a burst.")] = 40,
+    batch: Annotated[int, typer.Option(min=2, help="Rows in a step of one process.")] = 2048,
 ) -> None:
     """Print a table with a row per way."""
     torch.set_num_threads(1)
@@ -70,16 +72,17 @@ def main(
     rank, count = dist.get_rank(), dist.get_world_size()
     data = f"conllu:{EWT}"
     config = Config(
-        data=data, main="upos", aux=("xpos", "deprel"), buckets=ROWS, strategy="mtl", batch_size=BATCH
+        data=data, main="upos", aux=("xpos", "deprel"), buckets=ROWS, strategy="mtl", batch_size=batch
     )
     splits = read_data(config)
     alone = _burst_of(config, splits, together=False)
-    part = _burst_of(replace(config, batch_size=BATCH // count), splits, together=False)
+    part = _burst_of(replace(config, batch_size=batch // count), splits, together=False)
     ways: dict[str, Burst] = {
         "one": lambda n: alone(n) if rank == 0 else 0.0,
         "apart": alone,
         "half apart": part,
         "together": _burst_of(config, splits, together=True),
+        "as many": _burst_of(replace(config, batch_size=count * batch), splits, together=True),
     }
     found_ms: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -87,16 +90,26 @@ def main(
             dist.barrier()  # a process that waits here uses no core
             found_ms[name].append(_slower(burst(steps)))
     if rank == 0:
-        _print(found_ms, count)
+        _print(found_ms, count, batch)
     dist.destroy_process_group()
 
 
-def _print(found_ms: dict[str, list[float]], count: int) -> None:
-    table = Table("way", "ms a step, median", "tokens/s", "of one process", title=f"{count} processes")
+def _print(found_ms: dict[str, list[float]], count: int, batch: int) -> None:
+    table = Table(
+        "way",
+        "rows a step, of all",
+        "ms a step, median",
+        "tokens/s",
+        "of one process",
+        title=f"{count} processes",
+    )
     one_ms = statistics.median(found_ms["one"])
     for name, each_ms in found_ms.items():
-        ms, batches = statistics.median(each_ms), count if name == "apart" else 1
-        table.add_row(name, f"{ms:.2f}", f"{1e3 * batches * BATCH / ms:,.0f}", f"{batches * one_ms / ms:.2f}")
+        ms, batches = statistics.median(each_ms), count if name in ("apart", "as many") else 1
+        table.add_row(
+            name, f"{batches * batch:,}", f"{ms:.2f}", f"{1e3 * batches * batch / ms:,.0f}",
+            f"{batches * one_ms / ms:.2f}",
+        )  # fmt: skip
     Console(width=100).print(table)
 
 

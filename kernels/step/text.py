@@ -23,7 +23,7 @@ from .text_model import ExtraGradients, TextStepModel, Words
 
 
 class BatchGradients(NamedTuple):
-    """Losses and hits (K,), and for R rows of the table their indices (R,) int64, ascending, and gradients (R, D).
+    """Losses and hits (K,), and for R rows of the table their indices (R,) int32, ascending, and gradients (R, D).
 
     The model's next gradients overwrite those of rows.
     """

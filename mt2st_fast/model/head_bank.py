@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import POOLINGS, HeadLayout, Pooling, lay_adjacent
+from mt2st_fast.kernels import POOLINGS, HeadLayout, HeadSpec, Pooling, lay_adjacent
 from mt2st_fast.model.called_heads import reason_to_call
 from mt2st_fast.model.module_names import check_module_names, module_name
 from mt2st_fast.model.open_tasks import OpenTask
@@ -138,6 +138,10 @@ class HeadBank(nn.Module):
                 f"task {task} is not an OpenTask; available: {', '.join(self.open_tasks) or 'none'}"
             )
         return self.open_tasks[module_name(task)]  # type: ignore[return-value]
+
+    def spec(self, name: str) -> HeadSpec | None:
+        """Return the head of a task as kernels see it; None for a task without one."""
+        return self._specs.get(name)
 
     @property
     def active(self) -> tuple[str, ...]:

@@ -170,7 +170,7 @@ def _update_split(p, rule, table, rows, gradient, D, per_row, first, second, n_s
     last = (p + 1) * len(rows) // n_splits
     for u in range(p * len(rows) // n_splits, last):
         if u + AHEAD < last:
-            _ask_to_write(table, first, second, np.int64(rows[u + AHEAD]), D)
+            ask_to_write(table, first, second, np.int64(rows[u + AHEAD]), D)
         at = gradient + FLOAT_BYTES * u * D
         update_row(rule[0], table, np.int64(rows[u]), at, D, per_row, first, second)
 
@@ -256,7 +256,7 @@ def _update_by_sums(
     total = np.int64(sums.ctypes.data)  # otherwise helpers are compiled for uintp, too
     for u in range(first_row, last_row):
         if u + AHEAD < last_row and moves(rows[u + AHEAD], frozen):
-            _ask_to_write(table, first, second, np.int64(rows[u + AHEAD]), D)
+            ask_to_write(table, first, second, np.int64(rows[u + AHEAD]), D)
         if moves(rows[u], frozen):
             sum_rows(gradient, D, bags, begins[u], begins[u + 1], scales, total)
             update_row(rule, table, np.int64(rows[u]), total, D, per_row, first, second)
@@ -288,7 +288,7 @@ def _ask_to_write_row(table, row, D):
 
 
 @borrower
-def _ask_to_write(table, first, second, row, D):
+def ask_to_write(table, first, second, row, D):
     """Prefetch a row and its state."""
     _ask_to_write_row(table, row, D)
     if first:

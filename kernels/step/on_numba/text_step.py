@@ -147,7 +147,7 @@ def gathered(model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
     """Return (rows (R,), d_rows (R, D)) for `text_gradients` in step/text.py."""
     memory = model.memory
     R = int(memory.batch.counts[1]) if model.moving(moves).reach == TO_TABLE else 0
-    return torch.from_numpy(memory.batch.rows[:R].astype(np.int64)), torch.from_numpy(memory.d_rows[:R])
+    return torch.from_numpy(memory.batch.rows[:R].copy()), torch.from_numpy(memory.d_rows[:R])
 
 
 # Rows that are processed together: the more rows, the fewer words occur for the first time.

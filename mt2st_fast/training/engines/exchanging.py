@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
@@ -21,9 +21,13 @@ from mt2st_fast.training.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.gradient_calls import GradientCalls
-from mt2st_fast.training.engines.shares import Shares, label_counts, shares_of
+from mt2st_fast.training.engines.posted_steps import PostedSteps
+from mt2st_fast.training.engines.shares import Shares, label_numbers, shares_of_numbers
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.gradients import Exchange
+
+# What a process tells of a step: that it can take it by one message, and that it shares the table's state with others.
+CAN_POST, SHARES = 1, 2
 
 
 class ExchangingSteps(EagerSteps):
@@ -40,6 +44,7 @@ class ExchangingSteps(EagerSteps):
         self._exchange: Exchange | None = None
         self._sharded: list[nn.Parameter] = []  # those that train
         self._passes_together = has_sharded(parts.encoder)
+        self._posts: list[int] = []  # CAN_POST and SHARES of all processes
         self._phase = 0  # a checksum of what must be the same in every process
 
     def enter_phase(self) -> None:
@@ -64,7 +69,6 @@ class ExchangingSteps(EagerSteps):
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """Take one step of all processes; returns the losses (K,), the same in every process."""
-        assert self._exchange is not None
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         # A process may have no row of a small batch.
         if self._passes_together:
@@ -72,13 +76,27 @@ class ExchangingSteps(EagerSteps):
         else:
             plain = [kept for batches in plain if (kept := [b for b in batches if _has_rows(b)])]
         shares = self._shares(plain)
-        own_losses_k = self._own_gradients(plain, shares)
+        losses_k = self._move(self._own_gradients(plain, shares))
+        if (
+            self._passes_together
+        ):  # nothing else does this for a frozen encoder, and callbacks must find its parts
+            let_go_of_gathered(self._parts.encoder)
+        return losses_k
+
+    def _move(self, own_losses_k: Tensor) -> Tensor:
+        """Sum the gradients of all processes, and step; returns the sums of the losses (K,)."""
+        assert self._exchange is not None
+        if self._parts.processes.take_back is not None:  # every process steps all rows here
+            self._parts.processes.take_back()
         sum_instead_of_mean(self._sharded, self._parts.processes.count)
         losses_k = self._exchange(own_losses_k)
         self._step_optimizer()
-        # Nothing else does this for a frozen encoder, and callbacks must find its parts.
-        let_go_of_gathered(self._parts.encoder)
         return losses_k
+
+    def _can_post(self, micro_steps: list[list[PlainBatch]]) -> int:
+        """Return CAN_POST if this process can take the step by one message (`PostedSteps`), and SHARES."""
+        del micro_steps
+        return 0
 
     def _check_rows(self, micro_steps: list[list[PlainBatch]]) -> None:
         """Raises InputError, in every process, for a batch without rows, for which an OpenTask has no loss."""
@@ -104,13 +122,14 @@ class ExchangingSteps(EagerSteps):
         """
         parts = self._parts
         active, n_heads = parts.heads.active, len(parts.heads.names)
-        counts = [label_counts(parts.heads, batches, parts.device) for batches in micro_steps]
-        counts_mk = torch.stack(counts).double().cpu() if counts else torch.zeros(0, len(active)).double()
+        counts = [label_numbers(parts.heads, batches, parts.device) for batches in micro_steps]
         # The same length in every process, whatever it trains: otherwise processes that differ could not report it.
         told = [
             self._checksum(),
             len(micro_steps),
-            *counts_mk.sum(0).tolist(),
+            self._can_post(micro_steps),
+            *map(math.fsum, zip(*counts, strict=True)),
+            *([] if counts else [0.0] * len(active)),
             *[0.0] * (n_heads - len(active)),
         ]
         found = parts.processes.gather(np.array(told, np.float64).tobytes())
@@ -120,13 +139,12 @@ class ExchangingSteps(EagerSteps):
                 f"process {wrong[0]} of {len(of_all)} trains other tasks or parameters than process 0, or with another "
                 "learning rate: schedules and callbacks must do the same in every process"
             )
-        totals = [sum(of_one[2 + k] for of_one in of_all) for k in range(len(active))]
+        self._posts = [int(of_one[2]) for of_one in of_all]
+        totals = [sum(of_one[3 + k] for of_one in of_all) for k in range(len(active))]
         # If no process has a label of a task, it is unknown whether another one had its targets.
         tasks = {name for name, total in zip(active, totals, strict=True) if total > 0}
-        totals_k = torch.tensor(totals, dtype=torch.float64)
         step = 1 / max(1, int(sum(of_one[1] for of_one in of_all)))
-        shares = shares_of(parts.heads, counts_mk, totals_k, tasks, step)
-        return shares._replace(labels_mk=shares.labels_mk.float().to(parts.device))
+        return shares_of_numbers(parts.heads, counts, totals, tasks, step, parts.device)
 
     def _checksum(self) -> float:
         """Return what must be the same in every process as one number: otherwise their weights would drift apart."""
@@ -143,6 +161,7 @@ class ExchangingGradientCalls(ExchangingSteps):
     def __init__(self, parts: StepParts) -> None:
         super().__init__(parts)
         self._calls = GradientCalls(parts)
+        self._posted = PostedSteps(parts)
 
     def enter_phase(self) -> None:
         """Check what trains now."""
@@ -158,7 +177,22 @@ class ExchangingGradientCalls(ExchangingSteps):
         return self._calls.declines(micro_steps)
 
     def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
-        return self._calls(micro_steps, shares.labels_mk)  # it does not support penalties of learned weights
+        # It does not support penalties of learned weights.
+        return self._calls(micro_steps, shares.labels_mk, hands_out=not self._all(CAN_POST))
+
+    def _can_post(self, micro_steps: list[list[PlainBatch]]) -> int:
+        can_post = self._posted.can_take(self._calls.gradients, micro_steps)
+        return CAN_POST * can_post + SHARES * self._posted.shares_state
+
+    def _all(self, what: int) -> bool:
+        """Return whether all processes have told CAN_POST, or SHARES, for this step."""
+        return all(told & what for told in self._posts)
+
+    def _move(self, own_losses_k: Tensor) -> Tensor:
+        if not self._all(CAN_POST):
+            return super()._move(own_losses_k)
+        assert self._calls.gradients is not None
+        return self._posted(self._calls.gradients, own_losses_k, all_share=self._all(SHARES))
 
 
 def _has_rows(batch: PlainBatch) -> bool:

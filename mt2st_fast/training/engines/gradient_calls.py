@@ -85,10 +85,13 @@ class GradientCalls:
             self._on_words = WordGradients(self.gradients.encoder, parts.heads)
         return self.gradients.declines()
 
-    def __call__(self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor) -> Tensor:
-        """Fill every `.grad` as for one batch; returns its losses (K,).
+    def __call__(
+        self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor, *, hands_out: bool = True
+    ) -> Tensor:
+        """Make the gradients as for one batch; returns its losses (K,).
 
-        shares_mk: the share of all labels that each micro-step has.
+        shares_mk: the share of all labels that each micro-step has. hands_out: put the gradients into every `.grad`;
+        else they are left in `gradients`.
         """
         assert self.gradients is not None
         weights_k, moves = self._parts.state.weights_k, MOVES[self._parts.state.part]
@@ -103,7 +106,8 @@ class GradientCalls:
             for inputs, targets in rows:
                 losses_k += share_k * self.gradients(inputs, targets, weights_k * share_k, moves, extra=extra)
                 extra = None  # counted once
-        self.gradients.hand_out()
+        if hands_out:
+            self.gradients.hand_out()
         return losses_k
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mt2st_fast.model.denominators import quick_label_count
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.batch import PlainBatch, to_device
 
@@ -60,6 +61,44 @@ def shares_of(
         shares_mk[:, k] = 1.0
         denominators[name] = totals_k[k]
     return Shares(shares_mk, denominators, tasks, step)
+
+
+def label_numbers(heads: MultiTaskHeads, batches: list[PlainBatch], device: torch.device) -> list[float]:
+    """Return `label_counts` as numbers, K of them: without an operator of torch, if these are classes on a CPU."""
+    targets = {name: target for _, of_batch in batches for name, target in of_batch.items()}
+    found = []
+    for name in heads.active:
+        count: float | None = 0.0
+        if name in targets:
+            spec, target = heads.spec(name), targets[name]
+            count = None
+            if spec is not None and isinstance(target, Tensor):
+                count = quick_label_count(spec, target)
+        if count is None:
+            return label_counts(heads, batches, device).tolist()  # type: ignore[no-any-return]
+        found.append(count)
+    return found
+
+
+def shares_of_numbers(
+    heads: MultiTaskHeads,
+    counts: list[list[float]],
+    totals: list[float],
+    tasks: set[str],
+    step: float,
+    device: torch.device,
+) -> Shares:
+    """Return `shares_of` numbers (M of K, and K), as float32 on the device."""
+    if not heads.uncounted:
+        shares = [
+            [count / (total or 1.0) for count, total in zip(own, totals, strict=True)] for own in counts
+        ]
+        shares_mk = torch.tensor(shares, dtype=torch.float32, device=device).view(-1, len(totals))
+        return Shares(shares_mk, {}, tasks, step)
+    counts_mk = torch.tensor(counts, dtype=torch.float64, device="cpu").view(-1, len(totals))
+    totals_k = torch.tensor(totals, dtype=torch.float64, device="cpu")
+    found = shares_of(heads, counts_mk, totals_k, tasks, step)
+    return found._replace(labels_mk=found.labels_mk.float().to(device))
 
 
 def label_counts(heads: MultiTaskHeads, batches: list[PlainBatch], device: torch.device) -> Tensor:

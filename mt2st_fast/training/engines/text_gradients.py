@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from mt2st_fast.kernels import (
     TextStepModel,
     Trained,
     gradient_model,
+    places_of,
     text_gradients,
 )
 from mt2st_fast.training.engines.text_calls import Inputs, TextCalls, hidden_layer, pooled_by, words_of
@@ -59,11 +61,19 @@ class TextGradients(TextCalls):
         )
         if moves.shared:
             self._reached += self._hidden
-            if self._held.moved[0]:
+            if self.moves_table:
                 self._rows.append((found.rows, found.d_rows))
         if moves.heads:
-            self._reached += [p for name in batch.layout.names for p in self._heads.linear(name).parameters()]
+            self._reached += self._of_heads(batch.layout)
         return self._heads.over_active(found.losses, batch)
+
+    def _of_heads(self, layout: HeadLayout) -> list[nn.Parameter]:
+        """Return the parameters of some heads."""
+        if layout.names not in self._head_parameters:
+            self._head_parameters[layout.names] = [
+                p for name in layout.names for p in self._heads.linear(name).parameters()
+            ]
+        return self._head_parameters[layout.names]
 
     def _keep_rows(self) -> None:
         """Copy the last gradients of rows, which the next call may overwrite."""
@@ -80,7 +90,7 @@ class TextGradients(TextCalls):
             is_one = len(self._rows) == 1
             rows, d_rows = self._rows[0] if is_one else map(torch.cat, zip(*self._rows, strict=True))
             table.grad = torch.sparse_coo_tensor(
-                rows.unsqueeze(0),
+                rows.long().unsqueeze(0),
                 d_rows,
                 table.shape,
                 is_coalesced=is_one,
@@ -88,19 +98,49 @@ class TextGradients(TextCalls):
                 check_invariants=False,
             )
 
+    @property
+    def moves_table(self) -> bool:
+        """Whether the table has gradients."""
+        return self._held.moved[0]
+
+    @property
+    def moved_dense(self) -> list[Tensor]:
+        """The dense parameters that have gradients, in the order of these in `dense`."""
+        return list(self._gradients)
+
+    def present(self) -> bytes:
+        """Return, for the table and each of `moved_dense`, whether a batch since `begin` has reached it."""
+        reached = set(map(id, self._reached))
+        return bytes([bool(self._rows), *(id(p) in reached for p in self._gradients)])
+
+    def rows_so_far(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the table's rows (R,) int32 with a gradient from the only batch since `begin`, and gradients (R, D).
+
+        Both stay until the next batch.
+        """
+        if not self._rows:
+            return np.zeros(0, np.int32), np.zeros((0, self.encoder.table.shape[1]), np.float32)
+        ((rows, d_rows),) = self._rows
+        return rows.numpy(), d_rows.numpy()
+
     def begin(self) -> None:
         """Start from zero; gradients that were handed out may be overwritten."""
         self._reached: list[nn.Parameter] = []
         self._rows: list[tuple[Tensor, Tensor]] = []
-        for gradient in self._gradients.values():
-            gradient.zero_()
+        self.dense.zero_()
 
     def _hold(self) -> None:
         super()._hold()
-        dense = zip(self._parameters[1:], self._held.moved[1:], strict=True)
+        of_dense = zip(self._parameters[1:], self._held.moved[1:], strict=True)
+        moved = [p for p, is_moved in of_dense if is_moved]
+        starts, n_floats = places_of(moved)
+        # The gradients of all dense parameters, each at its place (`places_of`).
+        self.dense = torch.zeros(n_floats, dtype=torch.float32, device="cpu")
         self._gradients: dict[Tensor, Tensor] = {
-            p: torch.zeros_like(p, memory_format=torch.contiguous_format) for p, is_moved in dense if is_moved
+            p: self.dense[start : start + p.numel()].view(p.shape)
+            for p, start in zip(moved, starts, strict=True)
         }
+        self._head_parameters: dict[tuple[str, ...], list[nn.Parameter]] = {}
         hidden = hidden_layer(self.encoder)
         self._hidden: list[nn.Parameter] = [] if hidden is None else list(hidden.parameters())
         self.begin()

@@ -10,40 +10,31 @@ byte of it, which the system releases when it dies. So a dead process is found o
 
 from __future__ import annotations
 
-import mmap
 import os
-import secrets
-import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.meeting import different_calls
+from mt2st_fast.training.processes.memory import PAGE, Memory, hold, shared_memory
 
-PAGE = 4096
 LINE = 128  # bytes of a process's counter, lengths and call, which waiting processes read again and again
 CALL = slice(24, LINE)  # bytes of a process's line that name its call
 MARK_BITS = 32  # of a posted length, above which is a checksum of the call
-SLOT = 1 << 21  # bytes; a longer message is posted in parts
+TOO_LONG = (1 << MARK_BITS) - 1  # in place of a length, for a message that is not there
+SLOT = 1 << 22  # bytes; a longer message is posted in parts
+ALIGNED = 64  # bytes; where a part of a message begins
 TURNS = 2  # a slot is written again when all have read what it held, because all have posted once more
 MOST_PROCESSES = 8  # each adds up the numbers of all; of more processes, torch's ring does it better
 LOOK_NS = 50_000_000  # between looks at the others while waiting for them
 # How long a waiting process keeps its core: a process that yields it for a moment may get it back milliseconds later,
 # if anything else wants to run. Where processes share cores, the others need it.
 SPIN_NS, SHORT_SPIN_NS = 1_000_000, 20_000
-TOKEN = slice(1024, 1040)  # bytes of the first page, by which a process knows the memory that it has opened
-
-
-class Memory(NamedTuple):
-    """An open file without a name, and what it holds."""
-
-    file: int
-    content: mmap.mmap
 
 
 class Board:
@@ -55,13 +46,17 @@ class Board:
     """
 
     def __init__(self, memory: Memory, rank: int, count: int) -> None:
+        hold(memory.file, rank)
+        from mt2st_fast.kernels.machine import counters  # loads Numba, for which the others may wait
+
+        self._counters = counters
         self._file, self._rank, self._count = memory.file, rank, count
         self._content = memory.content
         self._bytes = torch.frombuffer(memory.content, dtype=torch.uint8)
+        self._array = np.frombuffer(memory.content, np.uint8)
         self._numbers = memoryview(memory.content).cast("q")
         self._n_posted = 0
         self._call, self._mark = "", 0
-        self._lock()
 
     def posts_for(self, call: str) -> None:
         """From now on, messages belong to this call; those of the others must, too."""
@@ -78,7 +73,7 @@ class Board:
     def barrier(self, check: Callable[[], None]) -> None:
         """Wait for all processes."""
         self._post(0)
-        self._wait([0] * self._count, check)
+        self._wait_for([0] * self._count, check)
 
     def gather(self, message: bytes, check: Callable[[], None]) -> list[bytes]:
         """Return the messages of all processes, of one length, in the order of the processes.
@@ -91,11 +86,32 @@ class Board:
             begin = self._begin_of(self._rank)
             self._content[begin : begin + len(part)] = part
             self._post(len(part))
-            self._wait([len(part)] * self._count, check)
+            self._wait_for([len(part)] * self._count, check)
             for rank in range(self._count):
                 begin = self._begin_of(rank, 1)
                 found[rank] += self._content[begin : begin + len(part)]
         return found
+
+    def gather_arrays(
+        self, arrays: Sequence[np.ndarray], check: Callable[[], None]
+    ) -> list[np.ndarray] | None:
+        """Return the bytes of all processes, which may differ in length, until the next message.
+
+        A process's arrays are one after another, each at the next multiple of ALIGNED. None, in every process, if those
+        of any process take more than SLOT bytes.
+        """
+        length = sum(padded(each.nbytes) for each in arrays)
+        if fits := length <= SLOT:
+            begin = self._begin_of(self._rank)
+            for each in arrays:
+                self._array[begin : begin + each.nbytes] = each.reshape(-1).view(np.uint8)
+                begin += padded(each.nbytes)
+        self._post(length if fits else TOO_LONG)
+        found = self._wait(check)
+        if TOO_LONG in found:
+            return None
+        begins = [self._begin_of(rank, 1) for rank in range(self._count)]
+        return [self._array[begin : begin + n] for begin, n in zip(begins, found, strict=True)]
 
     def gather_written(
         self, write: Callable[[Tensor], None], lengths: Sequence[int], check: Callable[[], None]
@@ -112,7 +128,7 @@ class Board:
             return [message[:length] for message, length in zip(found, lengths, strict=True)]
         write(self._slot(self._rank)[:own])
         self._post(own)
-        self._wait(lengths, check)
+        self._wait_for(lengths, check)
         return [self._slot(rank, 1)[:length] for rank, length in enumerate(lengths)]
 
     def add_up(self, values: Tensor, check: Callable[[], None]) -> None:
@@ -136,7 +152,7 @@ class Board:
             part = own[first : first + SLOT]
             self._slot(self._rank)[: len(part)] = part
             self._post(len(part))
-            self._wait([len(part)] * self._count, check)
+            self._wait_for([len(part)] * self._count, check)
             yield (
                 first,
                 first + len(part),
@@ -157,47 +173,38 @@ class Board:
         return (PAGE + rank * LINE) // 8 + 1 + self._n_posted % TURNS
 
     def _post(self, length: int) -> None:
-        from mt2st_fast.kernels.machine.counters import raise_to
-
         self._n_posted += 1
         self._numbers[self._length_at(self._rank)] = self._mark | length
-        raise_to(self._bytes.data_ptr() + PAGE + self._rank * LINE, self._n_posted)
+        self._counters.raise_to(self._bytes.data_ptr() + PAGE + self._rank * LINE, self._n_posted)
 
-    def _wait(self, lengths: Sequence[int], check: Callable[[], None]) -> None:
-        from mt2st_fast.kernels.machine.counters import wait_for
+    def _wait_for(self, lengths: Sequence[int], check: Callable[[], None]) -> None:
+        """Wait for messages of these lengths."""
+        if (posted := self._wait(check)) != list(lengths):
+            raise InputError(
+                f"the processes exchange messages of {posted} bytes in {self._call}, not of {list(lengths)}: let all "
+                "do the same in it"
+            )
 
+    def _wait(self, check: Callable[[], None]) -> list[int]:
+        """Wait for the messages of all; return their lengths."""
         cores = self._count * torch.get_num_threads()
         spin_ns = SPIN_NS if cores <= _available_cores() else SHORT_SPIN_NS
         counters = self._bytes.data_ptr() + PAGE, self._count, LINE, self._n_posted, spin_ns
-        while (late := wait_for(*counters, LOOK_NS)) < self._count:
+        while (late := self._counters.wait_for(*counters, LOOK_NS)) < self._count:
             check()
             # It may have posted and left after that look at its counter.
-            if self._is_dead(late) and wait_for(*counters, 0) == late:
+            if self._is_dead(late) and self._counters.wait_for(*counters, 0) == late:
                 raise RuntimeError(f"process {late} has closed its memory")
         found = [self._numbers[self._length_at(rank)] for rank in range(self._count)]
-        if found != [self._mark | length for length in lengths]:
-            self._refuse(found, lengths)
-
-    def _refuse(self, found: Sequence[int], lengths: Sequence[int]) -> NoReturn:
         for rank, number in enumerate(found):
             if number >> MARK_BITS != self._mark >> MARK_BITS:
-                first = PAGE + rank * LINE
-                call = (
-                    self._content[first + CALL.start : first + CALL.stop]
-                    .rstrip(b"\0")
-                    .decode(errors="replace")
-                )
-                raise InputError(different_calls(rank, call, self._rank, self._call))
-        posted = [number & (1 << MARK_BITS) - 1 for number in found]
-        raise InputError(
-            f"the processes exchange messages of {posted} bytes in {self._call}, not of {list(lengths)}: let all do "
-            "the same in it"
-        )
+                raise InputError(different_calls(rank, self._call_of(rank), self._rank, self._call))
+        return [number & TOO_LONG for number in found]
 
-    def _lock(self) -> None:
-        import fcntl
-
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, self._rank)
+    def _call_of(self, rank: int) -> str:
+        first = PAGE + rank * LINE
+        call = self._content[first + CALL.start : first + CALL.stop]
+        return call.rstrip(b"\0").decode(errors="replace")
 
     def _is_dead(self, rank: int) -> bool:
         import fcntl
@@ -219,78 +226,22 @@ def board_for(
     """
     if count > MOST_PROCESSES:
         return None
-    memory = _new_memory(count) if rank == 0 else None
-    told = from_first(None if memory is None else _where(memory))
-    if memory is None and told is not None:
-        memory = _opened(told, count)
-    (lacking,) = any_of_all(memory is None)
-    if memory is not None and not lacking:
-        return Board(memory, rank, count)
-    if memory is not None:
-        os.close(memory.file)
-    return None
-
-
-def _new_memory(count: int) -> Memory | None:
-    """Make memory for `count` processes; None if the system cannot, or has too little."""
-    if not hasattr(os, "memfd_create"):
-        return None
-    file = None
-    try:
-        file = os.memfd_create("mt2st_fast")
-        os.posix_fallocate(file, 0, _size(count))  # otherwise memory that is missing would end the process
-        content = mmap.mmap(file, _size(count))
-    except OSError:
-        if file is not None:
-            os.close(file)
-        return None
-    content[TOKEN] = secrets.token_bytes(TOKEN.stop - TOKEN.start)
-    return Memory(file, content)
-
-
-def _where(memory: Memory) -> dict[str, Any]:
-    """Return how other processes find this one's memory, JSON-able."""
-    return {
-        "machine": _machine(),
-        "process": os.getpid(),
-        "file": memory.file,
-        "token": memory.content[TOKEN].hex(),
-    }
-
-
-def _opened(told: dict[str, Any], count: int) -> Memory | None:
-    """Open the memory of process 0; None from another machine or container, or without permission."""
-    if told["machine"] != _machine():
-        return None
-    try:
-        file = os.open(f"/proc/{told['process']}/fd/{told['file']}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with suppress(OSError):
-        found = os.fstat(file)
-        if stat.S_ISREG(found.st_mode) and found.st_size == _size(count):
-            content = mmap.mmap(file, found.st_size)
-            if content[TOKEN].hex() == told["token"]:
-                return Memory(file, content)
-    os.close(file)
-    return None
-
-
-def _machine() -> str:
-    """Return a name of the running system, and of the part of it whose processes see each other."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"unknown {secrets.token_hex(8)}"
+    memory = shared_memory(rank, size_of(count), from_first, any_of_all)
+    return None if memory is None else Board(memory, rank, count)
 
 
 def _available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _size(count: int) -> int:
+def size_of(count: int) -> int:
+    """Return how many bytes a board of so many processes takes."""
     return PAGE + _rounded(count * LINE) + count * TURNS * SLOT
+
+
+def padded(n_bytes: int) -> int:
+    """Return how many bytes an array takes in a message of several."""
+    return -(-n_bytes // ALIGNED) * ALIGNED
 
 
 def _rounded(n_bytes: int) -> int:

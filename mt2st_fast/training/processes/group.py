@@ -25,7 +25,9 @@ from mt2st_fast.errors import InputError, LostProcessError
 from mt2st_fast.model.meeting import meet
 from mt2st_fast.model.sharded import is_sharded
 from mt2st_fast.numbers import plain
+from mt2st_fast.training.processes import board
 from mt2st_fast.training.processes.board import Board, board_for
+from mt2st_fast.training.processes.memory import Memory, shared_memory
 from mt2st_fast.training.processes.watch import Waiting, Watch
 
 # Of a message, which waits for a process that evaluates or writes; the watch finds lost processes.
@@ -50,6 +52,8 @@ class Processes:
         self._board: Board | None = None
         self._watch: Watch | None = None
         self._users = 1
+        # Gives each process state of its own again: called before a step that moves all of it, and when they leave.
+        self.take_back: Callable[[], None] | None = None
         self.is_echo = False  # whether this one reported the same error as process 0
         if count > 1:
             self._world = dist.group.WORLD
@@ -122,6 +126,22 @@ class Processes:
         padded = torch.zeros(max(lengths), dtype=torch.uint8, device=device)
         write(padded[: lengths[self.rank]])
         return [found[:n] for found, n in zip(self._gather_by_torch(padded), lengths, strict=True)]
+
+    @property
+    def most_bytes(self) -> int:
+        """The most bytes of a message that goes through memory in one part; 0 if the processes share none."""
+        return 0 if self._board is None else board.SLOT
+
+    def gather_arrays(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+        """Return the arrays' bytes of all processes, as `Board.gather_arrays` does; only with `most_bytes`."""
+        assert self._board is not None
+        with self._talking():
+            return self._board.gather_arrays(arrays, self._check)
+
+    def shared_memory(self, n_bytes: int) -> Memory | None:
+        """Return memory that all processes have mapped, as `shared_memory` of memory.py does; only with a board."""
+        assert self._board is not None
+        return shared_memory(self.rank, n_bytes, self.from_first, self.any_of_all)
 
     def gather_json(self, value: Any) -> list[Any]:
         """Return a JSON-able value from each process."""
@@ -238,12 +258,14 @@ class Processes:
         if self._users or not self.are_several:
             return
         _open = None if _open is self else _open
+        if self.take_back is not None:
+            self.take_back()
         try:
             self._leave()
         finally:
-            board, self._board = self._board, None
-            if board is not None:
-                board.close()
+            last, self._board = self._board, None
+            if last is not None:
+                last.close()
 
     def _leave(self) -> None:
         watch = self._watch

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.processes import board
+from mt2st_fast.training.processes import memory as shared
 from mt2st_fast.training.processes.group import Processes, the_processes
 from tests.training.processes import runs
 
@@ -85,12 +86,12 @@ def windows_in_parts(folder: Path) -> dict[str, Any]:
 
 def without_permission(folder: Path) -> dict[str, Any]:
     """Where one process cannot open the memory, none uses it."""
-    opened = board._opened
-    board._opened = lambda told, count: None if dist.get_rank() == 1 else opened(told, count)
+    opened = shared.opened
+    shared.opened = lambda told, n_bytes: None if dist.get_rank() == 1 else opened(told, n_bytes)
     try:
         return _messages(has_board=False)
     finally:
-        board._opened = opened
+        shared.opened = opened
 
 
 def of_another_length(folder: Path) -> dict[str, Any]:

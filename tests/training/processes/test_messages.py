@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mt2st_fast.training.processes import board
+from mt2st_fast.training.processes.memory import new_memory, opened, where_is
 from tests.training.processes.test_together import assert_bits
 from tests.training.processes.together import ROOT, run_together
 
@@ -78,8 +79,8 @@ def test_the_memory_is_in_no_folder(found: Any) -> None:
 
 SECOND = """
 import json, sys, time
-from mt2st_fast.training.processes import board
-found = board.Board(board._opened(json.loads(sys.argv[1]), 2), 1, 2)
+from mt2st_fast.training.processes import board, memory
+found = board.Board(memory.opened(json.loads(sys.argv[1]), board.size_of(2)), 1, 2)
 print("there", flush=True)
 time.sleep(1000)
 """
@@ -87,10 +88,10 @@ time.sleep(1000)
 
 def test_whoever_waits_for_a_killed_process_learns_of_it() -> None:
     """Also while nobody has waited for its end yet, as the system then still knows its number."""
-    memory = board._new_memory(2)
+    memory = new_memory(board.size_of(2))
     assert memory is not None
     first = board.Board(memory, 0, 2)
-    told = json.dumps(board._where(memory))
+    told = json.dumps(where_is(memory))
     with subprocess.Popen([sys.executable, "-c", SECOND, told], cwd=ROOT, stdout=subprocess.PIPE) as second:
         assert second.stdout is not None
         assert second.stdout.readline() == b"there\n"
@@ -104,9 +105,9 @@ def test_whoever_waits_for_a_killed_process_learns_of_it() -> None:
 
 
 def test_memory_of_another_machine_or_another_run_is_not_opened() -> None:
-    memory = board._new_memory(2)
+    memory = new_memory(board.size_of(2))
     assert memory is not None
-    told = board._where(memory)
+    told = where_is(memory)
     for other in ({"machine": "another"}, {"token": "00"}, {"file": 1_000_000}, {"process": 0}):
-        assert board._opened(told | other, 2) is None
-    assert board._opened(told, 3) is None
+        assert opened(told | other, board.size_of(2)) is None
+    assert opened(told, board.size_of(3)) is None
