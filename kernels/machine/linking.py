@@ -61,16 +61,21 @@ def _alone(library: Any) -> Any:
 
 
 def _all_of(libraries: list[Any]) -> list[Any]:
-    """Return libraries and, for helpers, also what they call, each once."""
+    """Return libraries and, for helpers, also what they call, each once, and after all that call it.
+
+    LLVM leaves out a function that nothing calls yet when its library is linked.
+    """
     found: dict[Any, None] = {}
-    waiting = libraries[::-1]
-    while waiting:
-        library = waiting.pop()
-        if library not in found:
-            found[library] = None
-            if isinstance(library, _HelperLibrary):
-                waiting += library._linking_libraries[::-1]
-    return list(found)
+
+    def find(library: Any) -> None:
+        if library not in found and isinstance(library, _HelperLibrary):
+            for called in reversed(library._linking_libraries):
+                find(called)
+        found.setdefault(library)
+
+    for library in reversed(libraries):
+        find(library)
+    return list(found)[::-1]
 
 
 @ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
