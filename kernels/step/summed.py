@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..bags.rules import RowRule
+from .common import step_kernels
 from .dense_model import LAYER_WEIGHT, Decay, Dense, Part, pieces_of
 from .model import FROZEN, Trained
-from .common import step_kernels
 
 LINE_FLOATS = 16  # a dense gradient begins at a multiple of so many float32
 
