@@ -209,6 +209,12 @@ class Counting(Processes):
         self.sent += lengths[self.rank]
         return super().gather_written(write, lengths, device)
 
+    def gather_arrays(self, arrays: Any) -> Any:
+        found = super().gather_arrays(arrays)
+        if found is not None:  # else nothing was sent, as it did not fit
+            self.sent += sum(each.nbytes for each in arrays)
+        return found
+
     def add_up(self, values: torch.Tensor) -> torch.Tensor:
         self.sent += values.numel() * values.element_size()
         return super().add_up(values)

@@ -66,7 +66,8 @@ def test_processes_that_train_apart_do_not_wait(found: dict[str, list[Any]]) -> 
 
 
 def test_a_step_sends_the_rows_of_its_batch(found: dict[str, list[Any]]) -> None:
+    """Their gradients, and where the processes share the moments, the new values of as many rows."""
     for result in found["bytes_of_rows"]:
-        assert result["of rows"] <= result["sent"] <= 1.05 * result["of rows"]
+        assert result["of rows"] <= result["sent"] <= 2.05 * result["of rows"]
     first, second = found["bytes_of_rows"]
     assert torch.equal(first["table"], second["table"])
