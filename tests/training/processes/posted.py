@@ -136,7 +136,7 @@ class _Unhelped(Callback):
                 trainer.run.optimizer.load_state_dict(trainer.run.optimizer.state_dict())
             self.before, Processes.shared_memory = Processes.shared_memory, lambda self, n: None  # type: ignore
 
-    def on_end(self, trainer: Any, *args: Any) -> None:
+    def on_fit_end(self, trainer: Any, *args: Any) -> None:
         Processes.shared_memory = self.before  # type: ignore[method-assign]
 
 

@@ -92,17 +92,15 @@ def test_steps_of_another_kind_have_state_of_their_own(name: str, found: Any) ->
 
 def test_the_memory_is_given_back(found: Any) -> None:
     for of_one in found["given_back"]:
-        assert set(of_one["mapped"]) == {
-            1,
-            2,
-        }  # for messages; and for moments, but where a hook has to be called
+        # For messages; and for moments, but where a hook has to be called.
+        assert set(of_one["mapped"]) == {1, 2}
         assert of_one["mapped"][-1] == 2
         assert of_one["left"] == 0
 
 
 def test_two_runs_at_once_do_not_disturb_each_other(found: Any) -> None:
     for of_one in found["in_turns"]:
-        assert of_one["shared"]
+        assert all(of_one["shared"])
         for both, alone in zip(of_one["both"], found["in_turns"][0]["alone"], strict=True):
             assert_bits(alone, both)
 
