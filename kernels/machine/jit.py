@@ -7,6 +7,7 @@ everything compiled into it. A `helper` is called only by kernels, and cached wi
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,20 @@ from numba.extending import intrinsic
 
 from .cache import KernelCache, kernel_cache
 from .compiling import clock
-from .linking import HelperCompiler, KernelCompiler
+
+log = logging.getLogger("mt2st_fast")
 
 # Sums may be reordered so that they vectorize; the order is fixed at compile time, so the same call still gives the
 # same bits. NaN and infinity keep their meaning: a diverged loss must be visible.
 _REORDERED = {"reassoc", "contract", "nsz", "arcp"}
+
+try:
+    from .linking import HelperCompiler, KernelCompiler
+except ImportError as error:  # a version of Numba that is another inside: its own way takes longer
+    from numba.core.compiler import Compiler
+
+    HelperCompiler = KernelCompiler = Compiler
+    log.warning("kernels compile in about twice the time: %s", error)
 
 # Whether references to arrays are counted. Unless told, Numba compiles a function as the one that calls it first.
 _COUNTED: dict[str, Any] = {"_nrt": True}
