@@ -14,6 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba.core import event, types
+from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
 from .cache import KernelCache, kernel_cache
@@ -25,21 +26,26 @@ log = logging.getLogger("mt2st_fast")
 # same bits. NaN and infinity keep their meaning: a diverged loss must be visible.
 _REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 
-try:
-    from .linking import HelperCompiler, KernelCompiler
-except ImportError as error:  # a version of Numba that is another inside: its own way takes longer
-    from numba.core.compiler import Compiler
 
-    HelperCompiler = KernelCompiler = Compiler
-    log.warning("kernels compile in about twice the time: %s", error)
+def _compilers() -> tuple[Any, Any]:
+    """Return the compilers of helpers and of kernels."""
+    try:
+        from .linking import HelperCompiler, KernelCompiler
+    except ImportError as error:  # a version of Numba that is another inside: its own way takes longer
+        log.warning("kernels compile in about twice the time: %s", error)
+        return Compiler, Compiler
+    return HelperCompiler, KernelCompiler
+
+
+_OF_HELPERS, _OF_KERNELS = _compilers()
 
 # Whether references to arrays are counted. Unless told, Numba compiles a function as the one that calls it first.
 _COUNTED: dict[str, Any] = {"_nrt": True}
 _BORROWED: dict[str, Any] = {"_nrt": False}
 _LINKED: dict[str, Any] = {
-    "pipeline_class": HelperCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
+    "pipeline_class": _OF_HELPERS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
 }  # fmt: skip
-_WHOLE: dict[str, Any] = {"pipeline_class": KernelCompiler, "no_cfunc_wrapper": True}
+_WHOLE: dict[str, Any] = {"pipeline_class": _OF_KERNELS, "no_cfunc_wrapper": True}
 
 
 def elementwise(function: Callable) -> Any:

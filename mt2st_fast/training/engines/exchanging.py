@@ -29,11 +29,9 @@ from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.gradients import Exchange
 
 # What a step may do without, as the phase's record names it.
-MEMORY, ONE_MESSAGE, ONE_STATE = (
-    "messages in shared memory",
-    "one message a step",
-    "one copy of the table's moments",
-)
+MEMORY = "messages in shared memory"
+ONE_MESSAGE = "one message a step"
+ONE_STATE = "one copy of the table's moments"
 
 
 class ExchangingSteps(EagerSteps):

@@ -83,10 +83,10 @@ class PostedSteps:
             return "a step consists of several batches"
         for batches in micro_steps:
             rows, on_words = split_by_words(parts.heads, batches)
-            if len(rows) != 1 or on_words:
-                return (
-                    "a step has a task on words" if on_words else "a step has the batches of several loaders"
-                )
+            if on_words:
+                return "a step has a task on words"
+            if len(rows) > 1:
+                return "a step has the batches of several loaders"
         if (reason := option_obstacle(parts.optimizer)) is not None:
             return reason
         # It is another one whenever something about parameters has changed.
