@@ -7,29 +7,45 @@ everything compiled into it. A `helper` is called only by kernels, and cached wi
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 from numba.core import event, types
+from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
 from .cache import KernelCache, kernel_cache
 from .compiling import clock
-from .linking import HelperCompiler, KernelCompiler
+
+log = logging.getLogger("mt2st_fast")
 
 # Sums may be reordered so that they vectorize; the order is fixed at compile time, so the same call still gives the
 # same bits. NaN and infinity keep their meaning: a diverged loss must be visible.
 _REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 
+
+def _compilers() -> tuple[Any, Any]:
+    """Return the compilers of helpers and of kernels."""
+    try:
+        from .linking import HelperCompiler, KernelCompiler
+    except ImportError as error:  # a version of Numba that is another inside: its own way takes longer
+        log.warning("kernels compile in about twice the time: %s", error)
+        return Compiler, Compiler
+    return HelperCompiler, KernelCompiler
+
+
+_OF_HELPERS, _OF_KERNELS = _compilers()
+
 # Whether references to arrays are counted. Unless told, Numba compiles a function as the one that calls it first.
 _COUNTED: dict[str, Any] = {"_nrt": True}
 _BORROWED: dict[str, Any] = {"_nrt": False}
 _LINKED: dict[str, Any] = {
-    "pipeline_class": HelperCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
+    "pipeline_class": _OF_HELPERS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
 }  # fmt: skip
-_WHOLE: dict[str, Any] = {"pipeline_class": KernelCompiler, "no_cfunc_wrapper": True}
+_WHOLE: dict[str, Any] = {"pipeline_class": _OF_KERNELS, "no_cfunc_wrapper": True}
 
 
 def elementwise(function: Callable) -> Any:

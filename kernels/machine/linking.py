@@ -19,6 +19,29 @@ from numba.core.compiler_lock import require_global_compiler_lock
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
 
+_NEEDED = {
+    JITCodeLibrary: (
+        "finalize", "_raise_if_finalized", "_finalize_dynamic_globals", "_ensure_finalized",
+        "_get_module_for_linking", "enable_object_caching",
+    ),
+    Compiler: ("define_pipelines",),
+    NativeLowering: ("run_pass",),
+}  # fmt: skip
+
+
+def lacking(needed: dict[type, tuple[str, ...]]) -> list[str]:
+    """Return which of these methods the classes lack."""
+    return [
+        f"{each.__name__}.{name}"
+        for each, names in needed.items()
+        for name in names
+        if not hasattr(each, name)
+    ]
+
+
+if _lacking := lacking(_NEEDED):  # no part of Numba's interface: another version may lack it
+    raise ImportError(f"this version of Numba has no {', '.join(_lacking)}")
+
 _dynfunc: Any = importlib.import_module("numba._dynfunc")  # written in C: type checkers cannot see it
 
 
@@ -49,7 +72,8 @@ class _KernelLibrary(JITCodeLibrary):
 
     def finalize(self) -> None:
         for library in _all_of(self._linking_libraries):
-            self._reload_init.update(library._reload_init)
+            if hasattr(library, "_reload_init"):  # from a version after 0.62 on
+                self._reload_init.update(library._reload_init)
             self._final_module.link_in(_alone(library), preserve=True)
         self._linking_libraries.clear()
         super().finalize()

@@ -189,10 +189,15 @@ def select(typing_context, mask, yes, no):  # type: ignore[no-untyped-def]
     return _operation(vector_type, (mask_type, yes, no), build)
 
 
-@infer_global(np.sqrt)
 class _RootTyping(AbstractTemplate):
+    key = np.sqrt
+
     def generic(self, args, kws):  # type: ignore[no-untyped-def]
         return signature(vector_type, vector_type) if args == (vector_type,) else None
+
+
+# With its type: as a decorator this asks for the module of np.sqrt, which NumPy does not tell before 2.2.
+infer_global(np.sqrt, types.Function(_RootTyping))
 
 
 @lower_builtin(np.sqrt, vector_type)

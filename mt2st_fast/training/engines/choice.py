@@ -42,8 +42,11 @@ class ChosenEngine:
 
     def __call__(self, micro_steps: Any) -> Tensor:
         """Take a step; returns the losses (K,) of the active tasks, on the device."""
-        losses = self._engine_for(micro_steps)(micro_steps)
+        engine = self._engine_for(micro_steps)
+        losses = engine(micro_steps)
         self._note_graph()
+        if engine.does_without:
+            self._note_without(engine.does_without)
         return losses
 
     def features(self, inputs: Any) -> Tensor | None:
@@ -70,6 +73,11 @@ class ChosenEngine:
         passed_over = self.phases[-1].passed_over
         if engine.name not in passed_over:
             self._note(passed_over={**passed_over, engine.name: f"in some steps: {reason}"})
+
+    def _note_without(self, does_without: Mapping[str, str]) -> None:
+        passed_over = self.phases[-1].passed_over
+        if not does_without.keys() <= passed_over.keys():
+            self._note(passed_over={**passed_over, **does_without})
 
     def _note_graph(self) -> None:
         if self._graphs is not None and self.phases[-1].graph != self._graphs.verdict:

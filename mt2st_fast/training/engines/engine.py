@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -163,6 +164,8 @@ class Engine(ABC):
     """
 
     name: str
+    # By name, what its steps of this phase could have done, and why they did not, for the phase's record.
+    does_without: Mapping[str, str] = MappingProxyType({})
 
     def enter_phase(self) -> None:  # noqa: B027 (may be left as it is)
         """Called before the first step of a phase: active tasks, parameters and optimizer have changed."""

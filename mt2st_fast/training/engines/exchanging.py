@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import numpy as np
@@ -21,13 +23,15 @@ from mt2st_fast.training.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.gradient_calls import GradientCalls
-from mt2st_fast.training.engines.posted_steps import PostedSteps
+from mt2st_fast.training.engines.posted_steps import PostedSteps, Told
 from mt2st_fast.training.engines.shares import Shares, label_numbers, shares_of_numbers
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.gradients import Exchange
 
-# What a process tells of a step: that it can take it by one message, and that it shares the table's state with others.
-CAN_POST, SHARES = 1, 2
+# What a step may do without, as the phase's record names it.
+MEMORY = "messages in shared memory"
+ONE_MESSAGE = "one message a step"
+ONE_STATE = "one copy of the table's moments"
 
 
 class ExchangingSteps(EagerSteps):
@@ -44,7 +48,8 @@ class ExchangingSteps(EagerSteps):
         self._exchange: Exchange | None = None
         self._sharded: list[nn.Parameter] = []  # those that train
         self._passes_together = has_sharded(parts.encoder)
-        self._posts: list[int] = []  # CAN_POST and SHARES of all processes
+        self._told = Told(0)  # what all processes have told of this step
+        self.does_without: dict[str, str] = {}
         self._phase = 0  # a checksum of what must be the same in every process
 
     def enter_phase(self) -> None:
@@ -66,6 +71,9 @@ class ExchangingSteps(EagerSteps):
         self._exchange = Exchange(parts.processes, named, tables)
         trains = [(by_id[id(p)], whole_shape(p)) for p in parts.trainable()]
         self._phase = zlib.crc32(repr((parts.heads.active, trains)).encode())
+        self.does_without = {}
+        if parts.processes.without_memory:
+            self.does_without[MEMORY] = parts.processes.without_memory
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """Take one step of all processes; returns the losses (K,), the same in every process."""
@@ -86,17 +94,20 @@ class ExchangingSteps(EagerSteps):
     def _move(self, own_losses_k: Tensor) -> Tensor:
         """Sum the gradients of all processes, and step; returns the sums of the losses (K,)."""
         assert self._exchange is not None
-        if self._parts.processes.take_back is not None:  # every process steps all rows here
-            self._parts.processes.take_back()
+        self._parts.processes.take_all_back()  # every process steps all rows here
         sum_instead_of_mean(self._sharded, self._parts.processes.count)
         losses_k = self._exchange(own_losses_k)
         self._step_optimizer()
         return losses_k
 
-    def _can_post(self, micro_steps: list[list[PlainBatch]]) -> int:
-        """Return CAN_POST if this process can take the step by one message (`PostedSteps`), and SHARES."""
+    def _tells(self, micro_steps: list[list[PlainBatch]]) -> Told:
+        """Return whether this process can take the step by one message (`PostedSteps`), and what it shares."""
         del micro_steps
-        return 0
+        return Told(0)
+
+    def _hear(self, told: list[Told]) -> None:
+        """Note what every process has told."""
+        self._told = reduce(and_, told)
 
     def _check_rows(self, micro_steps: list[list[PlainBatch]]) -> None:
         """Raises InputError, in every process, for a batch without rows, for which an OpenTask has no loss."""
@@ -127,7 +138,7 @@ class ExchangingSteps(EagerSteps):
         told = [
             self._checksum(),
             len(micro_steps),
-            self._can_post(micro_steps),
+            self._tells(micro_steps),
             *map(math.fsum, zip(*counts, strict=True)),
             *([] if counts else [0.0] * len(active)),
             *[0.0] * (n_heads - len(active)),
@@ -139,7 +150,7 @@ class ExchangingSteps(EagerSteps):
                 f"process {wrong[0]} of {len(of_all)} trains other tasks or parameters than process 0, or with another "
                 "learning rate: schedules and callbacks must do the same in every process"
             )
-        self._posts = [int(of_one[2]) for of_one in of_all]
+        self._hear([Told(int(of_one[2])) for of_one in of_all])
         totals = [sum(of_one[3 + k] for of_one in of_all) for k in range(len(active))]
         # If no process has a label of a task, it is unknown whether another one had its targets.
         tasks = {name for name, total in zip(active, totals, strict=True) if total > 0}
@@ -149,7 +160,7 @@ class ExchangingSteps(EagerSteps):
     def _checksum(self) -> float:
         """Return what must be the same in every process as one number: otherwise their weights would drift apart."""
         groups = self._parts.optimizer.param_groups
-        rates = [value for group in groups for value in group.values() if type(value) in (int, float)]
+        rates = [value for group in groups for value in group.values() if type(value) in (int, float, tuple)]
         return float(zlib.crc32(repr(rates).encode(), self._phase))
 
 
@@ -162,6 +173,7 @@ class ExchangingGradientCalls(ExchangingSteps):
         super().__init__(parts)
         self._calls = GradientCalls(parts)
         self._posted = PostedSteps(parts)
+        self._obstacle: str | None = None  # of this process, to one message in this step
 
     def enter_phase(self) -> None:
         """Check what trains now."""
@@ -178,21 +190,29 @@ class ExchangingGradientCalls(ExchangingSteps):
 
     def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
         # It does not support penalties of learned weights.
-        return self._calls(micro_steps, shares.labels_mk, hands_out=not self._all(CAN_POST))
+        return self._calls(micro_steps, shares.labels_mk, hands_out=Told.CAN_POST not in self._told)
 
-    def _can_post(self, micro_steps: list[list[PlainBatch]]) -> int:
-        can_post = self._posted.can_take(self._calls.gradients, micro_steps)
-        return CAN_POST * can_post + SHARES * self._posted.shares_state
+    def _tells(self, micro_steps: list[list[PlainBatch]]) -> Told:
+        assert self._calls.gradients is not None
+        self._obstacle = self._posted.obstacle(self._calls.gradients, micro_steps)
+        return self._posted.told() if self._obstacle is None else Told(0)
 
-    def _all(self, what: int) -> bool:
-        """Return whether all processes have told CAN_POST, or SHARES, for this step."""
-        return all(told & what for told in self._posts)
+    def _hear(self, told: list[Told]) -> None:
+        super()._hear(told)
+        if Told.SHARES in self._told or MEMORY in self.does_without:
+            return
+        way, own, what = ONE_MESSAGE, self._obstacle, Told.CAN_POST
+        if what in self._told:
+            way, own, what = ONE_STATE, self._posted.sharing_obstacle, Told.WOULD_SHARE
+        if what not in self._told and way not in self.does_without:
+            others = [rank for rank, of_one in enumerate(told) if what not in of_one]
+            self.does_without[way] = own or f"process {others[0]} of {len(told)} cannot"
 
     def _move(self, own_losses_k: Tensor) -> Tensor:
-        if not self._all(CAN_POST):
+        if Told.CAN_POST not in self._told:
             return super()._move(own_losses_k)
         assert self._calls.gradients is not None
-        return self._posted(self._calls.gradients, own_losses_k, all_share=self._all(SHARES))
+        return self._posted(self._calls.gradients, own_losses_k, self._told)
 
 
 def _has_rows(batch: PlainBatch) -> bool:

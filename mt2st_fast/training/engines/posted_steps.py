@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntFlag
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,14 @@ from mt2st_fast.training.processes.shared_state import SharedState
 COUNT_BYTES = 8  # of the number of rows, which begins a message
 
 
+class Told(IntFlag):
+    """What a process tells the others of itself before a step."""
+
+    CAN_POST = 1  # it can take the step by one message
+    WOULD_SHARE = 2  # it would hold one copy of the table's state with the others
+    SHARES = 4  # it does
+
+
 class Posted(NamedTuple):
     """One process's message: how many rows, which parameters have a gradient, losses (K,) and dense gradients (P,)."""
 
@@ -57,54 +66,69 @@ class PostedSteps:
         self._parts = parts
         self._model: SummedModel | None = None
         self._made_for: Tensor | None = None
+        self._obstacle: str | None = None  # to the model
         self._group = 0  # of the table
         self._state: SharedState | None = None  # of the table, if it moves
 
-    def can_take(self, gradients: TextGradients | None, micro_steps: list[list[PlainBatch]]) -> bool:
-        """Return whether this process can take a step with these batches of its own so, if the others can."""
+    def obstacle(self, gradients: TextGradients, micro_steps: list[list[PlainBatch]]) -> str | None:
+        """Return why this process cannot take a step with these batches of its own so, or None."""
         parts = self._parts
-        if gradients is None or not parts.processes.most_bytes:
-            return False
-        if parts.state.part != "all" or parts.options.clip_norm is not None or len(micro_steps) > 1:
-            return False
+        if parts.processes.without_memory:
+            return parts.processes.without_memory
+        if parts.state.part != "all":
+            return "shared and task parameters take turns"
+        if parts.options.clip_norm is not None:
+            return "clip_norm needs the sums of gradients"
+        if len(micro_steps) > 1:
+            return "a step consists of several batches"
         for batches in micro_steps:
             rows, on_words = split_by_words(parts.heads, batches)
-            if len(rows) != 1 or on_words:
-                return False
-        if option_obstacle(parts.optimizer) is not None:
-            return False
-        if (
-            self._made_for is not gradients.dense
-        ):  # it is another one whenever something about parameters has changed
-            self._model, self._made_for = self._new_model(gradients), gradients.dense
-        return self._model is not None
+            if on_words:
+                return "a step has a task on words"
+            if len(rows) > 1:
+                return "a step has the batches of several loaders"
+        if (reason := option_obstacle(parts.optimizer)) is not None:
+            return reason
+        # It is another one whenever something about parameters has changed.
+        if self._made_for is not gradients.dense:
+            self._model, self._made_for = None, gradients.dense
+            self._obstacle = self._found_obstacle(gradients)
+            if self._obstacle is None:
+                self._model = self._new_model(gradients)
+        return self._obstacle
+
+    def told(self) -> Told:
+        """Return what this process tells the others, if it has no obstacle."""
+        state, told = self._state, Told.CAN_POST
+        if state is not None and state.obstacle is None:
+            told |= Told.WOULD_SHARE
+        if state is not None and state.is_shared:
+            told |= Told.SHARES
+        return told
 
     @property
-    def shares_state(self) -> bool:
-        """Whether this process holds one copy of the table's state with the others."""
-        return self._state is not None and self._state.is_shared
+    def sharing_obstacle(self) -> str | None:
+        """Why this process would not hold one copy of the table's state with the others, or None."""
+        return "the table is frozen" if self._state is None else self._state.obstacle
 
-    def _share(self, gradients: TextGradients, *, all_share: bool) -> Share:
-        """Return the share of the rows that this process moves; begins to share the table's state, if that is worth it.
-
-        all_share: whether all hold one copy of it.
-        """
+    def _share(self, told: Told) -> Share:
+        """Return the share of the rows that this process moves; begins to share the table's state, if all would."""
         processes, state = self._parts.processes, self._state
-        if state is None or not state.is_wanted:
+        if state is None:
             return EVERY_ROW
-        if not all_share:
+        if Told.WOULD_SHARE not in told:
             state.take_back()
-            if not state.share():
-                return EVERY_ROW
-            self._model = self._new_model(gradients)
-        return Share(processes.rank, processes.count)
+            return EVERY_ROW
+        if Told.SHARES in told or state.share():
+            return Share(processes.rank, processes.count)
+        return EVERY_ROW
 
-    def __call__(self, gradients: TextGradients, losses_k: Tensor, *, all_share: bool) -> Tensor:
+    def __call__(self, gradients: TextGradients, losses_k: Tensor, told: Told) -> Tensor:
         """Take the step with the gradients since `begin`; returns the sums of the losses (K,) over all processes.
 
-        all_share: whether `shares_state` in all of them.
+        told: what all of them have told.
         """
-        share = self._share(gradients, all_share=all_share)
+        share = self._share(told)
         assert self._model is not None
         rows, d_rows = gradients.rows_so_far()
         present = gradients.present()
@@ -177,23 +201,23 @@ class PostedSteps:
         rows, d_rows = posted.rest[: 4 * n], posted.rest[first : first + 4 * n * D]
         return Piece(posted.dense, rows.view(np.int32), d_rows.view(np.float32).reshape(n, D))
 
-    def _new_model(self, gradients: TextGradients) -> SummedModel | None:
-        """Return None if something else trains than what has such gradients, or another rule moves it."""
-        parts, optimizer = self._parts, self._parts.optimizer
-        assert isinstance(optimizer, RowSparseOptimizer)
-        table, dense, groups = gradients.encoder.table, gradients.moved_dense, group_of(optimizer)
-        moves_table = gradients.moves_table
-        moved = {id(p) for p in [*([table] if moves_table else []), *dense]}
+    def _found_obstacle(self, gradients: TextGradients) -> str | None:
+        parts, dense = self._parts, gradients.moved_dense
+        moved = {id(p) for p in [*([gradients.encoder.table] if gradients.moves_table else []), *dense]}
+        groups = group_of(parts.optimizer)
         if moved != {id(p) for p in parts.trainable() if id(p) in groups}:
-            return None
+            return "more trains than the table, the hidden layer and the heads"
         sizes = COUNT_BYTES + 1 + len(dense), 4 * len(parts.heads.active), gradients.dense.nbytes
         if sum(map(padded, sizes)) > parts.processes.most_bytes:
-            return None
-        if state_obstacle(optimizer, dense) is not None:
-            return None
+            return f"dense gradients of more than {parts.processes.most_bytes >> 20} MB take several messages"
+        return state_obstacle(parts.optimizer, dense)
+
+    def _new_model(self, gradients: TextGradients) -> SummedModel:
+        optimizer, table, dense = self._parts.optimizer, gradients.encoder.table, gradients.moved_dense
+        assert isinstance(optimizer, RowSparseOptimizer)
+        groups, moves_table = group_of(optimizer), gradients.moves_table
         self._group = groups.get(id(table), 0)
-        if moves_table and self._state is None:
-            self._state = SharedState(parts.processes, optimizer, table)
+        self._hold_state_of(table if moves_table else None)
         of_table = (
             Trained(table.detach(), optimizer.row_state(table), len(optimizer.param_groups))
             if moves_table
@@ -206,6 +230,15 @@ class PostedSteps:
             assert state is not None
             found.append(Dense(parameter.detach(), state[0], groups[id(parameter)], state[1]))
         return SummedModel(of_table, found, steps)
+
+    def _hold_state_of(self, table: Tensor | None) -> None:
+        """Let go of the state of a table that no longer moves."""
+        if self._state is not None and self._state.table is not table:
+            self._state.take_back()
+            self._state = None
+        if self._state is None and table is not None:
+            assert isinstance(self._parts.optimizer, RowSparseOptimizer)
+            self._state = SharedState(self._parts.processes, self._parts.optimizer, table)
 
 
 def _posted(message: np.ndarray, n_present: int, K: int, P: int) -> Posted:

@@ -119,9 +119,9 @@ class Board:
         """Return the bytes of all processes, so many of each, until the next call; `write` fills in this one's."""
         own = lengths[self._rank]
         if max(lengths) > SLOT:
-            padded = torch.zeros(max(lengths), dtype=torch.uint8)
+            padded = torch.zeros(max(lengths), dtype=torch.uint8, device="cpu")
             write(padded[:own])
-            found = torch.empty(self._count, len(padded), dtype=torch.uint8)
+            found = torch.empty(self._count, len(padded), dtype=torch.uint8, device="cpu")
             for first, last, parts in self._exchanged(padded, check):
                 for message, part in zip(found, parts, strict=True):
                     message[first:last] = part

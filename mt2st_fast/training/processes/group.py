@@ -50,10 +50,11 @@ class Processes:
         self._call, self._n_messages = call, 0
         self._group: Any = None
         self._board: Board | None = None
+        self.without_memory = ""  # why messages do not go through memory that all share
         self._watch: Watch | None = None
         self._users = 1
-        # Gives each process state of its own again: called before a step that moves all of it, and when they leave.
-        self.take_back: Callable[[], None] | None = None
+        # By each of these, this process stops sharing a part of an optimizer's state, and holds a copy of its own.
+        self.take_backs: list[Callable[[], None]] = []
         self.is_echo = False  # whether this one reported the same error as process 0
         if count > 1:
             self._world = dist.group.WORLD
@@ -142,6 +143,11 @@ class Processes:
         """Return memory that all processes have mapped, as `shared_memory` of memory.py does; only with a board."""
         assert self._board is not None
         return shared_memory(self.rank, n_bytes, self.from_first, self.any_of_all)
+
+    def take_all_back(self) -> None:
+        """Hold a copy of its own of all state that it shares; the others see that at the next step that would share."""
+        for take_back in tuple(self.take_backs):
+            take_back()
 
     def gather_json(self, value: Any) -> list[Any]:
         """Return a JSON-able value from each process."""
@@ -255,17 +261,17 @@ class Processes:
         """Leave together with all others; a process that has reported an error leaves at once."""
         global _open
         self._users -= 1
-        if self._users or not self.are_several:
-            return
-        _open = None if _open is self else _open
-        if self.take_back is not None:
-            self.take_back()
         try:
-            self._leave()
-        finally:
-            last, self._board = self._board, None
-            if last is not None:
-                last.close()
+            self.take_all_back()
+        finally:  # also if there is no memory for it: the others would wait
+            if not self._users and self.are_several:
+                _open = None if _open is self else _open
+                try:
+                    self._leave()
+                finally:
+                    last, self._board = self._board, None
+                    if last is not None:
+                        last.close()
 
     def _leave(self) -> None:
         watch = self._watch
@@ -282,8 +288,11 @@ class Processes:
     def _connect(self) -> None:
         self._group = dist.new_group(backend="gloo", timeout=CONNECTING)
         dist.distributed_c10d._set_pg_timeout(MOST_PATIENCE, self._group)
-        if dist.get_backend() == "gloo":  # else a step computes on a device, and little travels on the CPU
+        # Otherwise a step computes on a device, and little travels on the CPU.
+        if (backend := dist.get_backend()) == "gloo":
             self._board = board_for(self.rank, self.count, self.from_first, self.any_of_all)
+        if self._board is None:
+            self.without_memory = _without_memory(backend, self.count)
         self._watch = self._make_watch()
         self.barrier()
         self._watch.start()
@@ -370,6 +379,14 @@ def own_device() -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return torch.device("cuda", local % torch.cuda.device_count()) if several else torch.device("cuda")
+
+
+def _without_memory(backend: str, count: int) -> str:
+    if backend != "gloo":
+        return f"the process group is one of {backend}"
+    if count > board.MOST_PROCESSES:
+        return f"{count} processes are more than {board.MOST_PROCESSES}"
+    return "the processes cannot share memory"
 
 
 def _one_line(error: BaseException) -> str:

@@ -29,6 +29,7 @@ BEAT_SECONDS = 1.0
 SILENT_SECONDS = 20.0  # without a sign of life from a process
 ALARMED_SECONDS = 5.0  # the same, after a connection has broken
 GRACE_SECONDS = 15.0  # for training to notice by itself, before its process is ended
+STOPPED_SECONDS = 2.5  # between two looks at the others; what is longer does not count
 STORE_SECONDS = 10.0  # for the store to answer
 WAITING_SECONDS = 5.0  # in one message, after which a process tells the others that it waits
 LOG_SECONDS = 30.0  # in one message, after which the log says for whom
@@ -63,7 +64,10 @@ class Watch:
         self._store, self._rank, self._count = store, rank, count
         self._closed, self._found = threading.Event(), threading.Event()
         self._alarmed = False
-        self._seen: dict[int, tuple[bytes, float]] = {}  # a process's counter, and its last change
+        self._seen: dict[
+            int, tuple[bytes, float]
+        ] = {}  # a process's counter, and how long it has stood still
+        self._looked = time.monotonic()
         self.trouble: str | None = None
         self.waiting: Waiting | None = None
         self._told: Waiting | None = None  # to the others
@@ -229,22 +233,26 @@ class Watch:
         if self._store.check(["lost"]):
             rank = int(self._store.get("lost"))
             return None if rank == self._rank else self._lost(rank)
+        # Whoever was stopped himself, as by Ctrl-Z, has not looked at the others, who were probably stopped, too.
+        now, before = time.monotonic(), self._looked
+        self._looked, passed = now, min(now - before, STOPPED_SECONDS)
         # Watching all of them would need as many requests as there are pairs of processes.
         watched = self._others() if self._alarmed else [(self._rank + 1) % self._count]
         for rank, number in zip(watched, self._store.multi_get([_beat(r) for r in watched]), strict=True):
-            if self._stands_still(rank, number):
+            if self._stands_still(rank, number, passed):
                 self._store.set("lost", str(rank))
                 return self._lost(rank)
         return None
 
-    def _stands_still(self, rank: int, number: bytes) -> bool:
-        """Return whether a counter has stood still, by this process's own clock: clocks of two machines differ."""
-        now = time.monotonic()
-        before, since = self._seen.get(rank, (b"", now))
-        if number != before:
-            self._seen[rank] = (number, now)
-            return False
-        return now - since > (ALARMED_SECONDS if self._alarmed else SILENT_SECONDS)
+    def _stands_still(self, rank: int, number: bytes, passed: float) -> bool:
+        """Return whether a counter has stood still, by this process's own clock: clocks of two machines differ.
+
+        passed: seconds since this process has last looked.
+        """
+        before, silent = self._seen.get(rank, (b"", 0.0))
+        silent = silent + passed if number == before else 0.0
+        self._seen[rank] = (number, silent)
+        return silent > (ALARMED_SECONDS if self._alarmed else SILENT_SECONDS)
 
     def _lost(self, rank: int) -> str:
         return (

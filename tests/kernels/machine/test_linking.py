@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numba
 import pytest
 from numba.core.codegen import JITCodeLibrary
 
 from mt2st_fast.kernels.machine.jit import exact_entry, helper
+from mt2st_fast.kernels.machine.linking import _all_of, _HelperLibrary, lacking
 
 
 @helper
@@ -54,3 +59,54 @@ def test_a_function_of_a_users_own_may_call_a_helper_of_helpers():
         return _sum_of_both(x) + _twice_and_one(x)
 
     assert own(5) == 32
+
+
+class _Calling(_HelperLibrary):
+    """Code that calls that of these libraries."""
+
+    def __init__(self, name, calls=()):
+        self._name, self._linking_libraries = name, list(calls)
+
+
+def test_what_helpers_call_is_linked_after_all_that_call_it():
+    """Until something calls it, LLVM leaves it out, and nothing brings it later."""
+    called = _Calling("called")
+    between = _Calling("between", [called])
+    outer = _Calling("outer", [between, called])
+    other = _Calling("other", [called, outer])
+    for libraries in ([called, outer], [outer, called], [called, other, between], [between, other]):
+        order = _all_of(libraries)
+        assert len(order) == len(set(order))
+        for caller in order:
+            assert all(order.index(caller) < order.index(each) for each in caller._linking_libraries)
+
+
+OTHER_NUMBA = """
+import sys
+sys.modules["mt2st_fast.kernels.machine.linking"] = None
+from mt2st_fast.kernels.machine.jit import exact_entry, helper
+
+@helper
+def twice(x):
+    return 2 * x
+
+@exact_entry
+def kernel(x):
+    return twice(x) + twice(x)
+
+print(kernel(5))
+"""
+
+
+def test_where_numba_is_another_inside_it_compiles_in_its_own_way(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-c", OTHER_NUMBA], capture_output=True, text=True, check=True,
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert found.stdout.strip() == "20"
+    assert "kernels compile in about twice the time" in found.stderr
+
+
+def test_what_a_version_of_numba_lacks_is_named():
+    assert lacking({JITCodeLibrary: ("finalize",)}) == []
+    assert lacking({JITCodeLibrary: ("finalize", "gone")}) == ["JITCodeLibrary.gone"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from mt2st_fast import Callback, LazyAdam, RowwiseAdagrad
-from mt2st_fast.training.engines.posted_steps import PostedSteps
+from mt2st_fast.training.engines.posted_steps import PostedSteps, Told
 from mt2st_fast.training.processes import shared_state
 from mt2st_fast.training.processes.group import Processes
 from tests.training.processes import runs
@@ -25,7 +28,7 @@ def _sharing() -> Iterator[list[bool]]:
 
     def counted(self: PostedSteps, *args: Any, **options: Any) -> Any:
         losses_k = call(self, *args, **options)
-        found.append(self.shares_state)
+        found.append(Told.SHARES in self.told())
         return losses_k
 
     shared_state.LEAST_BYTES, PostedSteps.__call__ = 0, counted  # type: ignore[method-assign]
@@ -79,25 +82,141 @@ class _Hooked(Callback):
             self.handle.remove()
 
 
-def hooked(folder: Path) -> dict[str, Any]:
-    return _learnt(callbacks=[_Hooked()])
+class _HookedInOne(_Hooked):
+    """Process 1 alone has it."""
 
-
-def hooked_apart(folder: Path) -> dict[str, Any]:
-    return runs.words("token", callbacks=[_Hooked()])
+    def on_step(self, trainer: Any, *args: Any) -> None:
+        if dist.get_rank() == 1:
+            super().on_step(trainer, *args)
 
 
 class _Replaced(Callback):
-    """Gives the table other state of the same values, as loading an optimizer's state does."""
+    """Gives the table other state of the same values, as loading an optimizer's state does; but not in process 0."""
 
     def on_step(self, trainer: Any, *args: Any) -> None:
         if trainer.step == 5:
             optimizer = trainer.run.optimizer
-            optimizer.load_state_dict(optimizer.state_dict())
+            kept = copy.deepcopy(optimizer.state_dict())
+            if dist.get_rank():
+                optimizer.load_state_dict(kept)
 
 
-def replaced(folder: Path) -> dict[str, Any]:
-    return _learnt(callbacks=[_Replaced()])
+class _OtherTable(Callback):
+    """Puts another table into the encoder and the optimizer, which has no state of it."""
+
+    def on_step(self, trainer: Any, *args: Any) -> None:
+        if trainer.step == 5:
+            encoder, optimizer = trainer.encoder, trainer.run.optimizer
+            before, encoder.table = encoder.table, nn.Parameter(encoder.table.detach().clone())
+            del optimizer.state[before]
+            for group in optimizer.param_groups:
+                group["params"] = [encoder.table if p is before else p for p in group["params"]]
+
+
+class _FrozenTable(Callback):
+    """Freezes the table after one process could not take part."""
+
+    def on_step(self, trainer: Any, *args: Any) -> None:
+        if dist.get_rank() == 1 and trainer.step == 1:
+            self.handle = trainer.encoder.register_forward_hook(lambda *args: None)
+        if trainer.step == 4:
+            if dist.get_rank() == 1:
+                self.handle.remove()
+            trainer.encoder.table.requires_grad_(False)
+        if trainer.step == 8:
+            trainer.encoder.table.requires_grad_(True)
+
+
+class _Unhelped(Callback):
+    """From step 5 on, there is no memory to share, and one process has state of another origin."""
+
+    def on_step(self, trainer: Any, *args: Any) -> None:
+        if trainer.step == 5:
+            if dist.get_rank():
+                trainer.run.optimizer.load_state_dict(trainer.run.optimizer.state_dict())
+            self.before, Processes.shared_memory = Processes.shared_memory, lambda self, n: None  # type: ignore
+
+    def on_fit_end(self, trainer: Any, *args: Any) -> None:
+        Processes.shared_memory = self.before  # type: ignore[method-assign]
+
+
+DISTURBED = {
+    "hooked": _Hooked,
+    "hooked_in_one": _HookedInOne,
+    "replaced": _Replaced,
+    "other_table": _OtherTable,
+    "frozen_table": _FrozenTable,
+    "unhelped": _Unhelped,
+}
+
+
+def disturbed(folder: Path) -> dict[str, Any]:
+    """Runs with each of these callbacks, with shared state and without."""
+    return {
+        name: {"shared": _learnt(callbacks=[make()]), "apart": runs.words("token", callbacks=[make()])}
+        for name, make in DISTURBED.items()
+    }
+
+
+def hooked_alone(folder: Path) -> dict[str, Any]:
+    return runs.words("token", callbacks=[_Hooked()])
+
+
+def _mapped() -> int:
+    """How many parts of memory this process shares with others."""
+    gc.collect()
+    with open("/proc/self/maps") as file:
+        return sum("memfd:mt2st_fast" in line for line in file)
+
+
+class _Kept(Callback):
+    def __init__(self) -> None:
+        self.mapped: list[int] = []
+
+    def on_step(self, trainer: Any, *args: Any) -> None:
+        self.trainer = trainer
+        self.mapped.append(_mapped())
+
+
+def given_back(folder: Path) -> dict[str, Any]:
+    """How much is shared in every step, and after the run, of which everything is still there."""
+    kept, before = _Kept(), _mapped()
+    found = _learnt(callbacks=[kept, _Hooked()])
+    assert kept.trainer.run.optimizer is not None
+    return found | {"mapped": kept.mapped, "left": _mapped() - before}
+
+
+def in_turns(folder: Path) -> dict[str, Any]:
+    """Two runs at once, of which one has a hook for some steps; each learns what it learns alone."""
+    with _sharing() as shared:
+        both = [runs.begun_words(seed) for seed in (0, 1)]
+        for step in range(8):
+            if step in (3, 5):
+                handle = both[0].encoder.register_forward_hook(lambda *args: None)
+            for run in both:
+                run.step()
+            if step in (3, 5):
+                handle.remove()
+        for run in both:
+            run.close()
+    alone = []
+    for seed in (0, 1):
+        run = runs.begun_words(seed)
+        for step in range(8):
+            handle = None
+            if seed == 0 and step in (3, 5):
+                handle = run.encoder.register_forward_hook(lambda *args: None)
+            run.step()
+            if handle is not None:
+                handle.remove()
+        run.close()
+        alone.append(run)
+    return {"shared": shared, "both": [_state(run) for run in both], "alone": [_state(run) for run in alone]}
+
+
+def _state(run: Any) -> dict[str, Any]:
+    weights = {f"encoder/{name}": t for name, t in run.encoder.state_dict().items()}
+    return {"weights": weights, "moments": [dict(sorted(s.items())) for s in run.optimizer.state.values()]}
 
 
 def stopped_then_resumed(folder: Path) -> dict[str, Any]:
@@ -123,7 +242,7 @@ def small(folder: Path) -> dict[str, Any]:
 
     def counted(self: PostedSteps, *args: Any, **options: Any) -> Any:
         losses_k = before(self, *args, **options)
-        found.append(self.shares_state)
+        found.append(Told.SHARES in self.told())
         return losses_k
 
     PostedSteps.__call__ = counted  # type: ignore[method-assign]

@@ -183,6 +183,17 @@ def windows(folder: Path) -> dict[str, Any]:
     return words("token")
 
 
+def begun_words(seed: int) -> Any:
+    """A run on windows that has not taken a step."""
+    torch.manual_seed(seed)
+    encoder = WindowEncoder(40, 6, window=1, hidden=8, sparse=True)
+    heads = MultiTaskHeads(8, {"main": Classification(5), "aux": Classification(3)}, "main")
+    trainer = Trainer(
+        encoder, heads, optimizer=lambda p: LazyAdam(p, lr=0.01), schedule=MultiTask(), device="cpu"
+    )
+    return trainer.begin(TokenBatches(corpus("token"), 24, 1, "main"), epochs=9)
+
+
 def bags(folder: Path) -> dict[str, Any]:
     return words("document", lambda p: RowwiseAdagrad(p, lr=0.1))
 

@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from mt2st_fast.errors import InputError
+from mt2st_fast.errors import InputError, LostProcessError
 from mt2st_fast.model import meeting
 from mt2st_fast.model.meeting import _Meeting
 from mt2st_fast.training.processes import watch
-from mt2st_fast.training.processes.watch import WAITING_SECONDS, LostProcessError, Waiting, Watch
+from mt2st_fast.training.processes.watch import (
+    BEAT_SECONDS,
+    SILENT_SECONDS,
+    WAITING_SECONDS,
+    Waiting,
+    Watch,
+)
 from tests.training.processes.together import all_said, run_together, scenarios, started
 
 ALONE = {
@@ -159,6 +165,25 @@ def test_a_process_that_waits_long_in_a_message_tells_the_others() -> None:
         assert first.elsewhere(6) is None
     first._tell_waiting(None)
     assert second.elsewhere(6) is None
+
+
+def test_whoever_was_stopped_himself_takes_nobody_for_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by Ctrl-Z, which stops all of them; when they go on, one looks first."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    other = dist.TCPStore("localhost", store.port, is_master=False, wait_for_workers=False)
+    first, second = Watch(store, 0, 2), Watch(other, 1, 2)
+    for passed in (1.0, 1.0, 1000.0):
+        now += passed
+        assert first._what_is_wrong() is second._what_is_wrong() is None
+    for _ in range(int(SILENT_SECONDS)):
+        now += BEAT_SECONDS
+        store.add("beat/0", 1)
+        assert second._what_is_wrong() is None
+        lost = first._what_is_wrong()
+    assert lost is not None
+    assert lost.startswith("process 1 of 2 is lost")
 
 
 def test_what_processes_wait_for_by_gloo_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:

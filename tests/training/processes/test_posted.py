@@ -17,9 +17,18 @@ pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="memory without a name is Linux's"
 )
 
-SHARED = ["shared", "in_parts", "replaced"]
+SHARED = ["shared", "in_parts"]
 OTHERS = ["refused", "small"]
-NAMES = [*SHARED, *OTHERS, "apart", "hooked", "with_numbers_alone", "stopped_then_resumed", "own_afterwards"]
+NAMES = [
+    *SHARED,
+    *OTHERS,
+    "apart",
+    "with_numbers_alone",
+    "stopped_then_resumed",
+    "own_afterwards",
+    "disturbed",
+]
+NAMES += ["given_back", "in_turns"]
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +62,47 @@ def test_sharing_changes_no_bit(name: str, found: Any) -> None:
 
 
 def test_what_is_learnt_is_what_one_process_learns(found: Any, tmp_path: Path) -> None:
-    for name, alone in (("shared", posted.apart(tmp_path)), ("hooked", posted.hooked_apart(tmp_path))):
-        first, second = found[name]
+    hooked = [of_one["hooked"]["shared"] for of_one in found["disturbed"]]
+    for of_two, alone in (
+        (found["shared"], posted.apart(tmp_path)),
+        (hooked, posted.hooked_alone(tmp_path)),
+    ):
+        first, second = of_two
         assert_bits(first, second)
-        assert_close(plain(alone["history"]), plain(first["history"]), name)
-        assert_close(alone["weights"], first["weights"], name)
+        assert_close(plain(alone["history"]), plain(first["history"]))
+        assert_close(alone["weights"], first["weights"])
 
 
-def test_steps_of_another_kind_have_state_of_their_own(found: Any) -> None:
+@pytest.mark.parametrize("name", posted.DISTURBED)
+def test_whatever_a_callback_does_sharing_changes_no_bit(name: str, found: Any) -> None:
+    apart = found["disturbed"][0][name]["apart"]
+    for of_one in found["disturbed"]:
+        assert_bits(apart, of_one[name]["shared"])
+        assert any(of_one[name]["shared"]["shared"])
+
+
+@pytest.mark.parametrize("name", ["hooked", "hooked_in_one"])
+def test_steps_of_another_kind_have_state_of_their_own(name: str, found: Any) -> None:
     """And it is shared again after them."""
-    for of_one in found["hooked"]:
-        assert len(of_one["shared"]) < len(found["shared"][0]["shared"])
+    for of_one in found["disturbed"]:
+        steps = of_one[name]["shared"]["shared"]
+        assert len(steps) < len(found["shared"][0]["shared"])
+        assert all(steps)
+
+
+def test_the_memory_is_given_back(found: Any) -> None:
+    for of_one in found["given_back"]:
+        # For messages; and for moments, but where a hook has to be called.
+        assert set(of_one["mapped"]) == {1, 2}
+        assert of_one["mapped"][-1] == 2
+        assert of_one["left"] == 0
+
+
+def test_two_runs_at_once_do_not_disturb_each_other(found: Any) -> None:
+    for of_one in found["in_turns"]:
         assert all(of_one["shared"])
+        for both, alone in zip(of_one["both"], found["in_turns"][0]["alone"], strict=True):
+            assert_bits(alone, both)
 
 
 def test_a_rule_without_tables_needs_no_sharing(found: Any) -> None:
@@ -91,3 +129,21 @@ def test_three_processes_share_too(tmp_path: Path) -> None:
         for of_one in of_name:
             assert "error" not in of_one, of_one
             assert_bits(first, of_one)
+
+
+def test_the_phase_says_what_it_did_without(found: Any) -> None:
+    def passed_over(of_one: Any) -> Any:
+        return of_one["history"]["phases"][0]["passed_over"]
+
+    moments, message = "one copy of the table's moments", "one message a step"
+    for rank in range(2):
+        assert not {moments, message} & passed_over(found["shared"][rank]).keys()
+        assert passed_over(found["small"][rank])[moments] == "the table has less than 32 MB"
+        assert "cannot share" in passed_over(found["refused"][rank])[moments]
+        assert (
+            passed_over(found["with_numbers_alone"][rank])[moments]
+            == "RowwiseAdagrad keeps no table of moments"
+        )
+    of_first, of_second = (passed_over(of_one["hooked_in_one"]["shared"]) for of_one in found["disturbed"])
+    assert of_first[message] == "process 1 of 2 cannot"
+    assert of_second["gradients in one kernel call"] == "in some steps: a module has hooks"
