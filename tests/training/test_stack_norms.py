@@ -13,6 +13,7 @@ from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.stack_layers import stack_layers
 from mt2st_fast.training.engines.stack_training import StackTraining
 from tests.training.small_runs import Stop, assert_same
+from tests.training.test_stack_runs import loader, loaders
 from tests.training.test_stack_training import (
     ADAMW,
     OPTIMIZERS,
@@ -80,7 +81,8 @@ def test_it_is_as_accurate_as_torch(encoder, N, clip_norm):
     runs = []
     for dtype, run in ((torch.float64, eager), (torch.float32, eager), (torch.float32, stepped)):
         model = [part.to(dtype) for part in made(encoder)]
-        held = optimizer_of(OPTIMIZERS["AdamW"], *model)
+        # Losses that grow have errors of their own size.
+        held = optimizer_of(lambda p: torch.optim.AdamW(p, **ADAMW | {"lr": 0.002}), *model)
         runs.append(run(*model, held, batches_of(encoder, [N] * 4), clip_norm=clip_norm))
     truth, of_torch, ours = runs
     for place in (0, 1):
@@ -105,9 +107,11 @@ def test_rows_far_from_0_keep_their_digits(width):
 def test_every_optimizer_moves_as_in_eager_steps(optimizer, clip_norm):
     found = []
     for run in (eager, stepped):
-        model = made("of inputs, and last")
+        model = made("before an activation")
         held = optimizer_of(OPTIMIZERS[optimizer], *model)
-        batches = batches_of("of inputs, and last", [50] * 5)
+        for group in held.param_groups:  # at whose own rates some of them diverge here
+            group["lr"] = group["lr"] * 0.05
+        batches = [batch(seed=seed) for seed in range(5)]
         found.append((*run(*model, held, batches, clip_norm=clip_norm), held.state_dict()))
     (losses, wanted, state), (own_losses, moved, own_state) = found
     torch.testing.assert_close(own_losses, losses, rtol=1e-5, atol=1e-6)
@@ -275,10 +279,6 @@ def trainer(backward="auto", callbacks=(), encoder="before an activation", **opt
     return Trainer(*made(encoder), backward=backward, callbacks=list(callbacks), device="cpu", **options)
 
 
-def loader():
-    return [batch(N, seed=N) for N in (31, 2, 64, 90)]
-
-
 def sequences():
     inputs, targets = batch(24)
     rows = {name: target.view(4, 6, *target.shape[1:]) for name, target in targets.items()}
@@ -289,7 +289,7 @@ def sequences():
     {}, {"clip_norm": 0.3, "accumulate": 2}, {"optimizer": None, "lr": 0.02, "weight_decay": 0.3},
     {"schedule": Diminish(eta=1.0), "encoder": "after it"}, {"accumulate": 3, "encoder": "without bias, twice"},
 ])  # fmt: skip
-@pytest.mark.parametrize("data", [sequences, lambda: {"a": sequences(), "d": loader()}])
+@pytest.mark.parametrize("data", [sequences, loaders])
 def test_a_run_takes_it_and_is_that_of_autograd(data, options):
     runs, evaluated = [trainer(backward, **options) for backward in ("auto", "autograd")], []
     for run in runs:
