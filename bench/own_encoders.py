@@ -1,7 +1,7 @@
 """python -m bench.own_encoders: a Trainer's step of small encoders of torch's own layers against an eager loop.
 
 One, three and eight heads of five classes, by AdamW, which moves the whole table of an EmbeddingBag in every step.
-Steps of the first three encoders are one kernel call each; those of the others are autograd's, around the kernels of
+Steps of the first four encoders are one kernel call each; those of the others are autograd's, around the kernels of
 the heads. Ratios above 1 mean that the Trainer is faster.
 """
 

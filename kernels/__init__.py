@@ -41,7 +41,7 @@ from .step.dense_model import Decay, Dense
 from .step.front import Front
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
 from .step.stack import stack_inputs_obstacle, stack_step, stack_step_obstacle
-from .step.stack_model import Layer, StackModel
+from .step.stack_model import Layer, Norm, StackModel
 from .step.summed import (
     EVERY_ROW,
     Piece,
@@ -98,6 +98,7 @@ __all__ = [
     "Layer",
     "Moves",
     "MultitaskLoss",
+    "Norm",
     "Op",
     "Piece",
     "Pooled",

@@ -16,8 +16,9 @@ PIECE_FLOATS = 8192  # of a dense parameter that are summed and updated at a tim
 TABLE_FLOATS = 32768  # of a table
 ROW_BLOCK = 8  # the rows of a piece are whole blocks of a matrix kernel
 
-LAYER_WEIGHT, LAYER_BIAS, HEAD_WEIGHT, HEAD_BIAS, TABLE = range(5)
-LAYER, HEAD = (LAYER_WEIGHT, LAYER_BIAS), (HEAD_WEIGHT, HEAD_BIAS)
+LAYER_WEIGHT, HEAD_WEIGHT, TABLE, LAYER_BIAS, HEAD_BIAS, NORM_WEIGHT, NORM_BIAS = range(7)
+FIRST_VECTOR = LAYER_BIAS  # from here on they are vectors, whose gradients are sums over tiles of rows
+LAYER, NORM, HEAD = (LAYER_WEIGHT, LAYER_BIAS), (NORM_WEIGHT, NORM_BIAS), (HEAD_WEIGHT, HEAD_BIAS)
 
 # A piece of a dense parameter: rows whose gradient is computed, summed and applied at once. Addresses are of float32.
 PIECE = np.dtype(
@@ -66,6 +67,7 @@ class Dense(NamedTuple):
 
 
 Linear = tuple[Dense, Dense | None]  # the weight (C, D) and the bias (C,) of a layer or a head
+Pair = tuple[Dense | None, Dense | None]  # the same of what may have neither
 
 
 class Part(NamedTuple):
@@ -97,13 +99,13 @@ def check_heads(heads: Sequence[Linear], layout: HeadLayout, H: int) -> None:
             )
 
 
-def parts_of(layers: Sequence[Linear], heads: Sequence[Linear]) -> list[Part]:
-    """Return the parameters of layers and heads that are not frozen."""
+def parts_of(layers: Sequence[Pair], heads: Sequence[Linear], norms: Sequence[Pair] = ()) -> list[Part]:
+    """Return the parameters of layers, of the LayerNorms in them, and of heads that are not frozen."""
     return [
         Part(of, number, dense)
-        for kinds, linears in ((LAYER, layers), (HEAD, heads))
-        for number, linear in enumerate(linears)
-        for of, dense in zip(kinds, linear, strict=True)
+        for kinds, pairs in ((LAYER, layers), (NORM, norms), (HEAD, heads))
+        for number, pair in enumerate(pairs)
+        for of, dense in zip(kinds, pair, strict=True)
         if dense is not None and dense.rule != FROZEN
     ]
 
@@ -115,7 +117,7 @@ def dense_moving(parts: Sequence[Part], moves: Moves) -> DenseMoving:
     return DenseMoving(
         pieces_of(own),
         np.array([count.data_ptr() for count in counts if count is not None], np.int64),
-        frozenset(part.number for part in own if part.of in LAYER),
+        frozenset(part.number for part in own if part.of in (*LAYER, *NORM)),
         [_moved(part.dense) for part in own],
     )
 
@@ -130,7 +132,7 @@ def pieces_of(parts: Sequence[Part]) -> np.ndarray:
 
 
 def _pieces(part: Part) -> list[tuple[int, ...]]:
-    """Return the pieces of a parameter (R, C), or (C,) for a bias."""
+    """Return the pieces of a parameter (R, C), or (C,) for a vector."""
     of, number, dense = part
     parameter, state = _moved(dense), dense.state
     R, C = (1, len(parameter)) if parameter.dim() == 1 else parameter.shape

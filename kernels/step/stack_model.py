@@ -14,6 +14,7 @@ from .dense_model import (
     Dense,
     DenseMoving,
     Linear,
+    Pair,
     Part,
     check_heads,
     dense_moving,
@@ -26,17 +27,60 @@ from .model import EVERYTHING, FROZEN, NOTHING, Moves
 ACTIVATIONS = ("none", "relu", "tanh", "gelu", "gelu_tanh")
 
 
-class Layer(NamedTuple):
-    """A linear layer (H, F), and the activation of its outputs: one of ACTIVATIONS."""
+class Norm(NamedTuple):
+    """A LayerNorm over so many numbers of a row, and its parameters (width,), if it has them."""
 
-    weight: Dense
+    width: int
+    eps: float
+    weight: Dense | None
+    bias: Dense | None
+
+
+class Layer(NamedTuple):
+    """A linear layer (H, F), a LayerNorm of its outputs, and then an activation: one of ACTIVATIONS.
+
+    Without a weight, the LayerNorm is of the layer's inputs.
+    """
+
+    weight: Dense | None
     bias: Dense | None
     activation: str
+    norm: Norm | None = None
 
     @property
-    def linear(self) -> Linear:
-        """Its parameters."""
+    def linear(self) -> Pair:
+        """The parameters of its product."""
         return self.weight, self.bias
+
+    @property
+    def of_norm(self) -> Pair:
+        """The parameters of its LayerNorm."""
+        return (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many outputs it has, and how many inputs."""
+        if self.weight is not None:
+            H, F = self.weight.parameter.shape
+            return H, F
+        assert self.norm is not None
+        return self.norm.width, self.norm.width
+
+    def check(self) -> None:
+        """Raise ValueError if it has neither weight nor LayerNorm, or for a LayerNorm that does not fit."""
+        if self.norm is None:
+            if self.weight is None:
+                raise ValueError("a layer needs a weight, a LayerNorm, or both")
+            return
+        width = self.norm.width
+        if width != self.shape[0]:
+            raise ValueError(
+                f"a LayerNorm is over {width} numbers, and its layer has {self.shape[0]} outputs"
+            )
+        for dense in self.of_norm:
+            if dense is not None and dense.parameter.shape != (width,):
+                shape = tuple(dense.parameter.shape)
+                raise ValueError(f"a LayerNorm over {width} numbers has a parameter of shape {shape}")
 
 
 class Moving(NamedTuple):
@@ -70,17 +114,19 @@ class StackModel:
     ) -> None:
         if not layers and front is None:
             raise ValueError("a stack needs at least one linear layer, or a table")
+        for layer in layers:
+            layer.check()
         for before, after in itertools.pairwise(layers):
-            H, F = before.weight.parameter.shape[0], after.weight.parameter.shape[1]
+            H, F = before.shape[0], after.shape[1]
             if H != F:
                 raise ValueError(f"a layer has {H} outputs, and the next one {F} inputs")
-        self.n_inputs = (layers[0].weight if layers else heads[0][0]).parameter.shape[1]
-        self.n_features = layers[-1].weight.parameter.shape[0] if layers else self.n_inputs
+        self.n_inputs = layers[0].shape[1] if layers else heads[0][0].parameter.shape[1]
+        self.n_features = layers[-1].shape[0] if layers else self.n_inputs
         check_heads(heads, layout, self.n_features)
         if front is not None:
             front.check(self.n_inputs)
         self.layers, self.heads, self.layout, self.front = tuple(layers), tuple(heads), layout, front
-        parts = parts_of([layer.linear for layer in layers], heads)
+        parts = parts_of([layer.linear for layer in layers], heads, [layer.of_norm for layer in layers])
         self._moving = {
             moves: self._of(dense_moving(parts, moves), moves)
             for moves in (EVERYTHING, Moves(heads=False), Moves(shared=False), NOTHING)

@@ -27,7 +27,7 @@ def dense(draw):
 
 
 def normalized(draw):
-    return nn.Sequential(nn.Linear(3, D), nn.LayerNorm(D)), torch.randn(64, 3, generator=draw)
+    return nn.Sequential(nn.Linear(3, D), nn.LayerNorm(D), nn.SiLU()), torch.randn(64, 3, generator=draw)
 
 
 def windows(draw):

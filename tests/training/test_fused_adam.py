@@ -202,7 +202,10 @@ def trained(monkeypatch: pytest.MonkeyPatch | None, K: int) -> tuple[list[Tensor
     """Parameters after some steps, and how many of them torch has taken."""
     torch.manual_seed(0)
     tasks = {f"t{k}": Classification(3) for k in range(K)}
-    encoder, heads = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8)), MultiTaskHeads(8, tasks, "t0")
+    encoder, heads = (
+        nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.SiLU()),
+        MultiTaskHeads(8, tasks, "t0"),
+    )
     batches = [(torch.randn(10, 6), {name: torch.randint(3, (10,)) for name in tasks}) for _ in range(6)]
     if monkeypatch is not None:
         monkeypatch.setattr("mt2st_fast.training.engines.eager.step_fused", lambda _: False)

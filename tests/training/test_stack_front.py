@@ -289,7 +289,7 @@ REFUSED = {
         nn.Embedding(V, 33), nn.Linear(33, 33)
     ),
     "after the first module a EmbeddingBag": lambda: nn.Sequential(nn.Identity(), nn.EmbeddingBag(V, 33)),
-    "a Tanh comes before the first nn.Linear": lambda: nn.Sequential(nn.EmbeddingBag(V, 33), nn.Tanh()),
+    "a Tanh comes before the first layer": lambda: nn.Sequential(nn.EmbeddingBag(V, 33), nn.Tanh()),
     "rows of 20 numbers, and the first layer or the heads 21": lambda: nn.Sequential(
         nn.EmbeddingBag(V, 20), nn.Linear(21, 33)
     ),

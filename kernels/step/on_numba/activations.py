@@ -1,4 +1,4 @@
-"""Activations of a layer's outputs on a CPU, forward with bias and dropout, and backward.
+"""Activations of a layer's outputs on a CPU, forward with bias, LayerNorm and dropout, and backward.
 
 ReLU is known from its outputs. For other activations, and for dropout without one, the forward pass stores slopes: the
 derivatives of the outputs by what they were before. Rows are processed in whole vectors.
@@ -14,6 +14,7 @@ from ...machine.jit import address_of, elementwise, helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH, absolute, load, select, splat, store
 from ..stack_model import ACTIVATIONS
 from .dropout import draw_factors
+from .norms import denormalise, normalise
 
 NONE, RELU, TANH, GELU, GELU_TANH = range(len(ACTIVATIONS))
 
@@ -82,13 +83,16 @@ def _value_and_slope(activation, x):
 
 
 @helper
-def activate(layer, drop, first, rows, factors, words):
-    """Outputs of rows first.., from products with the weight: add the bias, activate, drop.
+def activate(n, layer, norms, drop, first, rows, factors, words):
+    """Outputs of rows first.., from products with the weight: add the bias, normalise, activate, drop.
 
+    n: the layer's number. norms: records of NORM, one a layer; None if no layer has a LayerNorm.
     factors: zeros at first, for at least the layer's outputs in whole vectors; words: scratch of draw_factors.
     """
     H, ld, activation, drops = layer["rows"], layer["ld"], layer["activation"], drop["threshold"] > 0
-    padded_bias = layer["padded_bias"]
+    added = layer["padded_bias"]
+    if norms is not None and norms[n]["here"]:
+        added = norms[n]["zeros"]
     n_bytes, factor = FLOAT_BYTES * round_up(H, WIDTH), address_of(factors)
     for i in range(first, first + rows):
         outputs, slopes = (
@@ -97,8 +101,10 @@ def activate(layer, drop, first, rows, factors, words):
         )
         if drops:
             draw_factors(factors[:H], H, drop["key"], i, drop["threshold"], drop["kept"], words)
+        if norms is not None and norms[n]["here"]:
+            normalise(layer, norms[n], i)
         for at in range(0, n_bytes, FLOAT_BYTES * WIDTH):
-            x = load(outputs + at) + load(padded_bias + at)
+            x = load(outputs + at) + load(added + at)
             if activation == RELU:
                 x = select(splat(ZERO) >= x, ZERO, x)  # NaN stays NaN
                 if drops:
@@ -112,8 +118,8 @@ def activate(layer, drop, first, rows, factors, words):
 
 
 @helper
-def deactivate(layer, drop, first, rows, d_bias):
-    """Backward through dropout and activation: the gradients of rows first.., and d_bias (H,), their sum."""
+def deactivate(n, layer, norms, drop, tile, first, rows):
+    """Backward through dropout, activation and LayerNorm: the gradients of rows first.., and their sums for a tile."""
     H, ld, activation, drops = layer["rows"], layer["ld"], layer["activation"], drop["threshold"] > 0
     kept = drop["kept"] if drops else ONE
     sums = scratch(1, round_up(H, WIDTH))
@@ -134,7 +140,12 @@ def deactivate(layer, drop, first, rows, d_bias):
                 d = d * load(slopes + at)
             store(d, gradients + at)
             store(load(total + at) + d, total + at)
-    _copy(sums, d_bias, H)
+        if norms is not None and norms[n]["here"]:
+            denormalise(layer, norms[n], tile, i, i == first)
+    of_added = layer["d_bias"]
+    if norms is not None and norms[n]["here"]:
+        of_added = layer["d_norm_bias"]
+    _copy(sums, of_added + FLOAT_BYTES * tile * H, H)
 
 
 @helper

@@ -12,7 +12,7 @@ from ...heads.layout import HeadLayout
 from ...heads.on_numba.stages import LINE, SKEW
 from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.simd import FLOAT_BYTES, WIDTH
-from ..dense_model import HEAD_BIAS, LAYER_BIAS, Dense, Linear
+from ..dense_model import FIRST_VECTOR, Dense, Linear
 
 HALVES = 2  # of the rows, over each of which the gradients of weights are summed first
 
@@ -33,6 +33,8 @@ LAYER = np.dtype(
         ("d_outputs", np.int64),
         ("slopes", np.int64),  # derivatives of the outputs by what they were before activation and dropout
         ("d_bias", np.int64),  # (tiles, H)
+        ("d_norm_weight", np.int64),  # (tiles, H), of a LayerNorm before the activation
+        ("d_norm_bias", np.int64),
         ("forward", np.int64),  # the weight, packed by panels of H
         ("backward", np.int64),  # packed by panels of F
     ]
@@ -101,9 +103,9 @@ def floats(*shape: int) -> np.ndarray:
 def _floats_of(piece: np.void) -> int:
     """Return how many numbers the gradient of a piece of a weight takes, with what the kernels write past its edges.
 
-    0 for a bias, which is a single piece, however long: its sums over tiles are stored elsewhere.
+    0 for a vector, which is a single piece, however long: its sums over tiles are stored elsewhere.
     """
-    if piece["of"] in (LAYER_BIAS, HEAD_BIAS):
+    if piece["of"] >= FIRST_VECTOR:
         return 0
     return up(int(piece["rows"]), BLOCK_ROWS) * (up(int(piece["columns"]), PANEL) + SKEW)
 

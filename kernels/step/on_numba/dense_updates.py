@@ -11,7 +11,7 @@ from ...heads.on_numba.stages import DEPTH, SKEW, ZERO, add_weight_gradient, rou
 from ...machine.gemm import BLOCK_ROWS, PANEL, add_by_column, add_by_column_1
 from ...machine.jit import address_of, helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
-from ..dense_model import HEAD_BIAS, LAYER_BIAS, LAYER_WEIGHT
+from ..dense_model import FIRST_VECTOR, HEAD_BIAS, LAYER_BIAS, LAYER_WEIGHT, NORM_WEIGHT
 from .dense_memory import HALVES
 
 ONE = np.float32(1)
@@ -54,8 +54,8 @@ def _head_weight_gradient(column, n, first, last, tile_rows, dense, gradient):
 
 
 @helper
-def _is_bias(piece):
-    return piece["of"] == LAYER_BIAS or piece["of"] == HEAD_BIAS
+def _is_vector(piece):
+    return piece["of"] >= FIRST_VECTOR
 
 
 @helper
@@ -82,8 +82,8 @@ def _add_up_weight(piece, first, last, tile_rows, column_of, dense, sums):
 
 @helper
 def add_up_dense(p, half, pieces, N, tile_rows, column_of, dense):
-    """Sum the gradient of piece p, unless it is a bias, over a half of the tiles."""
-    if not _is_bias(pieces[p]):
+    """Sum the gradient of piece p, unless it is a vector, over a half of the tiles."""
+    if not _is_vector(pieces[p]):
         middle = min(N, -(-N // tile_rows) // HALVES * tile_rows)
         first, last = (0, middle) if half == 0 else (middle, N)
         _add_up_weight(pieces[p], first, last, tile_rows, column_of, dense, dense.sums[half, p])
@@ -93,7 +93,7 @@ def add_up_dense(p, half, pieces, N, tile_rows, column_of, dense):
 
 
 @helper
-def _bias_gradient(sums, ld, n_tiles, gradient, n):
+def _sum_of_tiles(sums, ld, n_tiles, gradient, n):
     """gradient, n numbers = the sum over all tiles of n of their numbers, which are ld apart."""
     values = numba.carray(pointer_to_float32(sums), ((max(1, n_tiles) - 1) * ld + n,))
     for i in range(n):
@@ -104,15 +104,18 @@ def _bias_gradient(sums, ld, n_tiles, gradient, n):
 
 
 @helper
-def _gradient_of_bias(piece, column_of, n_tiles, dense, gradient):
-    """The gradient of a bias; column_of (K,): -1 = not computed, which is 0."""
+def _gradient_of_vector(piece, column_of, n_tiles, dense, gradient):
+    """The gradient of a bias, or of a LayerNorm's weight; column_of (K,): -1 = not computed, which is 0."""
     n = piece["rows"] * piece["columns"]
-    if piece["of"] == LAYER_BIAS:
-        _bias_gradient(dense.layers[piece["index"]]["d_bias"], n, n_tiles, gradient, n)
+    if piece["of"] != HEAD_BIAS:
+        layer = dense.layers[piece["index"]]
+        sums = layer["d_norm_weight"] if piece["of"] == NORM_WEIGHT else layer["d_norm_bias"]
+        sums = layer["d_bias"] if piece["of"] == LAYER_BIAS else sums
+        _sum_of_tiles(sums, n, n_tiles, gradient, n)
     elif column_of[piece["index"]] >= 0:
         d_bias = dense.d_head_bias
         first = address_of(d_bias) + FLOAT_BYTES * column_of[piece["index"]]
-        _bias_gradient(first, d_bias.shape[1], n_tiles, gradient, n)
+        _sum_of_tiles(first, d_bias.shape[1], n_tiles, gradient, n)
     else:
         for i in range(n):
             gradient[i] = ZERO
@@ -140,10 +143,10 @@ def sum_of_squares(values):
 def square_of_piece(p, pieces, column_of, n_tiles, dense):
     """The sum of the squares of the gradient of piece p."""
     piece, total = pieces[p], 0.0
-    if _is_bias(piece):
-        bias = np.empty(piece["rows"] * piece["columns"], np.float32)
-        _gradient_of_bias(piece, column_of, n_tiles, dense, bias)
-        return sum_of_squares(bias)
+    if _is_vector(piece):
+        vector = np.empty(piece["rows"] * piece["columns"], np.float32)
+        _gradient_of_vector(piece, column_of, n_tiles, dense, vector)
+        return sum_of_squares(vector)
     gradient, other = _sums_of(piece, dense.sums[0, p]), _sums_of(piece, dense.sums[1, p])
     for r in range(piece["rows"]):
         for c in range(piece["columns"]):
@@ -231,10 +234,10 @@ def move_piece(piece, rules, decays, factor, gradient, ldg):
 def move_dense(p, pieces, rules, decays, factor, column_of, n_tiles, dense):
     """Update piece p; decays (rules, 4): the numbers of a Decay. factor: of all gradients."""
     piece = pieces[p]
-    if _is_bias(piece):
-        bias = np.empty(piece["rows"] * piece["columns"], np.float32)
-        _gradient_of_bias(piece, column_of, n_tiles, dense, bias)
-        move_piece(piece, rules, decays, factor, bias, piece["columns"])
+    if _is_vector(piece):
+        vector = np.empty(piece["rows"] * piece["columns"], np.float32)
+        _gradient_of_vector(piece, column_of, n_tiles, dense, vector)
+        move_piece(piece, rules, decays, factor, vector, piece["columns"])
     else:
         _sum_halves(piece, dense.sums[0, p], dense.sums[1, p])
         move_piece(piece, rules, decays, factor, dense.sums[0, p], round_up(piece["columns"], PANEL) + SKEW)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,9 +12,10 @@ from ...heads.on_numba.stages import SKEW
 from ...machine.gemm import PANEL
 from ...machine.simd import WIDTH
 from ..model import EVERYTHING
-from ..stack_model import ACTIVATIONS, StackModel
+from ..stack_model import ACTIVATIONS, Layer, StackModel
 from .dense_memory import LAYER, DenseBuffers, dense_buffers, floats, parameter_address, up
 from .front_memory import FrontMemory
+from .norm_memory import norm_records
 
 MOST_TILE_ROWS = 64
 # A tile for each of this many threads, if there are rows for it.
@@ -34,6 +36,7 @@ class Memory(NamedTuple):
     packs: np.ndarray
     pack_pieces: int
     front: FrontMemory
+    norms: np.ndarray | None  # (layers,), see norm_memory.py
     dense: DenseBuffers
     held: list[np.ndarray]
 
@@ -59,8 +62,9 @@ def memory_of(model: StackModel, N: int) -> Memory:
 def _new_memory(model: StackModel, N: int, n_tiles: int) -> Memory:
     held: list[np.ndarray] = []
 
-    def make(*shape: int) -> int:
+    def make(*shape: int, value: float = 0) -> int:
         held.append(floats(*shape))
+        held[-1][:] = value
         return int(held[-1].ctypes.data)
 
     padded = up(N, WIDTH) + MOST_TILE_ROWS
@@ -70,32 +74,49 @@ def _new_memory(model: StackModel, N: int, n_tiles: int) -> Memory:
     d_x = make(padded, ld) if model.moving(EVERYTHING).reach > len(model.layers) else 0
     front = FrontMemory(model.front, x, ld, model.n_inputs, d_x)
     for record, layer in zip(layers, model.layers, strict=True):
-        H, F = layer.weight.parameter.shape
-        record["weight"], record["bias"] = map(parameter_address, layer.linear)
-        record["rows"], record["columns"], record["activation"] = H, F, ACTIVATIONS.index(layer.activation)
-        record["inputs"], record["ld_inputs"] = inputs, ld
-        ld = up(H, PANEL) + SKEW
-        inputs = make(padded, ld)
-        record["outputs"], record["ld"], record["d_outputs"] = inputs, ld, make(padded, ld)
-        record["slopes"] = 0 if layer.activation == "relu" else make(padded, ld)
-        record["d_bias"], record["padded_bias"] = make(n_tiles, H), make(up(H, WIDTH))
-        record["forward"], record["backward"] = (
-            make(-(-H // PANEL), F * PANEL),
-            make(-(-F // PANEL), H * PANEL),
-        )
+        _lay_out(record, layer, (inputs, ld, d_x), padded, n_tiles, make)
+        inputs, ld, d_x = (int(record[name]) for name in ("outputs", "ld", "d_outputs"))
+    norms = norm_records(model.layers, layers, padded, n_tiles, make)
     pieces = model.moving(EVERYTHING).dense.pieces
     dense = dense_buffers(
         layers, model.heads, model.layout, pieces, (inputs, ld, model.n_features), n_tiles, MOST_TILE_ROWS
     )
-    n_floats = sum(layer.weight.parameter.numel() for layer in model.layers)
-    return Memory(N, n_tiles, _packs(model), max(1, n_floats // FLOATS_A_PIECE), front, dense, held)
+    n_floats = sum(layer.weight.parameter.numel() for layer in model.layers if layer.weight is not None)
+    return Memory(N, n_tiles, _packs(model), max(1, n_floats // FLOATS_A_PIECE), front, norms, dense, held)
+
+
+def _lay_out(
+    record: np.void,
+    layer: Layer,
+    before: tuple[int, int, int],
+    padded: int,
+    n_tiles: int,
+    make: Callable[..., int],
+) -> None:
+    """Fill in a record of LAYER; before: its inputs, their row stride, and the gradients of them, 0 for none."""
+    H, F = layer.shape
+    record["weight"], record["bias"] = map(parameter_address, layer.linear)
+    record["rows"], record["columns"], record["activation"] = H, F, ACTIVATIONS.index(layer.activation)
+    record["inputs"], record["ld_inputs"], d_inputs = before
+    ld = up(H, PANEL) + SKEW
+    record["outputs"], record["ld"] = make(padded, ld), ld
+    # Without a product, the gradients of outputs become those of inputs where they are.
+    in_place = layer.weight is None and d_inputs
+    record["d_outputs"] = d_inputs if in_place else make(padded, ld)
+    record["slopes"] = 0 if layer.activation == "relu" else make(padded, ld)
+    record["d_bias"], record["padded_bias"] = make(n_tiles, H), make(up(H, WIDTH))
+    if layer.weight is not None:
+        record["forward"] = make(-(-H // PANEL), F * PANEL)
+        record["backward"] = make(-(-F // PANEL), H * PANEL)
 
 
 def _packs(model: StackModel) -> np.ndarray:
     """Return what is packed before a step; for the backward pass only layers with a layer or a table before them."""
     found = []
     for index, layer in enumerate(model.layers):
-        H, F = layer.weight.parameter.shape
+        if layer.weight is None:
+            continue
+        H, F = layer.shape
         for backward, panels, floats_each in ((0, -(-H // PANEL), F * PANEL), (1, -(-F // PANEL), H * PANEL)):
             at_once = max(1, PACKED_FLOATS // floats_each)
             if index or not backward or model.front is not None:

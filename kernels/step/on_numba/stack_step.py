@@ -52,16 +52,16 @@ def _add_up(p, pieces, N, tile_rows, column_of, dense):
 
 @helper
 def _run(
-    p, n_indexed, sweeps, N, tile_rows, front, table_pieces, inputs, drops, reach, for_logits, for_features, head_bias,
-    heads, columns, column_weights, targets, scale, dense,
+    p, n_indexed, sweeps, N, tile_rows, front, table_pieces, inputs, norms, drops, reach, for_logits, for_features,
+    head_bias, heads, columns, column_weights, targets, scale, dense,
 ):  # fmt: skip
     """Group the batch by rows of the table (piece 0, if n_indexed is 1), or process a tile."""
     if table_pieces is not None and p < n_indexed:
         index_batch(front, sweeps)
         return
     run_tile(
-        p - n_indexed, N, tile_rows, front, table_pieces, inputs, drops, reach, for_logits, for_features, head_bias,
-        heads, columns, column_weights, targets, scale, dense,
+        p - n_indexed, N, tile_rows, front, table_pieces, inputs, norms, drops, reach, for_logits, for_features,
+        head_bias, heads, columns, column_weights, targets, scale, dense,
     )  # fmt: skip
 
 
@@ -86,13 +86,14 @@ def _move(
 
 
 def _step_on_stack(  # type: ignore[no-untyped-def]
-    team, rules, decays, clip_norm, front, table_pieces, inputs, N, tile_rows, packs, pack_pieces, drops, pieces,
+    team, rules, decays, clip_norm, front, table_pieces, inputs, norms, N, tile_rows, packs, pack_pieces, drops, pieces,
     counts, heads, column_weights, targets, mean_scale, scale, reach, dense, losses_address, correct_address,
 ):  # fmt: skip
     """Take one step on N rows of inputs, an address, or of the indices that the front holds; store losses and hits.
 
     rules, decays: of this step (see move_dense). clip_norm: None = gradients are not clipped. table_pieces: of a table
-    before the layers, none if it is not updated; None without a table. pieces, counts: of parameters that are updated.
+    before the layers, none if it is not updated; None without a table. norms (layers,): records of NORM; None if no
+    layer has a LayerNorm. pieces, counts: of parameters that are updated.
     heads: records of the heads that are computed. reach: how many layers gradients are computed for. Everything else is
     as in tile_pass.
     """
@@ -111,7 +112,7 @@ def _step_on_stack(  # type: ignore[no-untyped-def]
     if table_pieces is not None and len(table_pieces) > 0:
         n_indexed, sweeps = 1, sweeps_table(rules[front[0]["rule"]], decays[front[0]["rule"]])
     in_parallel(team, n_indexed + n_tiles, _run, (
-        n_indexed, sweeps, N, tile_rows, front, table_pieces, inputs, drops, reach, for_logits, for_features,
+        n_indexed, sweeps, N, tile_rows, front, table_pieces, inputs, norms, drops, reach, for_logits, for_features,
         head_bias_s, heads, columns, column_weights, targets, scale, dense,
     ))  # fmt: skip
     in_parallel(team, HALVES * len(pieces), _add_up, (pieces, N, tile_rows, column_of, dense))
@@ -170,7 +171,7 @@ def step(
     step_on_stack(
         packed(rules), np.array(decays, np.float32), clip_norm and float(clip_norm), memory.front.record,
         None if model.front is None else moving.table_pieces,
-        inputs.data_ptr(), N, tile_rows_of(N), memory.packs, memory.pack_pieces, _drops(dropouts),
+        inputs.data_ptr(), memory.norms, N, tile_rows_of(N), memory.packs, memory.pack_pieces, _drops(dropouts),
         moving.dense.pieces, moving.dense.counts, batch.computed(), batch.table.column_weights, batch.addresses,
         batch.scale, batch.gradient_scale, moving.reach, memory.dense, losses.data_ptr(), correct.data_ptr(),
     )  # fmt: skip

@@ -59,13 +59,13 @@ def _tile_of(address, ld, first):
 
 @helper
 def run_tile(
-    tile, N, tile_rows, front, table_pieces, inputs, drops, reach, for_logits, for_features, head_bias, heads, columns,
-    column_weights, targets, scale, dense,
+    tile, N, tile_rows, front, table_pieces, inputs, norms, drops, reach, for_logits, for_features, head_bias, heads,
+    columns, column_weights, targets, scale, dense,
 ):  # fmt: skip
     """Process the rows of a tile: outputs of all layers, losses, and gradients of the outputs of `reach` layers, or of
     all layers and of the table before them.
 
-    table_pieces: None without a table. drops (layers + 1,): of the inputs, and of every layer's outputs.
+    table_pieces, norms: None without a table, or a LayerNorm. drops (layers + 1,): of inputs, then of every layer.
     """
     layers = dense.layers
     L, first = len(layers), tile * tile_rows
@@ -82,13 +82,14 @@ def run_tile(
     for n in range(L):
         layer = layers[n]
         ld, ldx, H, F_n = layer["ld"], layer["ld_inputs"], layer["rows"], layer["columns"]
-        multiply_panels(
-            _tile_of(layer["inputs"], ldx, first), ldx, whole, F_n, layer["forward"], F_n * PANEL, H,
-            _tile_of(layer["outputs"], ld, first), ld,
-        )  # fmt: skip
+        if layer["weight"] != 0:
+            multiply_panels(
+                _tile_of(layer["inputs"], ldx, first), ldx, whole, F_n, layer["forward"], F_n * PANEL, H,
+                _tile_of(layer["outputs"], ld, first), ld,
+            )  # fmt: skip
         for h in range(round_up(H, WIDTH)):
             factors[h] = ZERO
-        activate(layer, drops[n + 1], first, rows, factors, words[: words_of(H)])
+        activate(n, layer, norms, drops[n + 1], first, rows, factors, words[: words_of(H)])
     d_features = layers[L - 1]["d_outputs"] if L else front[0]["d_x"]
     head_tile(
         tile, first, rows, N, for_logits, for_features, head_bias, heads, columns, column_weights, targets, scale,
@@ -97,8 +98,8 @@ def run_tile(
     for n in range(L - 1, max(-1, L - 1 - reach), -1):
         layer = layers[n]
         ld, ldx, H, F_n = layer["ld"], layer["ld_inputs"], layer["rows"], layer["columns"]
-        deactivate(layer, drops[n + 1], first, rows, layer["d_bias"] + FLOAT_BYTES * tile * H)
-        if n > L - reach:
+        deactivate(n, layer, norms, drops[n + 1], tile, first, rows)
+        if n > L - reach and layer["weight"] != 0:
             d_inputs = layers[n - 1]["d_outputs"] if n else front[0]["d_x"]
             multiply_panels(
                 _tile_of(layer["d_outputs"], ld, first), ld, whole, H, layer["backward"], H * PANEL, F_n,

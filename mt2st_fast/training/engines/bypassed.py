@@ -75,6 +75,7 @@ def replaced_obstacle(modules: Iterable[nn.Module]) -> str | None:
 # By class of module, the options that kernels were told of, and that may be set at any time.
 _OPTIONS: dict[type[nn.Module], Callable[[Any], Any]] = {
     nn.GELU: attrgetter("approximate"),
+    nn.LayerNorm: attrgetter("normalized_shape", "eps"),
     nn.Flatten: attrgetter("start_dim", "end_dim"),
     nn.Embedding: attrgetter("padding_idx", "max_norm", "scale_grad_by_freq", "sparse"),
     nn.EmbeddingBag: attrgetter(

@@ -1,4 +1,4 @@
-"""An encoder of torch's layers as a stack that one kernel call trains: linear layers, activations and dropout.
+"""An encoder of torch's layers as a stack that one kernel call trains: linear layers, LayerNorms and what follows them.
 
 Before the layers, or instead of them, there may be a table of words (stack_front.py).
 """
@@ -6,13 +6,14 @@ Before the layers, or instead of them, there may be a table of words (stack_fron
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from mt2st_fast.training.engines.stack_front import FrontTable, front_table, is_table
 
-TAKEN = "nn.Linear, ReLU, Tanh, GELU, Dropout and Identity"
+TAKEN = "nn.Linear, LayerNorm, ReLU, Tanh, GELU, Dropout and Identity"
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], str]] = {
     nn.ReLU: lambda module: "relu",
     nn.Tanh: lambda module: "tanh",
@@ -20,11 +21,32 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], str]] = {
 }
 
 
-class StackLayers(NamedTuple):
-    """The linear layers of an encoder, the name of each one's activation, and dropout before and after each."""
+@dataclass(slots=True)
+class StackLayer:
+    """A linear layer, a LayerNorm, or both in this order, and the name of the activation after them."""
 
-    linears: list[nn.Linear]
-    activations: list[str]
+    linear: nn.Linear | None
+    norm: nn.LayerNorm | None = None
+    activation: str = "none"
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Those that it has."""
+        return [module for module in (self.linear, self.norm) if module is not None]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many outputs it has, and how many inputs."""
+        if self.linear is not None:
+            return self.linear.out_features, self.linear.in_features
+        assert self.norm is not None
+        return self.norm.normalized_shape[0], self.norm.normalized_shape[0]
+
+
+class StackLayers(NamedTuple):
+    """The layers of an encoder, and dropout before and after each."""
+
+    layers: list[StackLayer]
     dropouts: list[nn.Dropout | None]  # one more than layers: the first is of the inputs
     front: FrontTable | None  # makes the inputs of the first layer
 
@@ -39,11 +61,11 @@ def stack_layers(encoder: nn.Module) -> StackLayers | str:
     split = _split_front(list(_leaves(encoder)))
     if isinstance(split, str):
         return split
-    found = StackLayers([], [], [None], split[0])
+    found = StackLayers([], [None], split[0])
     for module in split[1]:
         if (reason := _add(module, found)) is not None:
             return reason
-    return found if found.linears or found.front else "the encoder has no nn.Linear"
+    return found if found.layers or found.front else "the encoder has no nn.Linear"
 
 
 def _split_front(modules: list[nn.Module]) -> tuple[FrontTable | None, list[nn.Module]] | str:
@@ -82,9 +104,11 @@ def _add(module: nn.Module, found: StackLayers) -> str | None:
     kind = type(module)
     if kind is nn.Linear:
         assert isinstance(module, nn.Linear)
-        found.linears.append(module)
-        found.activations.append("none")
+        found.layers.append(StackLayer(module))
         found.dropouts.append(None)
+    elif kind is nn.LayerNorm:
+        assert isinstance(module, nn.LayerNorm)
+        return _normalise(module, found)
     elif kind is nn.Dropout:
         assert isinstance(module, nn.Dropout)
         if found.dropouts[-1] is not None:
@@ -98,15 +122,32 @@ def _add(module: nn.Module, found: StackLayers) -> str | None:
     return None
 
 
+def _normalise(module: nn.LayerNorm, found: StackLayers) -> str | None:
+    shape = tuple(module.normalized_shape)
+    if len(shape) != 1:
+        return f"its kernel takes a LayerNorm over the last axis, not over {len(shape)} axes"
+    if any(p.shape != shape for p in module.parameters()):  # torch raises an error
+        return f"a parameter of a LayerNorm over {shape[0]} numbers has another shape"
+    last = found.layers[-1] if found.layers else None
+    if last is not None and last.shape[0] != shape[0]:  # here, too
+        return f"a LayerNorm is over {shape[0]} numbers, and what comes before it has {last.shape[0]} outputs"
+    if last is None or last.norm or last.activation != "none" or found.dropouts[-1] is not None:
+        found.layers.append(StackLayer(None, module))
+        found.dropouts.append(None)
+    else:  # in the pass over the outputs of the linear layer
+        last.norm = module
+    return None
+
+
 def _activate(module: nn.Module, found: StackLayers) -> str | None:
-    if not found.linears:  # after a table, too
-        return f"a {_name(module)} comes before the first nn.Linear of the encoder"
-    if found.activations[-1] != "none":
+    if not found.layers:  # after a table, too
+        return f"a {_name(module)} comes before the first layer of the encoder"
+    if found.layers[-1].activation != "none":
         return "two activations follow each other in the encoder"
     # Dropout and ReLU give the same in either order.
     if found.dropouts[-1] is not None and type(module) is not nn.ReLU:
         return f"a Dropout comes before a {_name(module)} in the encoder"
-    found.activations[-1] = _ACTIVATIONS[type(module)](module)
+    found.layers[-1].activation = _ACTIVATIONS[type(module)](module)
     return None
 
 

@@ -17,6 +17,7 @@ from mt2st_fast.kernels import (
     HeadLayout,
     Layer,
     Moves,
+    Norm,
     RowState,
     StackModel,
     stack_inputs_obstacle,
@@ -41,7 +42,7 @@ from mt2st_fast.training.engines.held_parameters import (
     parameter_obstacle,
 )
 from mt2st_fast.training.engines.kept_models import MOST_MODELS, KeptModels
-from mt2st_fast.training.engines.stack_layers import StackLayers, stack_layers
+from mt2st_fast.training.engines.stack_layers import StackLayer, StackLayers, stack_layers
 
 NOT_DROPPED = Dropout(0.0, 0)
 # Numbers in the memory of a step whose batches are joined: who takes many batches a step may not have room for them.
@@ -221,19 +222,30 @@ class StackTraining:
         return Front(self._dense[id(module.weight)], how, padding)
 
     def _new_model(self, layout: HeadLayout) -> StackModel:
-        linears, activations = self._layers.linears, self._layers.activations
         return StackModel(
-            [Layer(*self._linear(each), name) for each, name in zip(linears, activations, strict=True)],
+            [self._layer(each) for each in self._layers.layers],
             [self._linear(self._heads.linear(name)) for name in layout.names], layout, self._front,
         )  # fmt: skip
 
+    def _layer(self, layer: StackLayer) -> Layer:
+        weight, bias = (None, None) if layer.linear is None else self._linear(layer.linear)
+        norm = layer.norm
+        if norm is None:
+            return Layer(weight, bias, layer.activation)
+        of_norm = self._found(norm.weight), self._found(norm.bias)
+        return Layer(weight, bias, layer.activation, Norm(norm.normalized_shape[0], norm.eps, *of_norm))
+
     def _linear(self, linear: nn.Linear) -> tuple[Dense, Dense | None]:
-        return self._dense[id(linear.weight)], None if linear.bias is None else self._dense[id(linear.bias)]
+        return self._dense[id(linear.weight)], self._found(linear.bias)
+
+    def _found(self, parameter: Tensor | None) -> Dense | None:
+        return None if parameter is None else self._dense[id(parameter)]
 
 
 def _parameters(layers: StackLayers, heads: MultiTaskHeads) -> list[nn.Parameter]:
     """Return the parameters of table and layers, then those of the active heads."""
-    modules = [*([] if layers.front is None else [layers.front.module]), *layers.linears]
+    modules: list[nn.Module] = [] if layers.front is None else [layers.front.module]
+    modules += [module for layer in layers.layers for module in layer.modules]
     return [*(p for module in modules for p in module.parameters()), *head_parameters(heads)]
 
 
@@ -242,12 +254,12 @@ def _widths(layers: StackLayers, n_features: int) -> list[int] | str:
 
     n_features: of the heads. It says how many vectors lie side by side if no layer does.
     """
-    of_layers = [linear.out_features for linear in layers.linears]
-    n_inputs = layers.linears[0].in_features if layers.linears else n_features
+    of_layers = [layer.shape[0] for layer in layers.layers]
+    n_inputs = layers.layers[0].shape[1] if layers.layers else n_features
     if layers.front is None:
         return [n_inputs, *of_layers]
     D = layers.front.module.weight.shape[1]
-    if layers.front.how != "concat" and not layers.linears:
+    if layers.front.how != "concat" and not layers.layers:
         return [D]
     if n_inputs % D if layers.front.how == "concat" else n_inputs != D:
         return f"its table has rows of {D} numbers, and the first layer or the heads {n_inputs} inputs"

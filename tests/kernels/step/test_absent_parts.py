@@ -1,4 +1,4 @@
-"""A step on a stack of layers is compiled without what its model does not have: a table, clipping."""
+"""A step on a stack of layers is compiled without what its model does not have: a table, clipping, a LayerNorm."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from numba.core import ir, types
 from numba.core.analysis import dead_branch_prune
 from numba.core.compiler import run_frontend
 
-from mt2st_fast.kernels.step.on_numba import front, stack_step, stack_tiles
+from mt2st_fast.kernels.step.on_numba import activations, front, stack_step, stack_tiles
 
-TABLE, CLIPPING = "table_pieces", "clip_norm"
+TABLE, CLIPPING, NORMS = "table_pieces", "clip_norm", "norms"
 
 
 def _called(function, absent):
@@ -37,6 +37,8 @@ def _called(function, absent):
         (stack_step._step_on_stack, TABLE, {"sweeps_table", "n_table_pieces", "scale_vectors"}),
         (stack_step._step_on_stack, CLIPPING, {"clip_factor", "_square", "scale_vectors"}),
         (stack_tiles.run_tile, TABLE, {"store_vector_gradients"}),
+        (activations.activate, NORMS, {"normalise"}),
+        (activations.deactivate, NORMS, {"denormalise"}),
         (front.load_rows, TABLE, {"_load_vectors"}),
     ],
 )

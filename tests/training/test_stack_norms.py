@@ -1,0 +1,338 @@
+"""LayerNorms in an MLP whose step is one kernel call: what torch and its autograd do, up to rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mt2st_fast import Callback, Diminish, MultiTask, MultiTaskHeads, Switch, Trainer
+from mt2st_fast.kernels import NOTHING
+from mt2st_fast.kernels.step.on_numba.dropout import drop_of, factors_of
+from mt2st_fast.training.engines.held_parameters import MOVES
+from mt2st_fast.training.engines.stack_layers import stack_layers
+from mt2st_fast.training.engines.stack_training import StackTraining
+from tests.training.small_runs import Stop, assert_same
+from tests.training.test_stack_runs import loader, loaders
+from tests.training.test_stack_training import (
+    ADAMW,
+    OPTIMIZERS,
+    TASKS,
+    WEIGHTS,
+    batch,
+    eager,
+    largest_error,
+    optimizer_of,
+    parameters,
+    stepped,
+)
+
+V = 40
+ENCODERS = {
+    "before an activation": lambda: nn.Sequential(
+        nn.Linear(7, 20), nn.LayerNorm(20), nn.ReLU(), nn.Linear(20, 33), nn.LayerNorm(33), nn.GELU()
+    ),
+    "after it": lambda: nn.Sequential(
+        nn.Linear(7, 130), nn.Tanh(), nn.LayerNorm(130, eps=0.1), nn.Linear(130, 33), nn.ReLU(), nn.LayerNorm(33)
+    ),
+    "of inputs, and last": lambda: nn.Sequential(nn.LayerNorm(7), nn.Linear(7, 33, bias=False), nn.LayerNorm(33)),
+    "without parameters": lambda: nn.Sequential(
+        nn.Linear(7, 300), nn.LayerNorm(300, elementwise_affine=False), nn.ReLU(), nn.Linear(300, 33)
+    ),
+    "without bias, twice": lambda: nn.Sequential(
+        nn.Linear(7, 33), nn.LayerNorm(33, bias=False), nn.LayerNorm(33, eps=0.5), nn.Identity(), nn.GELU("tanh")
+    ),
+    "without a linear layer": lambda: nn.Sequential(nn.LayerNorm(33), nn.Tanh()),
+}  # fmt: skip
+BAGS = {
+    "of bags": lambda: nn.Sequential(nn.EmbeddingBag(V, 7), nn.LayerNorm(7), nn.ReLU(), nn.Linear(7, 33)),
+    "of vectors side by side": lambda: nn.Sequential(
+        nn.Embedding(V, 11), nn.Flatten(), nn.LayerNorm(33), nn.LayerNorm(33)
+    ),
+}
+
+
+def made(encoder):
+    """Other weights than the ones and zeros that a LayerNorm begins with."""
+    torch.manual_seed(0)
+    made = (ENCODERS | BAGS)[encoder]()
+    for module in made:
+        if isinstance(module, nn.LayerNorm):
+            for parameter in module.parameters():
+                nn.init.uniform_(parameter, -1.0, 2.0)
+    return made, MultiTaskHeads(33, TASKS, "a")
+
+
+def inputs_of(encoder, N, seed):
+    draw = torch.Generator().manual_seed(seed)
+    if encoder in BAGS:
+        return torch.randint(V, (N, 3), generator=draw)
+    return torch.randn(N, 33 if encoder == "without a linear layer" else 7, generator=draw) * 2 + 1
+
+
+def batches_of(encoder, sizes):
+    return [(inputs_of(encoder, N, seed), batch(N, seed=seed)[1]) for seed, N in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+@pytest.mark.parametrize("N", [1, 50, 300])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_it_is_as_accurate_as_torch(encoder, N, clip_norm):
+    runs = []
+    for dtype, run in ((torch.float64, eager), (torch.float32, eager), (torch.float32, stepped)):
+        model = [part.to(dtype) for part in made(encoder)]
+        # Losses that grow have errors of their own size.
+        held = optimizer_of(lambda p: torch.optim.AdamW(p, **ADAMW | {"lr": 0.002}), *model)
+        runs.append(run(*model, held, batches_of(encoder, [N] * 4), clip_norm=clip_norm))
+    truth, of_torch, ours = runs
+    for place in (0, 1):
+        error, theirs = largest_error(ours[place], truth[place]), largest_error(of_torch[place], truth[place])
+        assert error <= 2 * theirs + 2e-7, (error, theirs)
+
+
+@pytest.mark.parametrize("width", [1, 33, 500])
+def test_rows_far_from_0_keep_their_digits(width):
+    encoder, heads = nn.Sequential(nn.LayerNorm(width)), MultiTaskHeads(width, TASKS, "a")
+    inputs, targets = torch.randn(40, width) + 300, batch(40)[1]
+    truth = heads.double()(encoder.double()(inputs.double()), targets, WEIGHTS).losses
+    encoder, heads = encoder.float(), heads.float()
+    theirs = float((heads(encoder(inputs), targets, WEIGHTS).losses - truth).abs().max())
+    training = StackTraining(encoder, heads, optimizer_of(OPTIMIZERS["AdamW"], encoder, heads))
+    error = float((training(inputs, targets, WEIGHTS, NOTHING) - truth).abs().max())
+    assert error <= 2 * theirs + 2e-7, (error, theirs)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.2])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_moves_as_in_eager_steps(optimizer, clip_norm):
+    found = []
+    for run in (eager, stepped):
+        model = made("before an activation")
+        held = optimizer_of(OPTIMIZERS[optimizer], *model)
+        for group in held.param_groups:  # at whose own rates some of them diverge here
+            group["lr"] = group["lr"] * 0.05
+        batches = [batch(seed=seed) for seed in range(5)]
+        found.append((*run(*model, held, batches, clip_norm=clip_norm), held.state_dict()))
+    (losses, wanted, state), (own_losses, moved, own_state) = found
+    torch.testing.assert_close(own_losses, losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(moved, wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(own_state["state"], state["state"], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD with momentum", "our SGD"])
+@pytest.mark.parametrize("encoder", BAGS)
+def test_a_table_before_it_moves_as_in_eager_steps(encoder, optimizer):
+    found = []
+    for run in (eager, stepped):
+        model = made(encoder)
+        held = optimizer_of(OPTIMIZERS[optimizer], *model)
+        if run is eager:
+            found.append(of_bags(*model, held, encoder))
+        else:
+            found.append(run(*model, held, batches_of(encoder, [50, 9, 140])))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+def of_bags(encoder, heads, optimizer, name):
+    losses = []
+    for words, targets in batches_of(name, [50, 9, 140]):
+        out = heads(encoder(words), targets, WEIGHTS)
+        out.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(out.losses)
+    return torch.stack(losses), parameters(encoder, heads)
+
+
+@pytest.mark.parametrize("encoder", [*ENCODERS, *BAGS])
+def test_the_bits_do_not_depend_on_the_number_of_threads(encoder):
+    before, found = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2, 4):
+            torch.set_num_threads(n_threads)
+            model = made(encoder)
+            held = optimizer_of(OPTIMIZERS["AdamW"], *model)
+            found.append(stepped(*model, held, batches_of(encoder, [33, 200, 64]), clip_norm=0.1))
+    finally:
+        torch.set_num_threads(before)
+    for losses, moved in found[1:]:
+        assert torch.equal(losses, found[0][0])
+        assert all(map(torch.equal, moved, found[0][1]))
+
+
+@pytest.mark.parametrize("N", [1, 33, 100])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_what_a_larger_batch_has_left_in_memory_does_not_count(encoder, N):
+    found = []
+    for before in ([], batches_of(encoder, [400])):
+        model = made(encoder)
+        training = StackTraining(*model, optimizer_of(OPTIMIZERS["AdamW"], *model))
+        for inputs, targets in before:
+            training(torch.full_like(inputs, float("nan")), targets, WEIGHTS, NOTHING)
+        [one] = batches_of(encoder, [N])
+        found.append((training(*one, WEIGHTS), parameters(*model)))
+    assert torch.isfinite(found[0][0]).all()
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(map(torch.equal, found[0][1], found[1][1]))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.2])
+@pytest.mark.parametrize("encoder", ["before an activation", "after it", "of inputs, and last"])
+def test_what_is_frozen_stays_and_all_else_moves_as_beside_it(encoder, clip_norm):
+    names = [name for name, _ in made(encoder)[0].named_parameters()]
+    norms = [f"{n}." for n, module in enumerate(made(encoder)[0]) if isinstance(module, nn.LayerNorm)]
+    for frozen in [
+        *[(name,) for name in names],
+        tuple(norms),
+        tuple(names[:4]),
+        tuple(names[:-2]),
+        tuple(names),
+    ]:
+        found = []
+        for run in (eager, stepped):
+            model = made(encoder)
+            for name, parameter in model[0].named_parameters():
+                parameter.requires_grad_(not name.startswith(frozen))
+            before = parameters(*model)
+            moving = [p for part in model for p in part.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(moving, **ADAMW)
+            found.append(run(*model, optimizer, batches_of(encoder, [50, 50]), clip_norm=clip_norm))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+        of_encoder = zip(names, before, found[1][1], strict=False)
+        assert all(torch.equal(a, b) == name.startswith(frozen) for name, a, b in of_encoder)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_one_side_moves_alone_and_losses_alone_move_nothing(encoder):
+    for part, of_encoder in (("shared", True), ("tasks", False)):
+        model = made(encoder)
+        training = StackTraining(*model, optimizer_of(OPTIMIZERS["AdamW"], *model))
+        [one] = batches_of(encoder, [50])
+        before = parameters(*model)
+        losses = training(*one, WEIGHTS, NOTHING)
+        assert all(map(torch.equal, before, parameters(*model)))
+        assert torch.equal(training(*one, WEIGHTS, MOVES[part]), losses)
+        n = len(list(model[0].parameters()))
+        same = [torch.equal(*pair) for pair in zip(before, parameters(*model), strict=True)]
+        assert same == [not of_encoder] * n + [of_encoder] * (len(same) - n)
+
+
+def test_dropout_is_that_of_its_keys_on_both_sides_of_it():
+    parts = [
+        (nn.Dropout(0.1),), (nn.LayerNorm(7), nn.Dropout(0.4)),
+        (nn.Linear(7, 20), nn.LayerNorm(20), nn.GELU(), nn.Dropout(0.3)),
+        (nn.Linear(20, 33), nn.ReLU(), nn.Dropout(0.3)), (nn.LayerNorm(33), nn.Dropout(0.2)),
+    ]  # fmt: skip
+    encoder, heads = nn.Sequential(*(part for some in parts for part in some)), MultiTaskHeads(33, TASKS, "a")
+    optimizer = torch.optim.SGD([*encoder.parameters(), *heads.parameters()], lr=0.1)
+    training, before = StackTraining(encoder, heads, optimizer), parameters(encoder, heads)
+    inputs, targets = batch()
+    losses = training(inputs, targets, WEIGHTS)
+    moved = parameters(encoder, heads)
+    with torch.no_grad():
+        for parameter, value in zip([*encoder.parameters(), *heads.parameters()], before, strict=True):
+            parameter.copy_(value)
+    x = inputs
+    for some, dropout in zip(parts, training._dropped, strict=True):
+        x = nn.Sequential(*some[:-1])(x)
+        drop = drop_of(dropout)
+        x = x * torch.from_numpy(factors_of(*x.shape, drop.key, drop.threshold, drop.kept))
+    out = heads(x, targets, WEIGHTS)
+    out.total.backward()
+    optimizer.step()
+    torch.testing.assert_close(losses, out.losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(moved, parameters(encoder, heads), rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_part_of_the_layer_whose_products_it_normalises():
+    found = stack_layers(ENCODERS["before an activation"]())
+    assert [layer.activation for layer in found.layers] == ["relu", "gelu"]
+    assert len(stack_layers(ENCODERS["after it"]()).layers) == 4
+
+
+def with_weight(n):
+    norm = nn.LayerNorm(33)
+    norm.weight = nn.Parameter(torch.ones(n))
+    return norm
+
+
+REFUSED = {
+    "over the last axis, not over 2 axes": lambda: nn.LayerNorm((3, 33)),
+    "a parameter of a LayerNorm over 33 numbers has another shape": lambda: with_weight(32),
+    "a LayerNorm is over 32 numbers, and what comes before it has 33 outputs": lambda: nn.LayerNorm(32),
+    "has a OwnNorm": lambda: type("OwnNorm", (nn.LayerNorm,), {})(33),
+    "has a RMSNorm": lambda: nn.RMSNorm(33),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_another_norm_is_not_taken(reason):
+    encoder, heads = nn.Sequential(nn.Linear(7, 33), REFUSED[reason]()), MultiTaskHeads(33, TASKS, "a")
+    assert reason in StackTraining.obstacle(encoder, heads, optimizer_of(OPTIMIZERS["AdamW"], encoder, heads))
+
+
+# --- in runs ------------------------------------------------------------------------------------------------
+
+
+def trainer(backward="auto", callbacks=(), encoder="before an activation", **options):
+    options = {"schedule": Switch(at=0.5), "optimizer": OPTIMIZERS["AdamW"]} | options
+    return Trainer(*made(encoder), backward=backward, callbacks=list(callbacks), device="cpu", **options)
+
+
+def sequences():
+    inputs, targets = batch(24)
+    rows = {name: target.view(4, 6, *target.shape[1:]) for name, target in targets.items()}
+    return [(inputs.view(4, 6, 7), rows), *loader()]
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"clip_norm": 0.3, "accumulate": 2}, {"optimizer": None, "lr": 0.02, "weight_decay": 0.3},
+    {"schedule": Diminish(eta=1.0), "encoder": "after it"}, {"accumulate": 3, "encoder": "without bias, twice"},
+])  # fmt: skip
+@pytest.mark.parametrize("data", [sequences, loaders])
+def test_a_run_takes_it_and_is_that_of_autograd(data, options):
+    runs, evaluated = [trainer(backward, **options) for backward in ("auto", "autograd")], []
+    for run in runs:
+        history = run.fit(data(), epochs=3)
+        evaluated.append(run.evaluate(loader()))
+        wanted = "one kernel call" if run is runs[0] else "eager"
+        assert {phase.engine for phase in history.phases} == {wanted}
+    ours, theirs = (parameters(run.encoder, run.heads) for run in runs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    for name, metrics in evaluated[0].items():
+        assert metrics == pytest.approx(evaluated[1][name], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("stop", [3, 9])
+def test_a_resumed_run_goes_on_with_the_same_bits(stop, tmp_path):
+    whole, stopped, resumed = trainer(), trainer(callbacks=[Stop(stop)]), trainer()
+    whole.fit(loader(), epochs=4)
+    stopped.fit(loader(), epochs=4, checkpoint=tmp_path / "c")
+    resumed.fit(loader(), epochs=4, checkpoint=tmp_path / "c", resume=True)
+    assert resumed.history.phases[-1].engine == "one kernel call"
+    assert_same(whole, resumed)
+
+
+class Once(Callback):
+    def __init__(self, act):
+        self.act = act
+
+    def on_step(self, trainer):
+        if trainer.step == 2:
+            self.act(trainer.encoder)
+
+
+@pytest.mark.parametrize("act", [
+    lambda encoder: setattr(encoder[1], "eps", 0.5),
+    lambda encoder: setattr(encoder[1], "weight", nn.Parameter(torch.full((20,), 0.5))),
+    lambda encoder: setattr(encoder[1], "bias", None), lambda encoder: setattr(encoder[1], "weight", None),
+    lambda encoder: encoder[1].requires_grad_(False), lambda encoder: encoder.pop(1),
+    lambda encoder: encoder.insert(0, nn.LayerNorm(7)),
+])  # fmt: skip
+def test_what_a_callback_changes_counts_from_the_next_step_on(act):
+    runs = [trainer(way, schedule=MultiTask(), callbacks=[Once(act)]) for way in ("auto", "autograd")]
+    for run in runs:
+        run.fit(loader(), epochs=2)
+    assert not runs[0].history.phases[0].passed_over
+    ours, theirs = (parameters(run.encoder, run.heads) for run in runs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
