@@ -42,12 +42,11 @@ from mt2st_fast.runs.config import MOST_SEED, Config
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.data_summary import summarize_data, summary
 from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.runs.formatting import counted
 from mt2st_fast.runs.intervals import LEAST_SEEDS
 from mt2st_fast.runs.json_files import write_json
 from mt2st_fast.runs.precompilation import precompiling
 from mt2st_fast.runs.tuning import TUNED, tuning_record
-from mt2st_fast.spelling import in_shell
+from mt2st_fast.spelling import counted, in_shell
 from mt2st_fast.training.energy import energy_counter
 
 # Columns of the summary that fit into 80 columns of a terminal, and their names there.
