@@ -405,7 +405,7 @@ class Run:
         check_settings(state["run"], self._settings)
         check_end(
             state["step"], state["total_steps"], self.total_steps, self.steps_per_epoch,
-            rate_falls=self._options.lr_decay != "none",
+            rate_falls=self._options.lr_decay != "none", is_stream=self.source.is_stream,
         )  # fmt: skip
         return tuple(state["active"])
 
