@@ -98,10 +98,22 @@ def test_the_module_runs_as_the_command_does() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_working_directory_that_was_deleted_is_named(tmp_path: Path) -> None:
+    """There, a matrix product of torch ends the process by a message of its library."""
+    command = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m mt2st_fast info"
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "mt2st-fast: the working directory has been deleted; change to another one (cd)\n"
+
+
 def test_an_ascii_terminal_ends_no_run(treebank: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mt2st_fast", "train", "--data", treebank, "--out", str(tmp_path / "o"), *QUICK],
         env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert b"?" not in done.stdout  # what ASCII lacks has something to stand for it
     assert (tmp_path / "o" / "report.html").exists()
