@@ -34,10 +34,15 @@ class _Console(Console):
 IN_ASCII = {"–": "-", "−": "-", "’": "'", "…": "...", "×": "x", "µ": "u"}
 
 
-def in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """Write what an encoding does not have as it is written in ASCII, or as ?: a handler of encoding errors."""
+def in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Write what an encoding does not have as it is written in ASCII, or as ?: a handler of encoding errors.
+
+    In ASCII, letters of a path are the bytes that it was given in, which a terminal may show all the same.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
+    if error.encoding == "ascii" and "\udc80" <= error.object[error.start] <= "\udcff":
+        return bytes([ord(error.object[error.start]) - 0xDC00]), error.start + 1
     return "".join(IN_ASCII.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
 
 

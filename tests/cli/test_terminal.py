@@ -43,6 +43,8 @@ def test_a_table_is_shown_to_its_right_edge(width: int) -> None:
 def test_what_an_encoding_does_not_have_is_written_in_ascii() -> None:
     codecs.register_error(in_ascii.__name__, in_ascii)
     assert "4 µs × 2, – … 字 ’s".encode("ascii", in_ascii.__name__) == b"4 us x 2, - ... ? 's"
+    assert "–é.txt: \udcc3\udca9.txt".encode("ascii", in_ascii.__name__) == "-?.txt: é.txt".encode()
+    assert "\udcc3.txt".encode("utf-8", in_ascii.__name__) == b"?.txt"
 
 
 def test_a_word_of_any_length_does_not_make_a_table_of_any_width() -> None:
