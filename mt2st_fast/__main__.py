@@ -10,6 +10,13 @@ from mt2st_fast.errors import INTERRUPTED
 
 def main() -> None:
     """Run a command, as `mt2st_fast.cli.main`; Ctrl-C ends it in the same way however early it comes."""
+    try:
+        os.getcwd()
+    except (
+        FileNotFoundError
+    ):  # torch's matrix products end the process there, with a message of another library
+        os.write(2, b"mt2st-fast: the working directory has been deleted; change to another one (cd)\n")
+        os._exit(2)
     is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not ignored, as under nohup
     if is_usual:  # an exception would be one of somebody's import, who may catch it or say something else
         signal.signal(signal.SIGINT, _leave)

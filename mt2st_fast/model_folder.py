@@ -129,16 +129,14 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[s
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from None
     try:
-        description = json.loads(text)
+        description = _described(text, path)
         named = (description["format"], description["kind"], description["configuration"])
         digest = _digest(content)
         expected = _description(named[1], named[2], digest)
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is damaged; save the model again") from None
-    if named[0] != FORMAT:
-        raise InputError(
-            f"{path}: is in the format '{named[0]}', but this version reads '{FORMAT}'; train it again"
-        )
     if text != expected:
         what = DESCRIPTION if description.get("tensors_sha256") == digest else TENSORS
         raise InputError(f"{folder / what}: is damaged (its checksum does not match); save the model again")
@@ -148,6 +146,19 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[s
         return named[1], named[2], load(content)
     except SafetensorError as error:
         raise InputError(f"{folder / TENSORS}: is damaged ({error}); save the model again") from None
+
+
+def _described(text: bytes, path: Path) -> dict[str, Any]:
+    """Parse a description. Raises InputError for one in another format, which may have other keys and checksums, and
+    ValueError, KeyError or TypeError for none.
+    """
+    description: dict[str, Any] = json.loads(text)
+    if (form := description["format"]) != FORMAT:
+        raise InputError(
+            f"{path}: is in the format {str(form)!r}, but this version reads {FORMAT!r}; use the version of mt2st-fast "
+            "that wrote it, or train the model again"
+        )
+    return description
 
 
 def _read_files(folder: Path) -> tuple[bytes, bytes]:
@@ -173,9 +184,11 @@ def kind_of(folder: str | Path) -> str:
     """Return the kind of the model in a folder, as its description says. Raises InputError where there is no model."""
     path = model_in(folder) / DESCRIPTION
     try:
-        return str(json.loads(path.read_bytes())["kind"])
+        return str(_described(path.read_bytes(), path)["kind"])
     except (FileNotFoundError, NotADirectoryError):
         return read_model(path.parent)[0]  # raises an error that says what is missing
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is damaged; save the model again") from None
 

@@ -1,4 +1,4 @@
-"""Names in another spelling: which known name is meant, and which names are the same number."""
+"""Names and numbers in messages: which known name is meant, which names are the same number, and how many there are."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def listed(names: Iterable[str], most: int = MOST_NAMED) -> str:
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "none"
+
+
+def counted(number: int, one: str, more: str = "") -> str:
+    """Return a number and what it counts: 1 seed, 2 seeds; more: the words for several, where an "s" does not do."""
+    return f"{number:,} {one if number == 1 else more or f'{one}s'}"
 
 
 def twice(names: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +50,17 @@ def test_a_changed_byte_is_found(tmp_path, name):
     path.write_bytes(content[:-1])
     with pytest.raises(InputError, match="damaged"):
         read_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("other", [{"parts": []}, {"kind": "toy", "configuration": {}, "tensors_sha256": ""}])
+def test_a_model_of_another_format_is_told_what_to_do_whatever_keys_that_has(tmp_path, other):
+    (written(tmp_path / "m") / DESCRIPTION).write_text(json.dumps({"format": "mt2st-fast model 9", **other}))
+    told = (
+        r"m/model.json: is in the format 'mt2st-fast model 9', but this version reads .*; use the version of"
+    )
+    for find in (read_model, kind_of):
+        with pytest.raises(InputError, match=told):
+            find(tmp_path / "m")
 
 
 def test_a_model_is_replaced_and_nothing_else_is(tmp_path):

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from mt2st_fast.spelling import alike, in_any_case, listed, meant, one_number_each, other_spelling, told_apart
+from mt2st_fast.spelling import (
+    alike,
+    counted,
+    in_any_case,
+    listed,
+    meant,
+    one_number_each,
+    other_spelling,
+    told_apart,
+)
 
 
 def test_lists_end_somewhere():
     assert listed([]) == "none"
     assert listed(["a", "b"]) == "a, b"
     assert listed(map(str, range(1005)), 2) == "0, 1 and 1,003 more"
+
+
+def test_what_is_counted_is_one_or_several():
+    assert counted(1, "line") == "1 line"
+    assert [counted(n, "cell is", "cells are") for n in (0, 1, 1005)] == [
+        "0 cells are",
+        "1 cell is",
+        "1,005 cells are",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import logging
 import os
@@ -19,6 +20,7 @@ from mt2st_fast.cli.predict import predict
 from mt2st_fast.cli.prepare import prepare
 from mt2st_fast.cli.processes import SaidElsewhereError, be_quiet_unless_first, is_first, refusal
 from mt2st_fast.cli.report import report
+from mt2st_fast.cli.terminal import in_ascii
 from mt2st_fast.cli.test import measure
 from mt2st_fast.cli.train import train
 from mt2st_fast.cli.tune import tune
@@ -51,9 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr is None
     ):  # closed: `print` would put what is meant for it among the answers on standard output
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+    codecs.register_error(in_ascii.__name__, in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an ASCII-only terminal must not end a run
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=in_ascii.__name__)
     handler = logging.StreamHandler()
     handler.addFilter(_Once())
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[handler])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,6 +15,7 @@ from mt2st_fast.cli.comparison_runner import ComparisonRunner
 from mt2st_fast.cli.options import (
     COMMANDS,
     Given,
+    OfFiles,
     another_value,
     check_used,
     kept_config,
@@ -38,17 +40,18 @@ from mt2st_fast.runs.comparison_state import CHECKPOINT, ComparisonState
 from mt2st_fast.runs.comparison_state import FILE as STATE_FILE
 from mt2st_fast.runs.comparison_tables import table_of
 from mt2st_fast.runs.conclusions import sentence
-from mt2st_fast.runs.config import MOST_SEED, Config
+from mt2st_fast.runs.config import MOST_SEED, NONE, Config
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.data_summary import summarize_data, summary
 from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.runs.formatting import counted
 from mt2st_fast.runs.intervals import LEAST_SEEDS
 from mt2st_fast.runs.json_files import write_json
 from mt2st_fast.runs.precompilation import precompiling
 from mt2st_fast.runs.tuning import TUNED, tuning_record
-from mt2st_fast.spelling import in_shell
+from mt2st_fast.spelling import counted, in_shell
 from mt2st_fast.training.energy import energy_counter
+
+OF_RUNS = ("strategy", "against")  # the options by which the file of a run names strategies
 
 # Columns of the summary that fit into 80 columns of a terminal, and their names there.
 IN_TERMINAL = {
@@ -64,13 +67,25 @@ IN_TERMINAL = {
 }
 
 
-@takes_options(without=("strategy", "engine", "against"))
+def _take_strategies(found: dict[str, Any], file: Path) -> None:
+    """Have the strategies of a run's file be compared, with the default ones. Raises InputError beside `strategies`."""
+    if "strategies" in found:
+        name = next(name for name in OF_RUNS if name in found)
+        raise InputError(f"{file}: {name} is for train, strategies for compare; leave {name} out")
+    of_run = [found.pop(name) for name in OF_RUNS if name in found]
+    found["strategies"] = tuple(
+        n for n in dict.fromkeys((*ComparisonOptions.strategies, *of_run)) if n != NONE
+    )
+
+
+@takes_options(without=("strategy", "engine", "against"), of_files=OfFiles(OF_RUNS, _take_strategies))
 def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config, given: Given) -> None:
     """Train on the same data with several strategies, and compare quality and the time to several targets.
 
     Writes report.html, compare.json, compare.md, compare.png and config.json to --out. Seeds differ in initial weights,
     row order and which main labels --label-fraction keeps; all strategies share each seed's data. Ctrl-C or SIGTERM
-    stops after the current step and keeps finished runs; --resume continues from there.
+    stops after the current step and keeps finished runs; --resume continues from there. The config.json of a run can
+    be passed to --config: its strategies are compared with the default ones.
     """
     asked = ComparisonState(config, comparison, sorted(given.keys() & set(TUNED)))
     if not output.resume:

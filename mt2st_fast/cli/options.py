@@ -9,7 +9,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,11 +48,23 @@ Given = Mapping[str, Path | None]
 Command = Callable[..., None]
 
 
-def takes_options(*, without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+@dataclass(frozen=True)
+class OfFiles:
+    """Options that a command has in files only, as files of another command have them; take(options, file) replaces
+    them by its own.
+    """
+
+    names: tuple[str, ...]
+    take: Callable[[dict[str, Any], Path], None]
+
+
+def takes_options(
+    *, without: tuple[str, ...] = (), of_files: OfFiles | None = None
+) -> Callable[[Command], Command]:
     """Give a command `f(config, ..., given)` a flag for each option of the dataclasses in its annotations.
 
     With Config come the options of strategies and --label-column; without: fields of Config that the command does not
-    have. The command receives `given`.
+    have; of_files: those of them that a file may have all the same. The command receives `given`.
     """
 
     def decorate(command: Command) -> Command:
@@ -62,6 +74,7 @@ def takes_options(*, without: tuple[str, ...] = ()) -> Callable[[Command], Comma
         groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
         known = _options(groups.values(), without)
         COMMANDS[command.__name__] = known
+        in_files = {name: options_of(Config)[name] for name in (of_files.names if of_files else ())}
 
         @wraps(command)
         def run(context: typer.Context, config_path: Path | None, **flags: Any) -> None:
@@ -69,7 +82,9 @@ def takes_options(*, without: tuple[str, ...] = ()) -> Callable[[Command], Comma
             given: dict[str, Path | None] = dict.fromkeys(values)
             if config_path is not None:
                 config_path = at_home(config_path)
-                from_file = read_config_file(config_path, command.__name__, known)
+                from_file = read_config_file(config_path, command.__name__, {**known, **in_files})
+                if of_files is not None and from_file.keys() & set(of_files.names):
+                    of_files.take(from_file, config_path)
                 given |= dict.fromkeys(from_file.keys() - given.keys(), config_path)
                 values = _merged(values, from_file)
             try:

@@ -31,6 +31,21 @@ class _Console(Console):
         leave_unread()
 
 
+IN_ASCII = {"–": "-", "−": "-", "’": "'", "…": "...", "×": "x", "µ": "u"}
+
+
+def in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Write what an encoding does not have as it is written in ASCII, or as ?: a handler of encoding errors.
+
+    In ASCII, letters of a path are the bytes that it was given in, which a terminal may show all the same.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    if error.encoding == "ascii" and "\udc80" <= error.object[error.start] <= "\udcff":
+        return bytes([ord(error.object[error.start]) - 0xDC00]), error.start + 1
+    return "".join(IN_ASCII.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
 def leave_unread() -> NoReturn:
     """End a command whose output nobody reads any more, as SIGPIPE does: with nothing said, and exit code 141.
 
@@ -60,7 +75,8 @@ def say_table(console: Console, table: Table) -> None:
     needed = Measurement.get(console, options, table).minimum
     console.width = max(own, min(needed, MOST_TABLE_WIDTH))
     try:
-        console.print(table)
+        # rich shares out widths in whole numbers, and may end a letter or two wider, which it would cut off.
+        console.print(table, crop=needed >= MOST_TABLE_WIDTH)
     finally:
         console.width = own
 

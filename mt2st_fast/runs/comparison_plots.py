@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from mt2st_fast.runs.comparison import taken
 from mt2st_fast.runs.comparison_schema import ArmResult, Comparison, Measure, SeedResult
-from mt2st_fast.runs.formatting import counted, short
+from mt2st_fast.runs.formatting import short
 from mt2st_fast.runs.plots import new_figure, plain
 from mt2st_fast.runs.targets import PLATEAU
+from mt2st_fast.spelling import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,10 +17,11 @@ from mt2st_fast.runs.comparison_schema import (
     TargetSummary,
 )
 from mt2st_fast.runs.data_summary import section_on_data
-from mt2st_fast.runs.formatting import change, counted, in_percent, in_points, option, short, shown
+from mt2st_fast.runs.formatting import change, in_percent, in_points, option, short, shown
 from mt2st_fast.runs.intervals import LEAST_SEEDS
 from mt2st_fast.runs.sections import Section, Table, sections_in_markdown
 from mt2st_fast.runs.targets import PLATEAU, POINT
+from mt2st_fast.spelling import counted
 
 TAKEN = ("steps:", "seconds:", "steps to target:", "seconds to target:", "time to target vs stl:", "vs mtl:")
 

@@ -12,9 +12,10 @@ from mt2st_fast.runs.comparison_schema import (
     MeasuredComparison,
     Verdict,
 )
-from mt2st_fast.runs.formatting import counted, in_percent, in_points
+from mt2st_fast.runs.formatting import in_percent, in_points
 from mt2st_fast.runs.intervals import FEW_SEEDS, LEAST_SEEDS, LEVEL
 from mt2st_fast.runs.targets import PLATEAU
+from mt2st_fast.spelling import counted
 
 # The target at which each baseline is compared, unless the user has given one.
 OWN_TARGET = {"stl": "stl_best", "mtl": "mtl_best_less"}

@@ -25,6 +25,7 @@ OF_DEFAULT_CORPUS = "stl"  # the second strategy there
 # Limits of what machines and the numbers in files can hold; larger values would overflow.
 # Every reader of JSON knows it exactly, and seeds counted up from it are still 64-bit integers.
 MOST_SEED = 2**53 - 1
+MOST_EPOCHS = 1_000_000
 MOST_WIDE = 2**20
 MOST_WINDOW = 1000
 MOST_BUCKETS = 2**30  # rows of a table are numbered in 32 bits, those of words included
@@ -107,6 +108,8 @@ class Config:
         "Training",
         f"passes over all rows; by default as many as make about {MOST_STEPS_BY_DEFAULT:,} steps",
         test=positive,
+        min=0,
+        max=MOST_EPOCHS,
     )
     batch_size: int | None = option(
         None, "Training", "rows per batch; 16 to 512 by default, depending on the size of the data", min=1

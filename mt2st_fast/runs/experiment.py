@@ -40,6 +40,7 @@ from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.model.word_tasks import WordTask
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.judging import SPAN_F1, SpanF1, is_by_spans, judged_by
+from mt2st_fast.runs.options import in_flags, options_of
 from mt2st_fast.runs.resumed_data import WORDS, has_other_data
 from mt2st_fast.runs.word_context import CONTEXT, context_batches, context_task
 from mt2st_fast.serving.text_model import Labels, TextModel
@@ -66,10 +67,16 @@ def _options_as_input() -> Iterator[None]:
     """Report values that the library refuses during setup as user errors: one line, no traceback."""
     try:
         yield
-    except InputError:
+    except InputError as error:
+        _name_flags(error)
         raise
     except (ValueError, RuntimeError, ArithmeticError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(in_flags(" ".join(str(error).split()), options_of(Config))) from error
+
+
+def _name_flags(error: InputError) -> None:
+    """Have an error of the library name flags instead of arguments."""
+    error.args = (in_flags(str(error), options_of(Config)),)
 
 
 def _labelled_main(splits: Splits) -> str:
@@ -203,6 +210,7 @@ class Experiment:
                     f"{self.config.data} has changed since the run began; restore the data, or train again without "
                     "--resume"
                 ) from error
+            _name_flags(error)
             raise
 
     def warm_up(self) -> None:

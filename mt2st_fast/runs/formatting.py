@@ -113,11 +113,6 @@ def left_out_of_model(report: RunReport) -> list[str]:
     return lines
 
 
-def counted(number: int, what: str) -> str:
-    """Format a count: 1 seed, 2 seeds."""
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
 def change(share: float | None) -> str:
     """Format a change: 60 % less is -60 %."""
     return "–" if share is None else f"{round(100 * share):+d} %"

@@ -7,6 +7,7 @@ field is a new flag and a new key.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
@@ -159,6 +160,16 @@ def _of_strategy(declared: StrategyOption, taken_by: tuple[str, ...]) -> Option:
         may_be_none=True,
         test=lambda shown, value: declared.check(value, shown),
     )
+
+
+def in_flags(message: str, options: Mapping[str, Option]) -> str:
+    """Return a message of the library, which names options as Python does, with these options' flags instead."""
+    for name, each in options.items():
+        message = re.sub(rf"(?<![\w-]){name}=True\b", each.flag, message)
+        message = re.sub(rf"(?<![\w-]){name}=(['\"]?)([\w.+-]*\w)\1", rf"{each.flag} \2", message)
+        if "_" in name:  # no word of a sentence
+            message = re.sub(rf"(?<![\w-]){name}\b", each.flag, message)
+    return re.sub(r"\bwithout resume\b", "without --resume", message)
 
 
 # --- conditions -------------------------------------------------------------------------------------------

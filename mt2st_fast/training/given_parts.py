@@ -19,7 +19,7 @@ def check_heads(heads: Any) -> None:
         raise InputError(f"heads must be MultiTaskHeads, not {kind_of(heads)}")
 
 
-def check_parts(encoder: Any, heads: Any, optimizer: Any, callbacks: Any) -> None:
+def check_parts(encoder: Any, heads: Any, optimizer: Any = None, callbacks: Any = ()) -> None:
     """Raise InputError for a part of a Trainer that cannot be one."""
     if not isinstance(encoder, nn.Module):
         raise InputError(f"encoder must be a torch.nn.Module, not {kind_of(encoder)}")

@@ -217,10 +217,23 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         step = step if self.defaults.get("differentiable") else _not_to_compile(step)
         try:
             step()
+        except KeyError:
+            self._check_not_moved_by_rows()
+            raise
         finally:
             for _, table, gradient in row_sparse:
                 table.grad = gradient
         return loss
+
+    def _check_not_moved_by_rows(self) -> None:
+        """Raises InputError for a dense gradient of a table that was moved by rows, whose state torch cannot use."""
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            by_rows = any(str(name).startswith(ROW_STATE) for name in self.state.get(parameter, ()))
+            if by_rows and parameter.grad is not None and not parameter.grad.is_sparse:
+                raise InputError(
+                    f"a table {tuple(parameter.shape)} has a dense gradient now, but was trained by rows before "
+                    "(sparse=True): leave the encoder's sparse as it was when the run began, or start a new run"
+                ) from None
 
     def _fuse_dense_steps(self) -> None:
         """Have torch step dense parameters on a GPU in one launch that reads the learning rate on the device.

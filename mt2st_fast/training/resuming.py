@@ -35,15 +35,20 @@ def check_settings(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             raise InputError(f"the checkpoint was made with {name} {then}, this run has {value}; {fix}")
 
 
-def check_end(step: int, end: int, new_end: int, steps_per_epoch: int, *, rate_falls: bool) -> None:
+def check_end(
+    step: int, end: int, new_end: int, steps_per_epoch: int, *, rate_falls: bool, is_stream: bool
+) -> None:
     """Log what a different end of the run means. Raises InputError if it has already been passed."""
     if new_end == end:
         return
     epochs = new_end / steps_per_epoch
     if new_end < step:
+        done = step / steps_per_epoch
+        at, ends, least = f"epoch {done:g}", f"{epochs:g}", f"epochs={math.ceil(done)}"
+        if is_stream:  # which has steps only
+            at, ends, least = f"step {step:,}", f"{new_end:,}", f"steps={step}"
         raise InputError(
-            f"the checkpoint is at epoch {step / steps_per_epoch:g}, but this run ends at {epochs:g}; use "
-            f"epochs={math.ceil(step / steps_per_epoch)} or more (of a stream steps={step}), {OR_ANEW}"
+            f"the checkpoint is at {at}, but this run ends at {ends}; use {least} or more, {OR_ANEW}"
         )
     rate = (
         f"; the rate falls to 0 over all steps, so it continues at {1 - step / new_end:.0%} of its initial value "

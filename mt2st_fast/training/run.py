@@ -52,6 +52,7 @@ from mt2st_fast.training.resuming import (
 )
 from mt2st_fast.training.run_options import RunOptions, fixed_settings
 from mt2st_fast.training.run_parts import make_parts, modules_of
+from mt2st_fast.training.runs_on_heads import begin_on_heads, check_alone
 from mt2st_fast.training.schedules import Moment, Schedule, checked_weights
 from mt2st_fast.training.schedules.abilities import (
     Ability,
@@ -118,6 +119,7 @@ class Run:
         self._wants_gradients = Ability.SEES_GRADIENTS in abilities
         self._takes_turns = Ability.TAKES_TURNS in abilities
         self._keeps_step = self._wants_gradients or Ability.OBSERVES_HELD_OUT in abilities
+        begin_on_heads(self)
         set_active(heads.names, encoder, heads)
         self._trained_at_start = trained(self._named())
         # As given: a callback may change anything later.
@@ -331,6 +333,7 @@ class Run:
         given, weights = dict(weights), agreed_weights(self.processes, self._options.schedule, checked)
         active = tuple(name for name in self.heads.active if name in weights)
         if active != self._phase_active:
+            check_alone(self, self._phase_active, active)
             before = self.heads.active
             if self._selection.due(self._phase_active, active):
                 self._select_parts()
@@ -402,7 +405,7 @@ class Run:
         check_settings(state["run"], self._settings)
         check_end(
             state["step"], state["total_steps"], self.total_steps, self.steps_per_epoch,
-            rate_falls=self._options.lr_decay != "none",
+            rate_falls=self._options.lr_decay != "none", is_stream=self.source.is_stream,
         )  # fmt: skip
         return tuple(state["active"])
 

@@ -15,7 +15,7 @@ from torch import nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.task_adapted import adapted_in
-from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
+from mt2st_fast.numbers import check_at_most, check_count, check_not_negative, check_positive, given
 from mt2st_fast.training.learning_rate import Decay, SchedulerFactory, check_rates
 from mt2st_fast.training.own_metrics import Metric, metric_name
 from mt2st_fast.training.schedules import Schedule
@@ -107,6 +107,7 @@ class RunOptions:
 
 
 MOST_SHOWN = 200  # characters of a setting
+MOST_STEPS = 2**53  # that a float, and every reader of JSON, knows exactly
 EPOCHS = 10  # if the length of a run is not given
 
 
@@ -118,10 +119,14 @@ def steps_of(epochs: float | None, steps: int | None, steps_per_epoch: int) -> i
                 "epochs and steps are both given, but each sets the length of the run; pass only one"
             )
         check_count(steps=steps)
+        check_at_most(MOST_STEPS, steps=steps)
         return steps
     epochs = EPOCHS if epochs is None else epochs
     check_positive(epochs=epochs)
-    return math.ceil(epochs * steps_per_epoch)
+    total = math.ceil(epochs * steps_per_epoch)
+    if total > MOST_STEPS:
+        raise InputError(f"epochs={epochs:g} would be {total:.1e} steps; a run has at most {MOST_STEPS:,}")
+    return total
 
 
 def fixed_settings(

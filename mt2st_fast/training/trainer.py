@@ -47,6 +47,7 @@ from mt2st_fast.training.run_options import (
     RunOptions,
     steps_of,
 )
+from mt2st_fast.training.runs_on_heads import goes_on
 from mt2st_fast.training.saving import Saving
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.schedules.abilities import ObservingHeldOut, Selecting, check_resumable
@@ -69,14 +70,30 @@ def _option(name: str) -> Any:
         return getattr(trainer.options, name)
 
     def put(trainer: Trainer, value: Any) -> None:
-        run = trainer._run
-        goes_on = run is not None and not run.is_closed and run.steps_done < run.total_steps
-        if goes_on and name not in AT_ONCE:
+        if trainer._trains and name not in AT_ONCE:
             logger.warning(
                 "%s is set within a run, which keeps the one that it began with: the new one counts from the next on",
                 name,
             )
         trainer.options = replace(trainer.options, **{name: value})
+
+    return property(get, put)
+
+
+def _part(name: str) -> Any:
+    """Return an attribute of a Trainer for its encoder or heads, which a run keeps to its end."""
+
+    def get(trainer: Trainer) -> Any:
+        return getattr(trainer, f"_{name}")
+
+    def put(trainer: Trainer, value: Any) -> None:
+        if trainer._trains:
+            raise InputError(
+                f"{name} cannot be replaced within a run, whose optimizer holds the parameters of the one it began "
+                "with: change the modules within it, or set another one between runs (close() ends one)"
+            )
+        check_parts(**({"encoder": trainer.encoder, "heads": trainer.heads} | {name: value}))
+        setattr(trainer, f"_{name}", value.to(trainer.device))
 
     return property(get, put)
 
@@ -167,10 +184,13 @@ class Trainer:
             backward=backward,
             distributed=distributed,
         )
-        self.encoder, self.heads = encoder.to(self.device), heads.to(self.device)
+        self._encoder, self._heads = encoder.to(self.device), heads.to(self.device)
         self.callbacks = list(callbacks)
         self._run: Run | None = None
         self.stop_requested = False
+
+    encoder: nn.Module = _part("encoder")
+    heads: MultiTaskHeads = _part("heads")
 
     # The options under their own names. One that is set anew is checked like the argument.
     schedule: Schedule = _option("schedule")
@@ -185,6 +205,11 @@ class Trainer:
     graph: bool | Literal["auto"] = _option("graph")
     backward: Backward = _option("backward")
     distributed: Distributed = _option("distributed")
+
+    @property
+    def _trains(self) -> bool:
+        """Whether a run has begun and is not over."""
+        return goes_on(self._run)
 
     @property
     def device(self) -> torch.device:
@@ -350,7 +375,7 @@ class Trainer:
         dtype = self.options.autocast_dtype
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             options: dict[str, Any] = {"metrics": self.metrics}
-            if self._run is not None:
+            if self._run is not None and (self._run.encoder, self._run.heads) == (self.encoder, self.heads):
                 options["shortcuts"] = self._run.engine
             if together is not None:
                 options["add_up"] = partial(add_up_sums, processes=together)

@@ -243,7 +243,8 @@ def test_a_file_of_json_is_refused_as_well(
         ("strategies = ['stl', 'magic']", ["strategies 'magic'", "switch"]),
         ("strategies = []", ["strategies is empty"]),
         ("engine = ['torch', 'torch']", ["engine names torch twice"]),
-        ("strategy = 'stl'", ["'strategy'", "did you mean 'strategies'?"]),
+        ("strategy = 'magic'", ["strategy 'magic'", "switch"]),
+        ("strategy = 'stl'\nstrategies = ['stl']", ["strategy is for train", "leave strategy out"]),
         ("seeds = 0", ["seeds must be"]),
         ("tune = 1", ["--tune 1", "(tune in "]),
         ("target = inf", ["target must be a finite number"]),
@@ -288,6 +289,28 @@ def test_an_option_of_taggers_is_told_to_have_no_effect_on_documents(
         kept = write(tmp_path / "kept.toml", data=data, **{name: default})  # as a run keeps all its options
         assert told("--config", kept) == told("--data", data) == []
     assert getattr(asked(command, "--data", "conllu:x", f"--{name}", "7")[0], name) == 7
+
+
+@pytest.mark.parametrize(
+    ("of_run", "flags", "compared"),
+    [
+        ({"strategy": "switch", "against": "none"}, [], ("stl", "mtl", "diminish", "switch")),
+        (
+            {"strategy": "squaring", "alpha": 0.5, "against": "stl"},
+            [],
+            ("stl", "mtl", "diminish", "switch", "squaring"),
+        ),
+        ({"strategy": "switch"}, ["--strategies", "stl,adaptive"], ("stl", "adaptive")),
+    ],
+)
+def test_the_strategies_of_the_file_of_a_run_are_compared_with_the_default_ones(
+    of_run: dict[str, Any], flags: list[str], compared: tuple[str, ...], tmp_path: Path, asked
+) -> None:
+    path = write(tmp_path / "run.json", dim=8, **of_run)
+    config, _, comparison, _ = asked("compare", "--config", str(path), *flags)
+    assert comparison.strategies == compared
+    assert config.dim == 8
+    assert config.strategy_options == ({"alpha": 0.5} if "alpha" in of_run else {})
 
 
 def test_seeds_that_count_up_stay_below_the_largest(asked) -> None:

@@ -232,7 +232,8 @@ def test_a_run_goes_on_with_its_own_options_and_more_epochs(
         error = fails(capsys, "train", "--resume", flag, value, "--out", out)
         assert flag in error
         assert f"has {then}; leave it out" in error
-    assert "use epochs=2 or more" in fails(capsys, "train", "--resume", "--epochs", "1", "--out", out)
+    error = fails(capsys, "train", "--resume", "--epochs", "1", "--out", out)
+    assert "use --epochs 2 or more, or start a new run without --resume" in error
     run("train", "--resume", "--epochs", "4", "--lr", "0.02", "--out", out)
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["steps"] == 36

@@ -152,7 +152,7 @@ def test_what_was_noted_in_the_data_is_said(
     rows = "".join(f"die Katze {i},{'nan' if i == 4 else i}\n" for i in range(9))
     (tmp_path / "other.csv").write_text(f"text,length\n{rows}")
     run("test", model, f"csv:{tmp_path / 'other.csv'}", "--tasks", "length")
-    assert "column 'length': nan in 1 cells counts as unlabelled" in capsys.readouterr().out
+    assert "column 'length': nan in 1 cell counts as unlabelled" in capsys.readouterr().out
 
 
 def test_a_run_and_its_measurement_say_which_held_out_rows_are_training_rows(

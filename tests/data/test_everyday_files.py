@@ -83,7 +83,7 @@ def test_comments_before_sentences_are_no_words(tmp_path):
     assert splits.train.targets["col3"].class_names == ("B", "I", "O")
     assert "#" in splits.vocabulary.words
     assert splits.notes == (
-        "train.conll: 30 comment lines (such as # id) were left out; the first is line 1",
+        "train.conll: 30 comment lines (such as # id) left out; the first is line 1",
         *(
             f"{column}: every training label is '_', so there is nothing to learn; add rows of other classes or leave "
             "it out"

@@ -9,7 +9,7 @@ import pytest
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.options import options_of
+from mt2st_fast.runs.options import in_flags, options_of
 from mt2st_fast.training.schedules import Switch
 
 _NUMERIC = ("int", "float", "int | None", "float | None")
@@ -70,7 +70,7 @@ def test_nothing_is_no_amount(name):
 
 
 @pytest.mark.parametrize("value", [2**53, 2**64, 10**400])
-@pytest.mark.parametrize("name", ["seed", "dim", "window", "hidden", "buckets"])
+@pytest.mark.parametrize("name", ["seed", "epochs", "dim", "window", "hidden", "buckets"])
 def test_a_number_that_would_overflow_is_refused_by_name(name, value):
     limit = options_of(Config)[name].limits["max"]
     with pytest.raises(
@@ -78,3 +78,19 @@ def test_a_number_that_would_overflow_is_refused_by_name(name, value):
     ):
         Config(**{name: value})
     assert getattr(Config(**{name: limit}), name) == limit
+
+
+@pytest.mark.parametrize(
+    ("of_library", "of_command"),
+    [
+        ("use epochs=3 or more, or start a new run without resume",
+         "use --epochs 3 or more, or start a new run without --resume"),
+        ('backward="fused" stores no gradient, which clip_norm needs',
+         "--backward fused stores no gradient, which --clip-norm needs"),
+        ("graph=True needs CUDA; an epoch of data", "--graph needs CUDA; an epoch of data"),
+        ("accumulate=4; use accumulate=1.", "--accumulate 4; use --accumulate 1."),
+        ("other=3, --clip-norm 1, min_lr=2", "other=3, --clip-norm 1, min_lr=2"),
+    ],
+)  # fmt: skip
+def test_a_message_of_the_library_names_flags_where_a_command_ends_with_it(of_library, of_command):
+    assert in_flags(of_library, options_of(Config)) == of_command

@@ -154,10 +154,26 @@ def test_tasks_that_have_retired_stay_so_in_a_longer_run(tmp_path):
     assert [(phase.first_step, phase.active) for phase in history.phases] == [(0, ("a", "b")), (8, ("a",))]
 
 
+class Stream:
+    """Batches without an end."""
+
+    def __iter__(self):
+        while True:
+            yield from batches()
+
+
 def test_an_end_that_is_past_names_the_epochs_to_give(tmp_path):
     trainer_of().fit(batches(), epochs=3, checkpoint=tmp_path / "c")
     with pytest.raises(InputError, match=r"is at epoch 3, but this run ends at 2; use epochs=3 or more"):
         trainer_of().fit(batches(), epochs=2, checkpoint=tmp_path / "c", resume=True)
+
+
+def test_a_stream_that_would_end_before_its_checkpoint_names_the_steps_to_give(tmp_path):
+    trainer_of().fit(Stream(), steps=6, checkpoint=tmp_path / "c")
+    with pytest.raises(
+        InputError, match=r"is at step 6, but this run ends at 4; use steps=6 or more, or start"
+    ):
+        trainer_of().fit(Stream(), steps=4, checkpoint=tmp_path / "c", resume=True)
 
 
 def test_weights_that_fit_are_taken_and_the_others_named(tmp_path):

@@ -138,6 +138,13 @@ def test_held_out_data_without_a_batch_is_named(toy):
     ("train", "options", "error", "message"),
     [
         (lambda toy: toy.batches(1), {"epochs": 0}, ValueError, "epochs must be positive"),
+        (
+            lambda toy: toy.batches(1),
+            {"epochs": 1e300},
+            ValueError,
+            r"epochs=1e\+300 would be 1.0e\+300 steps",
+        ),
+        (lambda toy: toy.batches(1), {"steps": 2**54}, ValueError, "steps must be at most"),
         (lambda toy: toy.batches(1), {"resume": True}, ValueError, "resume needs the checkpoint"),
         (lambda toy: [], {}, ValueError, "train has no batches"),
         (

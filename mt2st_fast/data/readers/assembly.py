@@ -11,7 +11,7 @@ from mt2st_fast.data.readers.narrowing import merged_targets
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.spelling import listed, one_number_each
+from mt2st_fast.spelling import counted, listed, one_number_each
 
 PARTS = ("train", "dev", "test")
 _MOST_ALIKE_NAMED = 5
@@ -158,8 +158,8 @@ def _read_alike(kind: str, task: str, columns: Sequence[list]) -> str:
             cells[i] = written
     pairs = listed((f"{name} and {other}" for name, other in whole.items()), _MOST_ALIKE_NAMED)
     return (
-        f"{task}: treated as one class, because the whole numbers are equal: {pairs} ({n_cells:,} cells end in .0, "
-        "as columns with empty cells are often written)"
+        f"{task}: treated as one class, because the whole numbers are equal: {pairs} "
+        f"({counted(n_cells, 'cell ends', 'cells end')} in .0, as columns with empty cells are often written)"
     )
 
 

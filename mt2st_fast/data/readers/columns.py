@@ -12,6 +12,7 @@ from mt2st_fast.data.readers.request import Reader, ReadRequest, Unlabelled, cho
 from mt2st_fast.data.readers.table import is_no_number
 from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
+from mt2st_fast.spelling import counted
 
 _HEADER = "# columns:"
 _DOCUMENT = "-DOCSTART-"  # CoNLL-2003's mark between documents
@@ -123,21 +124,21 @@ class _Table:
 
     def _said(self) -> Iterator[str]:
         if n := len(self._comments):
-            yield f"{n:,} comment lines (such as # id) were left out; the first is line {self._comments[0]}"
+            yield f"{counted(n, 'comment line')} (such as # id) left out; the first is line {self._comments[0]}"
         if self._n_empty:
-            yield f"{self._n_empty:,} cells are empty and count as unlabelled"
+            yield f"{counted(self._n_empty, 'cell is empty and counts', 'cells are empty and count')} as unlabelled"
         n_words = sum(map(len, self._sentences))
         for (column, mark), n in sorted(self._marks.items()):
             if n < n_words:  # else it fills a column that says nothing
                 by_tabs = "" if self._tabs else "separate columns by tabs, and "
                 yield (
-                    f"column {self.tasks[column - 1]!r}: {mark} in {n:,} cells is treated as a class; if it stands for "
-                    f"no label, {by_tabs}leave these cells empty"
+                    f"column {self.tasks[column - 1]!r}: {mark} in {counted(n, 'cell')} is treated as a class; "
+                    f"if it stands for no label, {by_tabs}leave these cells empty"
                 )
         if n := len(self._blank_within):
             yield (
-                f"labels containing a space, because columns are separated by tabs here: on {n:,} lines, the first "
-                f"is line {self._blank_within[0]}"
+                f"labels containing a space, because columns are separated by tabs here: on {counted(n, 'line')}, the "
+                f"first is line {self._blank_within[0]}"
             )
 
     def _cells(self, line: str) -> list[str]:

@@ -10,6 +10,7 @@ from mt2st_fast.data.readers.files import find_parts
 from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
 from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
+from mt2st_fast.spelling import counted
 
 _COLUMN_OF = {"upos": 3, "xpos": 4, "deprel": 7}
 _FEATS_COLUMN = 5
@@ -123,34 +124,37 @@ class _LabelCells:
         """Yield a line about each kind of such cells."""
         if self._n_empty:
             yield (
-                f"{self._n_empty:,} cells are empty and so no label, the first is on line {self._first_empty}; not "
-                "annotated is written _"
+                f"{counted(self._n_empty, 'cell is', 'cells are')} empty and so no label, the first is on line "
+                f"{self._first_empty}; not annotated is written _"
             )
         twice = [analysis for analysis in self._n_words if _has_a_name_twice(analysis)]
         if twice:
             yield (
-                f"{self._words(twice)} have a feature twice, of which the first counts ({twice[0]}, line "
+                f"{self._words(twice)} a feature twice, of which the first counts ({twice[0]}, line "
                 f"{self._first_line[twice[0]]})"
             )
         bare = [analysis for analysis in self._n_words if _has_a_bare_part(analysis)]
         if bare:
             yield (
-                f"{self._words(bare)} have features that are not NAME=VALUE, and so no task ({bare[0]}, line "
+                f"{self._words(bare)} features that are not NAME=VALUE, and so no task ({bare[0]}, line "
                 f"{self._first_line[bare[0]]})"
             )
 
     def _words(self, analyses: Sequence[str]) -> str:
-        return f"{sum(self._n_words[analysis] for analysis in analyses):,} words"
+        return counted(sum(self._n_words[analysis] for analysis in analyses), "word has", "words have")
 
 
 def _misplaced(joined: Sequence[int], uncounted: Sequence[int]) -> Iterator[str]:
     """Yield notes on sentences that directly follow another one without a blank line, and on words with a wrong id."""
     if joined:
-        yield f"{len(joined):,} sentences are not preceded by a blank line; the first begins on line {joined[0]}"
+        yield (
+            f"{counted(len(joined), 'sentence is', 'sentences are')} not preceded by a blank line; the first begins on "
+            f"line {joined[0]}"
+        )
     if uncounted:
         yield (
-            f"{len(uncounted):,} word ids are not consecutive from 1; the first is on line {uncounted[0]}. Is a line "
-            "missing?"
+            f"{counted(len(uncounted), 'word id is', 'word ids are')} not consecutive from 1; the first is on line "
+            f"{uncounted[0]}. Is a line missing?"
         )
 
 

@@ -13,7 +13,7 @@ from mt2st_fast.data.readers.table import Columns, Table, aligned, check_texts, 
 from mt2st_fast.data.readers.table_rows import Rows
 from mt2st_fast.data.text.tokenizers import lowered_words_and_marks
 from mt2st_fast.errors import InputError
-from mt2st_fast.spelling import in_any_case, listed
+from mt2st_fast.spelling import counted, in_any_case, listed
 
 
 def read_documents(
@@ -117,7 +117,8 @@ def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[Task
     notes, main = [], tasks[0].name
     if empty := columns.read_as(columns.text, "").empty:
         notes.append(
-            f"column {columns.text!r}: {empty:,} cells are empty, so {empty:,} documents have no words"
+            f"column {columns.text!r}: {counted(empty, 'cell is', 'cells are')} empty, so "
+            f"{counted(empty, 'document has', 'documents have')} no words"
         )
     if request.main is None and main != columns.behind_text:
         as_lists = f", or --main {columns.behind_text}:multilabel" * columns.holds_lists(columns.behind_text)
@@ -153,14 +154,14 @@ def _notes_on_cells(columns: Columns, task: TaskRequest) -> Iterator[str]:
         yield f"column {name!r}: no cell has | or ;, which separate labels, so each cell is one label"
     if kind == "labels" and (empty := columns.read_as(name, "").empty):
         yield (
-            f"column {name!r}: {empty:,} cells are empty, which is read as labels that are not known, not as rows "
-            "without any; give those rows a label of their own, such as none"
+            f"column {name!r}: {counted(empty, 'cell is', 'cells are')} empty, which is read as labels that are not "
+            "known, not as rows without any; give those rows a label of their own, such as none"
         )
     if kind == "values" and columns.has_decimal_commas(name):
         yield f"column {name!r}: commas are read as decimal points (1,5 is 1.5)"
     if not (nan := columns.read_as(name, "").nan):
         return
-    cells = f"column {name!r}: {columns.marks_of_nothing(name)} in {nan:,} cells"
+    cells = f"column {name!r}: {' or '.join(columns.marks_of_nothing(name))} in {counted(nan, 'cell')}"
     if kind == "values":
         yield f"{cells} counts as unlabelled"
     elif columns.nan_is_none(name):

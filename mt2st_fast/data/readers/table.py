@@ -229,10 +229,10 @@ class Columns:
             _INTEGER.fullmatch(cell) or _DECIMAL_COMMA.fullmatch(cell) for cell in seen
         )
 
-    def marks_of_nothing(self, name: str) -> str:
-        """Return how a column's cells say that they are missing, as in "nan and NA"; over all files."""
+    def marks_of_nothing(self, name: str) -> list[str]:
+        """Return how a column's cells say that they are missing, such as nan and NA; over all files."""
         self.read_as(name, "")
-        return " and ".join(sorted(filter(is_no_number, self._counts[name])))
+        return sorted(filter(is_no_number, self._counts[name]))
 
     def read_as(self, name: str, taken_as: str) -> ColumnRead:
         """Return what a report says of a column, over all files."""

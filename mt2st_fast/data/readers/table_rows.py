@@ -13,6 +13,7 @@ from typing import Any
 
 from mt2st_fast.data.text.lines import TextLines, open_lines
 from mt2st_fast.errors import InputError
+from mt2st_fast.spelling import counted
 
 MOST_CHARACTERS = 2**31 - 1  # of a cell; csv's default limit is 131,072
 _MARK = '"'
@@ -201,7 +202,11 @@ def _check_not_merged(path: Path, table: Rows, long_rows: Sequence[_LongRow], de
 
 def _left_out(what: str, numbers: Sequence[int]) -> list[str]:
     """Return a note on lines that were left out."""
-    return [f"{len(numbers):,} lines left out: {what}; the first is line {numbers[0]}"] if numbers else []
+    return (
+        [f"{counted(len(numbers), 'line')} left out: {what}; the first is line {numbers[0]}"]
+        if numbers
+        else []
+    )
 
 
 def _names(row: Sequence[str]) -> list[str]:
@@ -220,8 +225,8 @@ def _marked(table: Rows) -> list[str]:
     if not numbers:
         return []
     return [
-        f"cells in quotation marks, which are kept as text because the file is tab-separated: on {len(numbers):,} "
-        f"lines, the first is line {numbers[0]}"
+        f"cells in quotation marks, which are kept as text because the file is tab-separated: on "
+        f"{counted(len(numbers), 'line')}, the first is line {numbers[0]}"
     ]
 
 

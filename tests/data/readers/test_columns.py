@@ -49,7 +49,7 @@ def test_comments_are_no_words_and_are_counted(write, comment, sign):
     splits = open_data(f"columns:{path}")
     assert set(splits.vocabulary.words) == {"a", "b"}
     assert splits.record.files[0].left_out == {"comments": 6}
-    assert "x.txt: 6 comment lines (such as # id) were left out; the first is line 1" in splits.notes
+    assert "x.txt: 6 comment lines (such as # id) left out; the first is line 1" in splits.notes
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_what_others_write_for_nothing_is_no_number_and_no_class_beside_numbers(
     data = one(
         write, rows("text,n", lambda i: f"film,{mark if i % 5 == 0 else 'nan' if i % 5 == 1 else i % 3}")
     )
-    told = f"column 'n': {' and '.join(sorted((mark, 'nan')))} in 16 cells counts as unlabelled"
+    told = f"column 'n': {' or '.join(sorted((mark, 'nan')))} in 16 cells counts as unlabelled"
     assert open_data(data).notes == (f"{told}; if it is a class, give it another name",)
     splits = open_data(data, main="n:regression")
     assert splits.notes == (told,)

@@ -101,7 +101,7 @@ def test_a_header_in_the_middle_is_left_out_and_said(write):
     assert splits.record.files[0].rows == 24
     assert splits.train.column("label").class_names == ("neg", "pos")
     assert splits.notes == (
-        "t.csv: 1 lines left out: repetitions of the header, as in concatenated files; the first is line 14",
+        "t.csv: 1 line left out: repetitions of the header, as in concatenated files; the first is line 14",
     )
 
 
@@ -111,7 +111,7 @@ def test_quotation_marks_between_tabs_are_signs_and_are_said(write):
     lines[4] = 'it is 5" wide\tneg'
     splits = open_data(spec(write, "text\tlabel", lines, "t.tsv"))
     assert splits.notes == (
-        "t.tsv: cells in quotation marks, which are kept as text because the file is tab-separated: on 1 lines, the "
+        "t.tsv: cells in quotation marks, which are kept as text because the file is tab-separated: on 1 line, the "
         "first is line 4",
     )
     lines[5] = '"over\nlines"\tpos'
