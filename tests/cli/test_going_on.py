@@ -271,7 +271,7 @@ def test_a_run_that_ended_early_is_not_trained_again_where_its_result_was_lost(
     straight, out = tmp_path / "straight", tmp_path / "out"
     run("compare", "--data", treebank, *early, "--out", str(straight))
     with monkeypatch.context() as patched:
-        patched.setattr(ComparisonState, "end", lambda own, folder, result: sys.exit(1))
+        patched.setattr(ComparisonState, "end_run", lambda own, folder, result: sys.exit(1))
         ends_with(1, "compare", "--data", treebank, *early, "--out", str(out))
     taken, step = [], Run.step
     monkeypatch.setattr(Run, "step", lambda own: taken.append(own.total_steps) or step(own))
