@@ -32,7 +32,7 @@ def _compilers() -> tuple[Any, Any]:
     try:
         from .linking import HelperCompiler, KernelCompiler
     except ImportError as error:  # a version of Numba that is another inside: its own way takes longer
-        log.warning("kernels compile in about twice the time: %s", error)
+        log.warning("kernels compile more slowly: %s", error)
         return Compiler, Compiler
     return HelperCompiler, KernelCompiler
 
