@@ -103,8 +103,8 @@ class VectorsSummary(TypedDict):
     left_out: int
 
 
-class RunOutcome(TypedDict):
-    """What a run had, did and reached; test metrics are those of its last weights."""
+class RunBasics(TypedDict):
+    """What a run had and did, as all of its files say it."""
 
     environment: dict[str, Any]
     data: RunData
@@ -113,10 +113,15 @@ class RunOutcome(TypedDict):
     schedule: str
     decisions: list[str]
     backend: BackendSummary
-    main: str
-    tasks: dict[str, TaskFacts]
     steps: int
     epochs: float
+
+
+class RunOutcome(RunBasics):
+    """What a run had, did and reached; test metrics are those of its last weights."""
+
+    main: str
+    tasks: dict[str, TaskFacts]
     tokens: float
 
 
@@ -226,28 +231,19 @@ class PartsChosen(TypedDict):
     parts: list[PartSummary]
 
 
-class RunReport(TypedDict):
+class RunReport(RunBasics):
     """report.json, also what report.md and report.html are made from."""
 
-    environment: dict[str, Any]
-    data: RunData
-    config: dict[str, Any]
-    init: dict[str, Any] | None
     strategy: str
-    schedule: str
-    backend: BackendSummary
     main: MainResult
     tasks: dict[str, TaskResult]
     score: ScoreSummary
     kept: list[str]
     untrained: list[str]
-    steps: int
     stopped: str | None
-    epochs: float
     train_seconds: float
     tokens_per_second: float
     phases: list[PhaseSummary]
-    decisions: list[str]
     chosen_parts: PartsChosen | None
     vectors: VectorsSummary
     neighbours: dict[str, list[str]]

@@ -55,10 +55,8 @@ from mt2st_fast.training.selection import no_held_out
 from mt2st_fast.training.sources import Source
 
 EVALUATE = "Trainer.evaluate"
-AT_ONCE = (
-    "log_every",
-    "metrics",
-)  # options that the loop over the steps reads; a run has the others of its beginning
+# Options that the loop over the steps reads; a run keeps the others as they were when it began.
+AT_ONCE = ("log_every", "metrics")
 
 logger = logging.getLogger(__name__)
 

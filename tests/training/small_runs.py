@@ -20,6 +20,17 @@ class Stop(Callback):
         trainer.stop_requested = trainer.stop_requested or trainer.step == self.at
 
 
+class ActAfter(Callback):
+    """Calls act(trainer) once, after so many steps."""
+
+    def __init__(self, step, act):
+        self.at, self.act = step, act
+
+    def on_step(self, trainer):
+        if trainer.step == self.at:
+            self.act(trainer)
+
+
 def trainer_of(encoder=None, **options):
     torch.manual_seed(3)
     heads = MultiTaskHeads(4, {"a": Classification(3), "b": Classification(3)}, "a")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from mt2st_fast import Callback, MultiTask, MultiTaskHeads, Switch, Trainer
+from mt2st_fast import MultiTask, MultiTaskHeads, Switch, Trainer
 from mt2st_fast.kernels import NOTHING
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.stack_training import StackTraining
-from tests.training.small_runs import Stop, assert_same
+from tests.training.small_runs import ActAfter, Stop, assert_same
 from tests.training.test_stack_training import (
     OPTIMIZERS,
     TASKS,
@@ -367,15 +367,6 @@ def test_inputs_that_it_does_not_take_are_taken_by_another_engine():
     assert "takes indices (N, L) of int64 or int32" in run.history.phases[0].passed_over["one kernel call"]
 
 
-class Once(Callback):
-    def __init__(self, act):
-        self.act = act
-
-    def on_step(self, trainer):
-        if trainer.step == 2:
-            self.act(trainer.encoder)
-
-
 @pytest.mark.parametrize("act", [
     lambda encoder: setattr(encoder, "mode", "sum"), lambda encoder: setattr(encoder, "padding_idx", None),
     lambda encoder: setattr(encoder, "weight", nn.Parameter(torch.ones(V + 5, 33))),
@@ -383,7 +374,12 @@ class Once(Callback):
 ])  # fmt: skip
 def test_what_a_callback_changes_counts_from_the_next_step_on(act):
     runs = [
-        trainer("mean with padding", way, schedule=MultiTask(), callbacks=[Once(act)])
+        trainer(
+            "mean with padding",
+            way,
+            schedule=MultiTask(),
+            callbacks=[ActAfter(2, lambda trainer: act(trainer.encoder))],
+        )
         for way in ("auto", "autograd")
     ]
     for run in runs:

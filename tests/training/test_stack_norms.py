@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from mt2st_fast import Callback, Diminish, MultiTask, MultiTaskHeads, Switch, Trainer
+from mt2st_fast import Diminish, MultiTask, MultiTaskHeads, Switch, Trainer
 from mt2st_fast.kernels import NOTHING
 from mt2st_fast.kernels.step.on_numba.dropout import drop_of, factors_of
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.stack_layers import stack_layers
 from mt2st_fast.training.engines.stack_training import StackTraining
-from tests.training.small_runs import Stop, assert_same
+from tests.training.small_runs import ActAfter, Stop, assert_same
 from tests.training.test_stack_runs import loader, loaders
 from tests.training.test_stack_training import (
     ADAMW,
@@ -313,15 +313,6 @@ def test_a_resumed_run_goes_on_with_the_same_bits(stop, tmp_path):
     assert_same(whole, resumed)
 
 
-class Once(Callback):
-    def __init__(self, act):
-        self.act = act
-
-    def on_step(self, trainer):
-        if trainer.step == 2:
-            self.act(trainer.encoder)
-
-
 @pytest.mark.parametrize("act", [
     lambda encoder: setattr(encoder[1], "eps", 0.5),
     lambda encoder: setattr(encoder[1], "weight", nn.Parameter(torch.full((20,), 0.5))),
@@ -330,7 +321,10 @@ class Once(Callback):
     lambda encoder: encoder.insert(0, nn.LayerNorm(7)),
 ])  # fmt: skip
 def test_what_a_callback_changes_counts_from_the_next_step_on(act):
-    runs = [trainer(way, schedule=MultiTask(), callbacks=[Once(act)]) for way in ("auto", "autograd")]
+    runs = [
+        trainer(way, schedule=MultiTask(), callbacks=[ActAfter(2, lambda trainer: act(trainer.encoder))])
+        for way in ("auto", "autograd")
+    ]
     for run in runs:
         run.fit(loader(), epochs=2)
     assert not runs[0].history.phases[0].passed_over

@@ -9,7 +9,6 @@ from torch import nn
 from mt2st_fast import (
     FAMO,
     AlternateSteps,
-    Callback,
     Classification,
     MultiTask,
     MultiTaskHeads,
@@ -18,7 +17,7 @@ from mt2st_fast import (
     Uncertainty,
 )
 from mt2st_fast.training.engines import stack_training
-from tests.training.small_runs import Stop, assert_same
+from tests.training.small_runs import ActAfter, Stop, assert_same
 from tests.training.test_stack_training import OPTIMIZERS, TASKS, batch, model, parameters
 
 
@@ -105,15 +104,6 @@ def test_a_run_that_needs_gradients_goes_on_without_it(options, reason):
     assert reason in phase.passed_over["one kernel call"]
 
 
-class Once(Callback):
-    def __init__(self, step, act):
-        self.at, self.act = step, act
-
-    def on_step(self, trainer):
-        if trainer.step == self.at:
-            self.act(trainer)
-
-
 def set_option(trainer):
     trainer.run.optimizer.param_groups[0]["maximize"] = True
 
@@ -124,7 +114,7 @@ def set_option(trainer):
     (lambda trainer: trainer.encoder[1].weight.register_hook(lambda g: g), "a parameter has hooks"),
 ])  # fmt: skip
 def test_what_a_callback_changes_is_noticed_in_the_next_step(act, reason):
-    run = trainer(schedule=MultiTask(), callbacks=[Once(2, act)])
+    run = trainer(schedule=MultiTask(), callbacks=[ActAfter(2, act)])
     phase = run.fit(loader(), epochs=1).phases[0]
     assert phase.engine == "one kernel call"
     assert reason in phase.passed_over["one kernel call"]
@@ -141,7 +131,9 @@ def test_other_layers_are_trained_from_the_next_step_on(act):
         torch.manual_seed(3)
         act(trainer.encoder)
 
-    runs = [trainer(way, schedule=MultiTask(), callbacks=[Once(2, change)]) for way in ("auto", "autograd")]
+    runs = [
+        trainer(way, schedule=MultiTask(), callbacks=[ActAfter(2, change)]) for way in ("auto", "autograd")
+    ]
     for run in runs:
         run.fit(loader(), epochs=2)
     assert not runs[0].history.phases[0].passed_over
@@ -155,7 +147,7 @@ def test_momentum_that_a_callback_sets_is_kept_from_the_next_step_on():
 
     found = []
     for backward in ("auto", "autograd"):
-        run = trainer(backward, optimizer=OPTIMIZERS["SGD"], callbacks=[Once(2, set_momentum)])
+        run = trainer(backward, optimizer=OPTIMIZERS["SGD"], callbacks=[ActAfter(2, set_momentum)])
         run.fit(loader(), epochs=3)
         assert not run.history.phases[0].passed_over or backward == "autograd"
         found.append((parameters(run.encoder, run.heads), run.run.optimizer.state_dict()["state"]))

@@ -85,9 +85,8 @@ class ExchangingSteps(EagerSteps):
             plain = [kept for batches in plain if (kept := [b for b in batches if _has_rows(b)])]
         shares = self._shares(plain)
         losses_k = self._move(self._own_gradients(plain, shares))
-        if (
-            self._passes_together
-        ):  # nothing else does this for a frozen encoder, and callbacks must find its parts
+        if self._passes_together:
+            # Nothing else does this for a frozen encoder, and callbacks must find its parts.
             let_go_of_gathered(self._parts.encoder)
         return losses_k
 

@@ -64,9 +64,8 @@ class Watch:
         self._store, self._rank, self._count = store, rank, count
         self._closed, self._found = threading.Event(), threading.Event()
         self._alarmed = False
-        self._seen: dict[
-            int, tuple[bytes, float]
-        ] = {}  # a process's counter, and how long it has stood still
+        # A process's counter, and how long it has stood still.
+        self._seen: dict[int, tuple[bytes, float]] = {}
         self._looked = time.monotonic()
         self.trouble: str | None = None
         self.waiting: Waiting | None = None
