@@ -64,7 +64,7 @@ def _tagger() -> None:
 
 
 def _bags() -> None:
-    words = torch.randint(0, WORDS, (8 * ROWS,)), torch.arange(0, 8 * ROWS, 8)
+    words = torch.randint(0, WORDS, (8 * ROWS,)), torch.arange(0, 8 * ROWS + 1, 8)  # the last offset is the end
     _train(BagEncoder(WORDS, 32, sparse=True), words, 32, optimizer=LazyAdam)
 
 
@@ -103,8 +103,10 @@ def _first_step_of(kind: str, folder: str) -> dict[str, float]:
     """Return what a new process reports that finds its kernels in this folder."""
     found = subprocess.run(
         [sys.executable, "-m", "bench.first_step", "--child", kind],
-        env={**os.environ, FOLDER_VARIABLE: folder}, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env={**os.environ, FOLDER_VARIABLE: folder}, capture_output=True, text=True, check=False,
     )  # fmt: skip
+    if found.returncode:
+        raise SystemExit(f"'{kind}' failed:\n{found.stderr}")
     return dict(json.loads(found.stdout.splitlines()[-1]))
 
 
