@@ -64,7 +64,10 @@ def _tagger() -> None:
 
 
 def _bags() -> None:
-    words = torch.randint(0, WORDS, (8 * ROWS,)), torch.arange(0, 8 * ROWS + 1, 8)  # the last offset is the end
+    words = (
+        torch.randint(0, WORDS, (8 * ROWS,)),
+        torch.arange(0, 8 * ROWS + 1, 8),
+    )  # the last offset is the end
     _train(BagEncoder(WORDS, 32, sparse=True), words, 32, optimizer=LazyAdam)
 
 
