@@ -34,6 +34,11 @@ def batch_size_for(n_rows: int, least: int) -> int:
     return size
 
 
+def batch_size_where_main_is_rare(usual: int, share: float) -> int:
+    """Return the batch size that leaves room for half of `usual` rows beside the share that has a main label."""
+    return min(usual, max(1, round(usual / 2 / (1 - share)))) if share < 1 else usual
+
+
 class WindowInputs:
     """Windows of type ids around tokens.
 

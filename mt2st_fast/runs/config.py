@@ -9,7 +9,8 @@ from typing import Any, get_args
 import torch
 
 from mt2st_fast.data import READERS, Splits, parse_spec
-from mt2st_fast.data.batches import batch_size_for
+from mt2st_fast.data.batches import batch_size_for, batch_size_where_main_is_rare
+from mt2st_fast.data.sampler import MAIN_SHARE, main_is_rare
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import OPS
 from mt2st_fast.runs.options import check_options, one_of, option, positive
@@ -112,10 +113,13 @@ class Config:
         max=MOST_EPOCHS,
     )
     batch_size: int | None = option(
-        None, "Training", "rows per batch; 16 to 512 by default, depending on the size of the data", min=1
+        None,
+        "Training",
+        "rows per batch; by default 16 to 512, depending on the size of the data; less where main labels are rare",
+        min=1,
     )
     main_share: float = option(
-        0.5,
+        MAIN_SHARE,
         "Training",
         "share of each batch that has a main label, if such labels are rare",
         min=0.0,
@@ -213,7 +217,7 @@ class Config:
         epochs.
         """
         n_rows = splits.train.n_rows
-        batch_size = batch_size_for(n_rows, LEAST_BATCH) if self.batch_size is None else self.batch_size
+        batch_size = self._batch_size_for(splits) if self.batch_size is None else self.batch_size
         steps_per_epoch = -(-n_rows // batch_size)
         by_size = min(10.0, max(1.0, round(MOST_STEPS_BY_DEFAULT / steps_per_epoch, 1)))
         epochs = by_size if self.epochs is None else self.epochs
@@ -221,6 +225,14 @@ class Config:
         main = splits.main if self.main is None else self.main
         aux = splits.auxiliary if self.aux is None else self.aux
         return replace(self, main=main, aux=aux, epochs=epochs, batch_size=batch_size)
+
+    def _batch_size_for(self, splits: Splits) -> int:
+        usual = batch_size_for(splits.train.n_rows, LEAST_BATCH)
+        if splits.main is None or splits.tasks == (splits.main,):
+            return usual  # no row is drawn for another task
+        labelled = splits.train.column(splits.main).labelled()
+        rare = main_is_rare(labelled, self.main_share)
+        return batch_size_where_main_is_rare(usual, self.main_share) if rare else usual
 
     def schedule(self) -> Schedule:
         """Make the schedule from the strategy and its options; `epochs` must be known. Raises InputError for what does
