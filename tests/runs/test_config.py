@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 
+from mt2st_fast.data import MISSING, Corpus, Splits, TargetColumn, Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.options import in_flags, options_of
@@ -94,3 +96,30 @@ def test_a_number_that_would_overflow_is_refused_by_name(name, value):
 )  # fmt: skip
 def test_a_message_of_the_library_names_flags_where_a_command_ends_with_it(of_library, of_command):
     assert in_flags(of_library, options_of(Config)) == of_command
+
+
+def splits_of(labelled, auxiliary=("aux",), T=4_000):
+    """Splits of T tokens of one type, of which the first `labelled` have a label of the main task."""
+    column = TargetColumn("classes", ("no", "yes"), np.arange(T) % 2)
+    main = replace(column, values=np.where(np.arange(T) < labelled, column.values, MISSING))
+    corpus = Corpus(np.zeros(T, np.int32), np.arange(0, T + 1, 4), {"main": main, "aux": column})
+    vocabulary = Vocabulary(["a"], np.array([T]))
+    return Splits(corpus, corpus, corpus, vocabulary, "made up", "main", auxiliary)
+
+
+@pytest.mark.parametrize(
+    ("changed", "labelled", "auxiliary", "expected"),
+    [
+        ({}, 4_000, ("aux",), 32),
+        ({}, 800, ("aux",), 32),  # a fifth, so that a batch has as many of its own accord
+        ({}, 799, ("aux",), 20),  # 4 rows with a main label, and 16 others
+        ({"main_share": 0.5}, 799, ("aux",), 32),
+        ({"main_share": 1.0}, 799, ("aux",), 32),
+        ({"batch_size": 100}, 799, ("aux",), 100),
+        ({}, 799, (), 32),  # no row is drawn for another task
+    ],
+)
+def test_a_batch_with_few_main_labels_has_room_for_half_of_the_usual_rows(
+    changed, labelled, auxiliary, expected
+):
+    assert Config(**changed).resolved(splits_of(labelled, auxiliary)).batch_size == expected
