@@ -188,13 +188,10 @@ def run_upstream(sparse: Sparse, store: dict[str, np.ndarray]) -> None:
     gradient = sparse.empty(n, dtype=torch.float16)
     gradient[-LOOKED_AT:] = 1.0
     with _program(upstream.MAX_PROGRAMS - 1, upstream.MAX_PROGRAMS):
+        one, size = _first_of(gradient), {"n_features": n, "n_weight": 0, "n_bias": 0}
+        in_place = {"FEATURES_IN_PLACE": True, "WEIGHT_IN_PLACE": True, "BIAS_IN_PLACE": True}
         upstream.upstream_kernel[(1,)](
-            _first_of(gradient),
-            _first_of(gradient),
-            torch.tensor(3.0),
-            n,
-            IN_PLACE=True,
-            BLOCK=upstream.BLOCK,
+            *[one] * 6, torch.tensor(3.0), **size, **in_place, BLOCK=upstream.BLOCK
         )
     store["upstream"], store["upstream/true"] = gradient[-LOOKED_AT:].numpy(), np.full(LOOKED_AT, 3.0)
 
