@@ -21,6 +21,7 @@ from mt2st_fast.kernels import (
     RowRule,
     RowState,
     embedding_bag,
+    embedding_bag_of_types,
     fuse_update,
     unique_ids,
     update_rows,
