@@ -25,7 +25,7 @@ from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
 from mt2st_fast.kernels.context.on_triton.draws import context_rows_kernel
 from mt2st_fast.kernels.context.on_triton.training import STRETCH
 from mt2st_fast.kernels.heads.call import HeadsCall
-from mt2st_fast.kernels.heads.on_triton import chunk_losses, targets, tile, upstream
+from mt2st_fast.kernels.heads.on_triton import chunk_losses, narrow_rows, targets, tile, upstream
 from mt2st_fast.kernels.heads.on_triton.chunk import Chunk
 from mt2st_fast.kernels.heads.on_triton.mean_scales import Scales
 from mt2st_fast.kernels.heads.on_triton.row_losses import take_row_losses
@@ -160,7 +160,10 @@ def run_rows(sparse: Sparse, store: dict[str, np.ndarray]) -> None:
             assert split.narrow is not None
             # A program of the narrow head has other rows than one of the wide heads.
             sums = torch.stack(
-                [of_blocks[cdiv(N, split.narrow.rows) - 1, 0], *of_blocks[cdiv(N, rows) - 1, 1:]]
+                [
+                    of_blocks[cdiv(N, narrow_rows.rows_of(split.narrow)) - 1, 0],
+                    *of_blocks[cdiv(N, rows) - 1, 1:],
+                ]
             )
         store[name], store[f"{name}/true"] = sums.numpy(), expected
 
