@@ -89,7 +89,7 @@ def embedding_bag_of_types(
     module = serving(table, backend)
     if not module.POOLS_TYPES:
         raise RuntimeError(f"no kernel supports pooling of word types on {table.device.type}")
-    ids = _as_int32(ids)
+    ids = as_int32(ids)
     if starts is not None:
         starts = starts.to(torch.int64).contiguous()
     return _EmbeddingBag.apply(table, Bags(ids, starts, None, types), mode, module, sparse)
@@ -123,7 +123,7 @@ def unique_ids(ids: Tensor, V: int, backend: str = "auto") -> tuple[Tensor, Tens
     unique ascends, without -1; unique[inverse] = ids, and -1 stays -1.
     """
     module = _loaded(choose_embedding_backend(ids.device, backend))
-    return module.unique_ids(_as_int32(ids), V)
+    return module.unique_ids(as_int32(ids), V)
 
 
 def choose_embedding_backend(device: torch.device, requested: str = "auto") -> Choice:
@@ -304,10 +304,10 @@ def in_kernel_types(table: Tensor, ids: Tensor, starts: Tensor | None, mode: str
         bounds = starts.numpy()  # small numpy operations cost a fraction of torch's
         if bounds[0] != 0 or bounds[-1] != len(ids) or (bounds[1:] < bounds[:-1]).any():
             raise ValueError(f"starts must ascend from 0 to the number of ids, {len(ids)}")
-    return _as_int32(ids, len(table)), starts.to(torch.int64).contiguous()
+    return as_int32(ids, len(table)), starts.to(torch.int64).contiguous()
 
 
-def _as_int32(ids: Tensor, V: int | None = None) -> Tensor:
+def as_int32(ids: Tensor, V: int | None = None) -> Tensor:
     """Return ids as contiguous int32; an int64 id that would wrap around to another row stays out of range.
 
     Where that can be seen without waiting (on a CPU, not in a trace) it raises ValueError, if V is given.
