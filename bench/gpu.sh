@@ -119,7 +119,7 @@ missing() {
     "$PYTHON" - <<'END'
 from importlib.util import find_spec
 
-wanted = "triton numba numpy safetensors typer rich matplotlib pytest pytest_benchmark xdist pynvml liger_kernel cut_cross_entropy"
+wanted = "triton numba numpy safetensors typer rich matplotlib jinja2 pytest pytest_benchmark xdist pynvml liger_kernel cut_cross_entropy"
 print(" ".join(name for name in wanted.split() if find_spec(name) is None))
 END
 }

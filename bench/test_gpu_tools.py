@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,20 +23,25 @@ from bench.profile_gpu import REPEATS, Launch, Profile, against_ceilings, differ
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
+SCRIPT = (ROOT / "bench" / "gpu.sh").read_text("utf-8")
+
+
+def measurements() -> list[str]:
+    """The modules that the script's stages run on the device, with their options as they stand there."""
+    lines = SCRIPT.replace("\\\n", " ").splitlines()
+    commands = [
+        line.split('"$PYTHON" -m ')[1] for line in lines if re.search(r"^ *stage .* -m bench\.", line)
+    ]
+    return [re.sub(r'"\$\{corpus\[@\]\}"', "--corpus x", re.sub(r'"\$\w+"', "x", each)) for each in commands]
+
+
 @WITHOUT_GPU
-@pytest.mark.parametrize(
-    "command",
-    [
-        [sys.executable, "-m", "bench.profile_gpu"],
-        [sys.executable, "-m", "bench.memory_safety"],
-        [sys.executable, "-m", "bench.jobs", "--device", "cuda"],
-        [sys.executable, "-m", "bench.measure", "heads", "--device", "cuda"],
-        [sys.executable, "-m", "bench.bags", "gpu", "--device", "cuda"],
-        ["bash", str(Path("bench") / "gpu.sh")],
-    ],
-    ids=["profile", "memory_safety", "jobs", "measure", "bags", "gpu.sh"],
-)
+@pytest.mark.parametrize("command", [*dict.fromkeys(measurements()), "gpu.sh"])
 def test_without_a_gpu_there_is_one_line(command):
+    if command == "gpu.sh":
+        command = ["bash", str(Path("bench") / "gpu.sh")]
+    else:
+        command = [sys.executable, "-m", *command.split()]
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -45,12 +51,18 @@ def test_without_a_gpu_there_is_one_line(command):
 
 
 def test_the_stages_of_a_gpu_machine_fit_its_budget():
-    script = (ROOT / "bench" / "gpu.sh").read_text("utf-8")
-    budget = int(re.search(r"BUDGET_SECONDS:-(\d+)", script)[1])
-    stages = re.findall(r"^ *stage \d+ (\w+|\"[^\"]+\") (\d+) ", script, re.MULTILINE)
-    assert len(stages) == len(re.findall(r"^ *stage \d", script, re.MULTILINE)) >= 10
+    budget = int(re.search(r"BUDGET_SECONDS:-(\d+)", SCRIPT)[1])
+    stages = re.findall(r"^ *stage \d+ (\w+|\"[^\"]+\") (\d+) ", SCRIPT, re.MULTILINE)
+    assert len(stages) == len(re.findall(r"^ *stage \d", SCRIPT, re.MULTILINE)) >= 10
     limits = {name: int(limit) for name, limit in stages}  # of a name there is one at a time
     assert sum(limits.values()) <= budget <= 330
+
+
+def test_every_package_that_the_project_needs_is_looked_for():
+    """What is installed there without its dependencies names them if they are missing."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    needed = {re.split(r"[ >=;]", dependency)[0] for dependency in project["dependencies"]} - {"torch"}
+    assert needed <= set(re.search(r'^wanted = "(.+)"$', SCRIPT, re.MULTILINE)[1].split())
 
 
 # Stands for Python: its tests fail, and leave a process behind that hears no Ctrl-C, as pytest's workers do.

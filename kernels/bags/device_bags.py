@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .batch import Bags, DeviceBags, Order, TypeRows
-from .op import Mode, serving
+from .op import Mode, as_int32, serving
 
 ALIGNED = 16  # bytes; fresh memory has this alignment, and kernels are compiled for it
 
@@ -35,7 +35,7 @@ def prepare_on_device(
     module = cast(Any, serving(table, backend))
     if not module.POOLS_TYPES:
         raise RuntimeError(f"no kernel supports bags that are sorted on {table.device.type}")
-    bags = Bags(ids.to(torch.int32).contiguous(), starts.to(torch.int64).contiguous(), None, types)
+    bags = Bags(as_int32(ids), starts.to(torch.int64).contiguous(), None, types)
     if mode == "mean":
         _, scales = module.pool_means(table.detach().contiguous(), bags)
         bags = bags._replace(scales=scales)

@@ -25,6 +25,8 @@ OP = Op("bags", __package__)
 
 Mode = Literal["mean", "sum"]
 
+MOST_ID = torch.iinfo(torch.int32).max  # no table has so many rows that this is one of them
+
 # Attribute of a parameter whose rows the backward pass updates itself.
 _FUSED_ATTRIBUTE = "_mt2st_fast_fused_update"
 
@@ -87,7 +89,7 @@ def embedding_bag_of_types(
     module = serving(table, backend)
     if not module.POOLS_TYPES:
         raise RuntimeError(f"no kernel supports pooling of word types on {table.device.type}")
-    ids = ids.to(torch.int32).contiguous()
+    ids = as_int32(ids)
     if starts is not None:
         starts = starts.to(torch.int64).contiguous()
     return _EmbeddingBag.apply(table, Bags(ids, starts, None, types), mode, module, sparse)
@@ -121,7 +123,7 @@ def unique_ids(ids: Tensor, V: int, backend: str = "auto") -> tuple[Tensor, Tens
     unique ascends, without -1; unique[inverse] = ids, and -1 stays -1.
     """
     module = _loaded(choose_embedding_backend(ids.device, backend))
-    return module.unique_ids(ids.to(torch.int32).contiguous(), V)
+    return module.unique_ids(as_int32(ids), V)
 
 
 def choose_embedding_backend(device: torch.device, requested: str = "auto") -> Choice:
@@ -302,17 +304,22 @@ def in_kernel_types(table: Tensor, ids: Tensor, starts: Tensor | None, mode: str
         bounds = starts.numpy()  # small numpy operations cost a fraction of torch's
         if bounds[0] != 0 or bounds[-1] != len(ids) or (bounds[1:] < bounds[:-1]).any():
             raise ValueError(f"starts must ascend from 0 to the number of ids, {len(ids)}")
-    # int64 ids that would wrap around in int32 must not become other rows.
-    if (
-        ids.dtype == torch.int64
-        and ids.device.type == "cpu"
-        and len(ids)
-        and not torch.compiler.is_compiling()
-    ):
-        largest = int(ids.abs().max())
-        if largest > torch.iinfo(torch.int32).max:
-            raise ValueError(f"ids contain {largest}, but the table has {len(table):,} rows")
-    return ids.to(torch.int32).contiguous(), starts.to(torch.int64).contiguous()
+    return as_int32(ids, len(table)), starts.to(torch.int64).contiguous()
+
+
+def as_int32(ids: Tensor, V: int | None = None) -> Tensor:
+    """Return ids as contiguous int32; an int64 id that would wrap around to another row stays out of range.
+
+    Where that can be seen without waiting (on a CPU, not in a trace) it raises ValueError, if V is given.
+    """
+    if ids.dtype == torch.int64:
+        if V is not None and ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            largest = int(ids.abs().max()) if len(ids) else 0
+            if largest > MOST_ID:
+                raise ValueError(f"ids contain {largest}, but the table has {V:,} rows")
+        else:
+            ids = ids.clamp(NONE, MOST_ID)
+    return ids.to(torch.int32).contiguous()
 
 
 def _check_range(module: BagKernels, ids: Tensor, V: int) -> None:

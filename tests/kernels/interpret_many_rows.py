@@ -25,7 +25,7 @@ from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
 from mt2st_fast.kernels.context.on_triton.draws import context_rows_kernel
 from mt2st_fast.kernels.context.on_triton.training import STRETCH
 from mt2st_fast.kernels.heads.call import HeadsCall
-from mt2st_fast.kernels.heads.on_triton import chunk_losses, targets, tile, upstream
+from mt2st_fast.kernels.heads.on_triton import chunk_losses, narrow_rows, targets, tile, upstream
 from mt2st_fast.kernels.heads.on_triton.chunk import Chunk
 from mt2st_fast.kernels.heads.on_triton.mean_scales import Scales
 from mt2st_fast.kernels.heads.on_triton.row_losses import take_row_losses
@@ -160,7 +160,10 @@ def run_rows(sparse: Sparse, store: dict[str, np.ndarray]) -> None:
             assert split.narrow is not None
             # A program of the narrow head has other rows than one of the wide heads.
             sums = torch.stack(
-                [of_blocks[cdiv(N, split.narrow.rows) - 1, 0], *of_blocks[cdiv(N, rows) - 1, 1:]]
+                [
+                    of_blocks[cdiv(N, narrow_rows.rows_of(split.narrow)) - 1, 0],
+                    *of_blocks[cdiv(N, rows) - 1, 1:],
+                ]
             )
         store[name], store[f"{name}/true"] = sums.numpy(), expected
 
@@ -188,13 +191,10 @@ def run_upstream(sparse: Sparse, store: dict[str, np.ndarray]) -> None:
     gradient = sparse.empty(n, dtype=torch.float16)
     gradient[-LOOKED_AT:] = 1.0
     with _program(upstream.MAX_PROGRAMS - 1, upstream.MAX_PROGRAMS):
+        one, size = _first_of(gradient), {"n_features": n, "n_weight": 0, "n_bias": 0}
+        in_place = {"FEATURES_IN_PLACE": True, "WEIGHT_IN_PLACE": True, "BIAS_IN_PLACE": True}
         upstream.upstream_kernel[(1,)](
-            _first_of(gradient),
-            _first_of(gradient),
-            torch.tensor(3.0),
-            n,
-            IN_PLACE=True,
-            BLOCK=upstream.BLOCK,
+            *[one] * 6, torch.tensor(3.0), **size, **in_place, BLOCK=upstream.BLOCK
         )
     store["upstream"], store["upstream/true"] = gradient[-LOOKED_AT:].numpy(), np.full(LOOKED_AT, 3.0)
 

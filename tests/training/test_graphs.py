@@ -133,20 +133,39 @@ def test_a_phase_holds_a_bounded_number_of_graphs(toy):
     assert graphed[0].phases[0].graph == f"captured, except where: a phase keeps at most {MOST_GRAPHS} graphs"
 
 
-@pytest.mark.parametrize("change", ["rate", "freeze"])
+def _load_state(trainer):
+    optimizer = trainer.run.optimizer
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def _move_weight(trainer):
+    weight = trainer.encoder[0].weight
+    weight.data = weight.data.clone()
+
+
+CHANGES = {
+    "rate": lambda trainer: trainer.run.optimizer.param_groups[0].update(lr=RATE / 4),
+    "rate on the device": lambda trainer: trainer.run.optimizer.param_groups[0].update(lr=torch.tensor(RATE)),
+    "freeze": lambda trainer: trainer.encoder[0].weight.requires_grad_(False),
+    # A graph reads the memory that it was captured on, which nobody else may hold any longer.
+    "state": _load_state,
+    "weight": _move_weight,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_a_callback_changes_makes_another_graph(toy, change):
     class Change(Callback):
         def on_step(self, trainer):
-            if trainer.step == 8 and change == "rate":
-                trainer.run.optimizer.param_groups[0]["lr"] = RATE / 4
-            elif trainer.step == 8:
-                trainer.encoder[0].weight.requires_grad_(False)
+            if trainer.step == 8:
+                CHANGES[change](trainer)
 
+    rate = torch.tensor(RATE) if change == "rate on the device" else RATE
     eager, graphed, trainer = both(
         toy,
         toy.batches(6),
         schedule=MultiTask(),
-        optimizer=lambda p: torch.optim.SGD(p, lr=RATE),
+        optimizer=lambda p: torch.optim.SGD(p, lr=rate, momentum=0.9),
         callbacks=lambda: [Change()],
     )
     assert_same(eager, graphed)

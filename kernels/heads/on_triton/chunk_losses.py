@@ -16,7 +16,7 @@ from ...machine.launch import cdiv
 from ..layout import HeadLayout
 from . import narrow_rows, wide_rows, wide_values
 from .chunk import Chunk
-from .narrow_rows import Groups, narrow_groups
+from .groups import Groups, group_heads
 
 NARROW = 128  # outputs: wider heads are swept
 ROWS = 8  # rows per sweeping program, so that there are a thousand partial sums or fewer
@@ -37,9 +37,8 @@ def split_heads(layout: HeadLayout, n_columns: int) -> Split:
     wide = [k for k, head in enumerate(layout.heads) if head.size > NARROW]
     softmax = tuple(k for k in wide if layout.heads[k].kind.takes_classes)
     values = tuple(k for k in wide if k not in softmax)
-    return Split(
-        softmax, values, narrow_groups(layout, [k for k in range(len(layout)) if k not in wide], n_columns)
-    )
+    narrow = [k for k in range(len(layout)) if k not in wide]
+    return Split(softmax, values, group_heads(layout, narrow, n_columns) if narrow else None)
 
 
 def rows_per_program(N: int) -> int:
@@ -50,7 +49,7 @@ def rows_per_program(N: int) -> int:
 def n_sums(split: Split, n_rows: int, rows: int) -> int:
     """Number of blocks of rows in the partial sums of a chunk of n_rows; `rows` per sweeping program."""
     blocks = cdiv(n_rows, rows) if split.softmax or split.values else 0
-    return max(blocks, 0 if split.narrow is None else cdiv(n_rows, split.narrow.rows))
+    return max(blocks, 0 if split.narrow is None else cdiv(n_rows, narrow_rows.rows_of(split.narrow)))
 
 
 def take_losses(chunk: Chunk, split: Split, rows: int) -> None:

@@ -25,7 +25,7 @@ from .mean_scales import Scales, take_scales
 from .means import take_means
 from .packed import ALIGNMENT, mm_float32, padded_width
 from .tables import head_tables
-from .targets import locate_targets
+from .targets import Targets, locate_targets
 from .upstream import times_upstream
 from .weights import padded_weight
 
@@ -70,24 +70,35 @@ def forward(call: HeadsCall, budget_bytes: int = BUDGET_BYTES, least_rows: int |
     N, n_columns = features.shape[0], padded_width(layout.width)
     row_stride = -(-n_columns // STRIDE) * STRIDE
     B = least_rows or chunk_rows(N, row_stride, features.element_size(), budget_bytes)
-    targets, tables = locate_targets(call.targets, layout, N, device), head_tables(layout, device)
+    targets = locate_targets(call.targets, layout, N, device)
     scales = take_scales(call, targets) if any(call.needs) else None
-    split, rows = split_heads(layout, n_columns), rows_per_program(N)
-    firsts = range(0, N, B)
-    n_blocks = n_sums(split, min(B, N), rows)
-    sums = torch.zeros(len(firsts), n_blocks, len(layout), 3, dtype=torch.float32, device=device)
-    buffer = features.new_empty(min(B, N), row_stride)
     pieces = weight_pieces(call.weight, features.dtype, n_columns)
-    gradients = _Sums(call, scales, pieces, n_chunks=len(firsts))
-    for i, first in enumerate(firsts):
-        some = features[first : first + B]
-        logits = buffer[: len(some), :n_columns]
-        for piece in pieces:
-            torch.mm(some, piece.weight.t(), out=logits[:, piece.columns])
-        take_losses(Chunk(call, tables, targets, scales, logits, first, sums[i]), split, rows)
-        gradients.add(logits, some, first)
-    means = take_means(sums.view(-1, len(layout), 3), call.task_weights)
+    gradients = _Sums(call, scales, pieces, n_chunks=len(range(0, N, B)))
+    # The buffer of logits is freed before the gradients are rounded, which takes memory again.
+    sums = _sweep(call, targets, gradients, features.new_empty(min(B, N), row_stride)[:, :n_columns])
+    means = take_means(sums, call.task_weights)
     return Forward(means.losses, means.correct, gradients.residual(), means.total)
+
+
+def _sweep(call: HeadsCall, targets: Targets, gradients: _Sums, buffer: Tensor) -> Tensor:
+    """Compute the losses of one chunk of rows after another in the buffer (rows of a chunk, n_columns).
+
+    Adds their gradients, and returns the sums (n_blocks, K, 3) of the losses.
+    """
+    layout, N, (B, n_columns) = call.layout, call.features.shape[0], buffer.shape
+    split, rows = split_heads(layout, n_columns), rows_per_program(N)
+    firsts = range(0, N, max(B, 1))
+    n_blocks = n_sums(split, B, rows)
+    sums = buffer.new_zeros(len(firsts), n_blocks, len(layout), 3, dtype=torch.float32)
+    tables = head_tables(layout, buffer.device)
+    for i, first in enumerate(firsts):
+        some = call.features[first : first + B]
+        logits = buffer[: len(some)]
+        for piece in gradients.pieces:
+            torch.mm(some, piece.weight.t(), out=logits[:, piece.columns])
+        take_losses(Chunk(call, tables, targets, gradients.scales, logits, first, sums[i]), split, rows)
+        gradients.add(logits, some, first)
+    return sums.view(-1, len(layout), 3)
 
 
 class Piece(NamedTuple):
@@ -120,7 +131,7 @@ class _Sums:
     def __init__(
         self, call: HeadsCall, scales: Scales | None, pieces: tuple[Piece, ...], *, n_chunks: int
     ) -> None:
-        self._call, self._pieces = call, pieces
+        self._call, self.pieces, self.scales = call, pieces, scales
         self._largest = None if scales is None else scales.largest
         features, needs = call.features, call.needs
         self._d_features = features.new_empty(
@@ -145,7 +156,7 @@ class _Sums:
             self._d_bias = of_chunk if self._d_bias is None else self._d_bias.add_(of_chunk)
 
     def _add_features(self, dz: Tensor, out: Tensor) -> None:
-        first, *others = self._pieces
+        first, *others = self.pieces
         if self._largest is None:
             # The small product first: the sum over all outputs is rounded once, at the end.
             torch.mm(dz[:, first.columns], first.weight, out=out)
@@ -213,10 +224,10 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
 
     With `own` nobody else holds the residual, so it may be returned or overwritten.
     """
-    d_features, d_weight, d_bias = (
-        times_upstream(gradient, grad_total, t.dtype, own) if need else None  # type: ignore[union-attr]
-        for gradient, t, need in zip(residual, call[:3], call.needs, strict=True)
-    )
+    tensors = call.features, call.weight, call.bias
+    gradients = [gradient if need else None for gradient, need in zip(residual, call.needs, strict=True)]
+    dtypes = [torch.float32 if tensor is None else tensor.dtype for tensor in tensors]
+    d_features, d_weight, d_bias = times_upstream(gradients, dtypes, grad_total, own)
     return d_features, d_weight, d_bias
 
 

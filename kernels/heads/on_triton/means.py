@@ -55,7 +55,8 @@ def mean_kernel(
     tl.store(p_total, tl.sum(tl.where(m_k, b_weight * b_mean, 0.0), axis=0))
 
 
-ELEMENTS, WARPS = 1024, 4
+# (numbers added at a time, warps): each time waits for memory, so many blocks are added in few, large steps.
+FEW, MANY = (1024, 4), (4096, 8)
 
 
 class Means(NamedTuple):
@@ -74,19 +75,26 @@ def take_means(sums: Tensor, task_weights: Tensor) -> Means:
     total = torch.empty((), dtype=torch.float32, device=device)
     losses, scale = (torch.empty(K, dtype=torch.float32, device=device) for _ in range(2))
     correct = torch.empty(K, dtype=torch.int64, device=device)
-    _variant(K).launch(1, (sums, task_weights, total, losses, scale, correct), (K, n_blocks))
+    _variant(K, step_of(K, n_blocks)).launch(
+        1, (sums, task_weights, total, losses, scale, correct), (K, n_blocks)
+    )
     return Means(total, losses, correct, scale)
 
 
+def step_of(K: int, n_blocks: int) -> tuple[int, int]:
+    """FEW or MANY."""
+    return FEW if n_blocks * next_power_of_2(K) <= FEW[0] else MANY
+
+
 @cache
-def _variant(K: int) -> Variant:
-    return Variant(mean_kernel, blocks_of(K), {"num_warps": WARPS})
+def _variant(K: int, step: tuple[int, int]) -> Variant:
+    return Variant(mean_kernel, blocks_of(K, step), {"num_warps": step[1]})
 
 
-def blocks_of(K: int) -> dict[str, int]:
+def blocks_of(K: int, step: tuple[int, int]) -> dict[str, int]:
     """Numbers of blocks of rows and heads that the program adds at a time."""
     columns = next_power_of_2(K)
-    return {"BLOCK_P": max(1, ELEMENTS // columns), "BLOCK_K": columns}
+    return {"BLOCK_P": max(1, step[0] // columns), "BLOCK_K": columns}
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
@@ -97,7 +105,17 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         "p_correct": "*i64",
         **dict.fromkeys(("K", "n_blocks"), "i32"),
     }
-    return [(f"{K} heads", mean_kernel, signature, blocks_of(K), {"num_warps": WARPS}) for K in (1, 5, 16)]
+    return [
+        (
+            f"{K} heads, {step[0]} at a time",
+            mean_kernel,
+            signature,
+            blocks_of(K, step),
+            {"num_warps": step[1]},
+        )
+        for K in (1, 5, 16)
+        for step in (FEW, MANY)
+    ]
 
 
 VARIANTS = _variants()

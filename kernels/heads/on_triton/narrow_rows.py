@@ -6,31 +6,30 @@ A program holds some rows of a few adjacent heads, as wide as these are together
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, cdiv, next_power_of_2
+from ...machine.launch import Variant, cdiv
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
 from .chunk import INTEGERS, Chunk, Specialization, signature
+from .groups import (
+    BEGIN,
+    FIRST_COLUMN,
+    FIRST_HEAD,
+    LAST_COLUMN,
+    LAST_HEAD,
+    N_BOUNDS,
+    Groups,
+    group_heads,
+)
 from .head_losses import head_losses
 from .row_blocks import CHOICES, DEFAULT
 
-# Positions in a group's constants.
-FIRST_HEAD: tl.constexpr = tl.constexpr(0)
-LAST_HEAD: tl.constexpr = tl.constexpr(1)
-BEGIN: tl.constexpr = tl.constexpr(2)
-FIRST_COLUMN: tl.constexpr = tl.constexpr(3)
-LAST_COLUMN: tl.constexpr = tl.constexpr(4)
-N_BOUNDS: tl.constexpr = tl.constexpr(5)
-
-ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
-GROUP_COLUMNS = 64  # heads of fewer outputs share a program
 BLOCKS = CHOICES[DEFAULT]
 
 
@@ -114,40 +113,15 @@ def narrow_kernel(
                 tl.store(p_z, b_dz.to(p_logits.dtype.element_ty), mask=m_n[:, None] & m_own[None, :])
 
 
-class Groups(NamedTuple):
-    """The heads and columns of each program, and the numbers of rows and columns that one holds."""
-
-    n: int
-    bounds: tuple[int, ...]  # N_BOUNDS per group, one group after another
-    rows: int
-    columns: int
-
-
-def narrow_groups(layout: HeadLayout, members: Sequence[int], n_columns: int) -> Groups | None:
-    """Group adjacent `members` up to GROUP_COLUMNS; None without members.
-
-    If the layout's last head is a member, its group also covers a row's padding up to n_columns.
-    """
-    if not members:
-        return None
-    most = max(GROUP_COLUMNS, *(next_power_of_2(layout.heads[k].size) for k in members))
-    bounds: list[list[int]] = []
-    for k in members:
-        first = layout.offsets[k]
-        last = n_columns if k == len(layout) - 1 else first + layout.heads[k].size
-        if bounds and bounds[-1][1] == k and last - bounds[-1][2] <= most:
-            bounds[-1][1], bounds[-1][4] = k + 1, last
-        else:
-            begin = first // ALIGNED_COLUMNS * ALIGNED_COLUMNS
-            bounds.append([k, k + 1, begin, first, last])
-    columns = max(16, next_power_of_2(max(last - begin for _, _, begin, _, last in bounds)))
-    return Groups(len(bounds), tuple(itertools.chain(*bounds)), BLOCKS.rows(columns), columns)
+def rows_of(groups: Groups) -> int:
+    """Number of rows of a program."""
+    return BLOCKS.rows(groups.columns)
 
 
 def launch(chunk: Chunk, groups: Groups, head_of_column: Tensor) -> None:
     """Compute the losses of these heads of a chunk."""
     _variant(chunk.specialization, groups).launch(
-        cdiv(len(chunk.logits), groups.rows) * groups.n,
+        cdiv(len(chunk.logits), rows_of(groups)) * groups.n,
         (*chunk.tensors, head_of_column),
         (*chunk.integers, chunk.call.layout.width),
     )
@@ -161,7 +135,7 @@ def _variant(specialization: Specialization, groups: Groups) -> Variant:
 def constexprs_of(specialization: Specialization, groups: Groups) -> dict[str, Any]:
     """Return the compile-time arguments."""
     return {
-        **specialization.constexprs, "GROUPS": groups.bounds, "N_GROUPS": groups.n, "BLOCK_N": groups.rows,
+        **specialization.constexprs, "GROUPS": groups.bounds, "N_GROUPS": groups.n, "BLOCK_N": rows_of(groups),
         "BLOCK_S": groups.columns,
     }  # fmt: skip
 
@@ -176,11 +150,10 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         sizes = (widest, 30, 13, 5)
         narrow = tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True))
         layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 1000), *narrow))
-        groups = narrow_groups(layout, range(1, 5), cdiv(layout.width, 8) * 8)
-        assert groups is not None
+        groups = group_heads(layout, range(1, 5), cdiv(layout.width, 8) * 8)
         types = {**signature(dtype), "p_head_of_column": "*i64", "S": "i32"}
         constexprs = constexprs_of(Specialization(layout, True, True, False, True), groups)
-        name = f"{dtype} {groups.rows}x{groups.columns}{' values' * (kinds is of_values)}"
+        name = f"{dtype} {rows_of(groups)}x{groups.columns}{' values' * (kinds is of_values)}"
         variants.append((name, narrow_kernel, types, constexprs, BLOCKS.options))
     return variants
 

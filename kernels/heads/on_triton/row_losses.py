@@ -14,27 +14,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, cdiv, next_power_of_2
+from ...machine.launch import Variant, cdiv
 from ..call import HeadsCall
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
 from ..plans import Shape
 from .constants import constants_of
+from .groups import (
+    BEGIN,
+    FIRST_COLUMN,
+    FIRST_HEAD,
+    LAST_COLUMN,
+    LAST_HEAD,
+    N_BOUNDS,
+    Groups,
+    group_heads,
+)
 from .head_losses import head_losses
 from .row_blocks import CHOICES, RowBlocks, row_blocks
 from .tables import head_tables
 from .targets import ADDRESSES, locate_targets
 
-# Positions in a group's constants.
-FIRST_HEAD: tl.constexpr = tl.constexpr(0)
-LAST_HEAD: tl.constexpr = tl.constexpr(1)
-BEGIN: tl.constexpr = tl.constexpr(2)
-FIRST_COLUMN: tl.constexpr = tl.constexpr(3)
-LAST_COLUMN: tl.constexpr = tl.constexpr(4)
-N_BOUNDS: tl.constexpr = tl.constexpr(5)
-
-ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
-GROUP_COLUMNS = 64  # heads of fewer outputs share a program
 WIDEST = 256  # outputs of the widest head that a program holds
 
 
@@ -113,14 +113,6 @@ def row_loss_kernel(
                 tl.store(p_bias_parts + i_block.to(tl.int64) * S + o_s, tl.sum(b_dz, axis=0), mask=m_s)
 
 
-class Groups(NamedTuple):
-    """The heads and columns of each program, and the number of columns that the widest one holds."""
-
-    n: int
-    bounds: tuple[int, ...]  # N_BOUNDS per group, one group after another
-    columns: int  # BLOCK_S
-
-
 class RowLosses(NamedTuple):
     """Sums (n_blocks, K, 3) over blocks of rows, and the parts (n_blocks, S) of the bias gradient, if any."""
 
@@ -130,23 +122,8 @@ class RowLosses(NamedTuple):
 
 @cache
 def head_groups(layout: HeadLayout, row_stride: int) -> Groups:
-    """Group adjacent heads up to GROUP_COLUMNS; the last group also covers the padding of a row of logits.
-
-    Raises ValueError for a row_stride that is not a multiple of ALIGNED_COLUMNS.
-    """
-    if row_stride % ALIGNED_COLUMNS:
-        raise ValueError(f"rows of logits must begin at multiples of {ALIGNED_COLUMNS}, not of {row_stride}")
-    most = max(GROUP_COLUMNS, next_power_of_2(layout.widest))
-    bounds: list[list[int]] = []
-    for k, (first, last, _) in enumerate(layout):
-        if bounds and last - bounds[-1][2] <= most:
-            bounds[-1][1], bounds[-1][4] = k + 1, last
-        else:
-            begin = first // ALIGNED_COLUMNS * ALIGNED_COLUMNS
-            bounds.append([k, k + 1, begin, first, last])
-    bounds[-1][4] = row_stride
-    columns = next_power_of_2(max(last - begin for _, _, begin, _, last in bounds))
-    return Groups(len(bounds), tuple(itertools.chain(*bounds)), max(16, columns))
+    """Group the heads of a layout whose rows of logits are this long."""
+    return group_heads(layout, range(len(layout)), row_stride)
 
 
 @cache

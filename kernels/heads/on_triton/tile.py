@@ -247,10 +247,9 @@ def forward(call: HeadsCall) -> Forward:
         known=D,
     )  # fmt: skip
     means = take_means(sums, call.task_weights)
-    nothing = means.scale.new_empty(0)
-    return Forward(
-        means.losses, means.correct, (dz, means.scale if need_gradient else nothing, nothing), means.total
-    )
+    # Each a tensor of its own: a custom op may not return one twice.
+    scale = means.scale if need_gradient else means.scale.new_empty(0)
+    return Forward(means.losses, means.correct, (dz, scale, means.scale.new_empty(0)), means.total)
 
 
 def residual_like(call: HeadsCall) -> Residual:

@@ -1,4 +1,4 @@
-"""Multiply gradients that are complete except for the upstream gradient g, a scalar on the device, by g.
+"""Multiply gradients that are complete except for the upstream gradient g, a scalar on the device, by g: one launch.
 
 g is 1 unless the caller scales the loss. Then a tensor that may be handed out as it is needs no work, but asking the
 device would stall the host: the programs check g themselves, and exit.
@@ -6,6 +6,8 @@ device would stall the host: the programs check g themselves, and exit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,24 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import on_device_of
+from ...machine.launch import Variant, cdiv
 
 BLOCK = 2048
 WARPS = 8
 MAX_PROGRAMS = 1024
+MOST_INT32 = (1 << 31) - 1
 
 
-@triton.jit(do_not_specialize=["n"])
-def upstream_kernel(
-    p_gradient,  # (n,)
-    p_out,  # (n,), the same as p_gradient if IN_PLACE
-    p_upstream,  # () of any floating dtype
-    n,
-    IN_PLACE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """out = upstream * gradient; a program takes every num_programs-th block."""
-    upstream = tl.load(p_upstream).to(tl.float32)
+@triton.jit
+def _scale(p_gradient, p_out, upstream, n, IN_PLACE: tl.constexpr, BLOCK: tl.constexpr):
+    """out = upstream * gradient, n elements; a program takes every num_programs-th block."""
     n_blocks = (n - 1) // BLOCK + 1  # tl.cdiv adds BLOCK first, which overflows just below 2^31
     if IN_PLACE:
         n_blocks = tl.where(upstream == 1.0, 0, n_blocks)
@@ -40,28 +35,82 @@ def upstream_kernel(
         tl.store(p_out + o, b.to(p_out.dtype.element_ty), mask=o < n)
 
 
-def times_upstream(gradient: Tensor, upstream: Tensor, dtype: torch.dtype, own: bool) -> Tensor:
-    """Return upstream * gradient in `dtype`, contiguous; rounded once.
+@triton.jit(do_not_specialize=["n_features", "n_weight", "n_bias"])
+def upstream_kernel(
+    p_features,  # (n_features,)
+    p_features_out,  # (n_features,), the same as p_features if FEATURES_IN_PLACE
+    p_weight,
+    p_weight_out,
+    p_bias,
+    p_bias_out,
+    p_upstream,  # () of any floating dtype
+    n_features,
+    n_weight,
+    n_bias,
+    FEATURES_IN_PLACE: tl.constexpr,
+    WEIGHT_IN_PLACE: tl.constexpr,
+    BIAS_IN_PLACE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Scale the gradients of features, weight and bias; 0 elements: it is not needed."""
+    upstream = tl.load(p_upstream).to(tl.float32)
+    _scale(p_features, p_features_out, upstream, n_features, FEATURES_IN_PLACE, BLOCK)
+    _scale(p_weight, p_weight_out, upstream, n_weight, WEIGHT_IN_PLACE, BLOCK)
+    _scale(p_bias, p_bias_out, upstream, n_bias, BIAS_IN_PLACE, BLOCK)
 
-    With `own` nobody else holds the gradient: if its dtype fits, it is scaled in place and returned.
+
+def times_upstream(
+    gradients: Sequence[Tensor | None], dtypes: Sequence[torch.dtype], upstream: Tensor, own: bool
+) -> tuple[Tensor | None, ...]:
+    """Return upstream * gradient for three contiguous gradients, each in its dtype and rounded once; None stays None.
+
+    With `own` nobody else holds the gradients: one whose dtype fits is scaled in place and returned.
     """
-    in_place = own and gradient.dtype is dtype
-    out = gradient if in_place else torch.empty_like(gradient, dtype=dtype)
-    n = gradient.numel()
-    if n:
-        with on_device_of(gradient):
-            upstream_kernel[(min(MAX_PROGRAMS, triton.cdiv(n, BLOCK)),)](
-                gradient, out, upstream, n, IN_PLACE=in_place, BLOCK=BLOCK, num_warps=WARPS
-            )
-    return out
+    scaled = [
+        None if g is None else g if own and g.dtype is dtype else torch.empty_like(g, dtype=dtype)
+        for g, dtype in zip(gradients, dtypes, strict=True)
+    ]
+    sizes = [0 if gradient is None else gradient.numel() for gradient in gradients]
+    in_place = tuple(out is gradient for out, gradient in zip(scaled, gradients, strict=True))
+    # An argument that is never read still needs a pointer.
+    pairs = [
+        upstream if tensor is None else tensor
+        for pair in zip(gradients, scaled, strict=True)
+        for tensor in pair
+    ]
+    _variant(in_place).launch(
+        min(MAX_PROGRAMS, cdiv(max(sizes), BLOCK)),
+        (*pairs, upstream),
+        sizes,
+        known=tuple(size > MOST_INT32 for size in sizes),
+    )
+    return tuple(scaled)
+
+
+@cache
+def _variant(in_place: tuple[bool, ...]) -> Variant:
+    return Variant(upstream_kernel, _constexprs(*in_place), {"num_warps": WARPS})
+
+
+def _constexprs(features: bool, weight: bool, bias: bool) -> dict[str, Any]:
+    return {
+        "FEATURES_IN_PLACE": features, "WEIGHT_IN_PLACE": weight, "BIAS_IN_PLACE": bias, "BLOCK": BLOCK,
+    }  # fmt: skip
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
     variants = []
-    for gradient, out, in_place in (("bf16", "bf16", True), ("fp32", "fp32", True), ("fp32", "fp16", False)):
-        signature = {"p_gradient": f"*{gradient}", "p_out": f"*{out}", "p_upstream": "*fp32", "n": "i64"}
-        constexprs = {"IN_PLACE": in_place, "BLOCK": BLOCK}
-        name = f"{gradient} to {out}{' in place' if in_place else ''}"
+    for gradient, out, size in (("bf16", "bf16", "i32"), ("fp32", "fp32", "i64"), ("fp32", "fp16", "i32")):
+        signature = {
+            **dict.fromkeys(("p_features", "p_weight"), f"*{gradient}"),
+            **dict.fromkeys(("p_features_out", "p_weight_out", "p_bias_out"), f"*{out}"),
+            **dict.fromkeys(("p_bias", "p_upstream"), "*fp32"),
+            **dict.fromkeys(("n_features", "n_weight", "n_bias"), size),
+        }
+        same = gradient == out
+        name = f"{gradient} to {out}{' in place' if same else ''}, sizes {size}"
+        constexprs = _constexprs(same, same, out == "fp32")
         variants.append((name, upstream_kernel, signature, constexprs, {"num_warps": WARPS}))
     return variants
 

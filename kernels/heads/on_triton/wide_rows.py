@@ -318,17 +318,18 @@ class Blocks(NamedTuple):
         return launch_options(self.warps, self.registers)
 
 
-def choose_blocks(size: int, itemsize: int, is_smoothed: bool, has_bias: bool) -> Blocks:
+def choose_blocks(size: int, itemsize: int, is_smoothed: bool, has_bias: bool, is_weighted: bool) -> Blocks:
     """Blocks for a head of `size` outputs: a table, as an autotuner does not work in a graph capture.
 
-    Rows of up to ONE_BLOCK outputs stay in registers. For a vocabulary, a whole multiprocessor takes one row, so that
-    the rows in flight on all of them (132 of 304 KB on an H200) may stay in the L2 cache between the sweeps. A thread
-    has 8 lanes; 16 hide more memory latency, but fit an A100's registers only with 16-bit logits, a bias, and no
-    smoothing.
+    Rows of up to ONE_BLOCK outputs stay in registers. A program waits for memory most of the time, so the limit of
+    registers is the lowest without spills: twice as many programs run at a time as where the compiler chooses. For a
+    vocabulary, a whole multiprocessor takes one row, so that the rows in flight on all of them (132 of 304 KB on an
+    H200) may stay in the L2 cache between the sweeps. A thread has 8 lanes; 16 hide more memory latency, but fit an
+    A100's registers only with 16-bit logits, a bias, and no smoothing.
     """
     if size <= ONE_BLOCK:
         columns = next_power_of_2(size)
-        return Blocks(1, columns, columns // 256, 112)
+        return Blocks(1, columns, columns // 256, 80 if columns > 1024 else 72 if is_weighted else 64)
     if size <= 4096:
         return Blocks(1, 1024, 4, 112)
     if size <= 32768:
@@ -342,8 +343,9 @@ def launch(chunk: Chunk, k: int, rows: int) -> None:
     """Compute the losses of head k of a chunk, `rows` of its rows per program."""
     head = chunk.call.layout.heads[k]
     blocks = choose_blocks(
-        head.size, chunk.logits.element_size(), head.label_smoothing > 0, chunk.call.bias is not None
-    )
+        head.size, chunk.logits.element_size(), head.label_smoothing > 0, chunk.call.bias is not None,
+        head.options.column_weights is not None,
+    )  # fmt: skip
     _variant(chunk.specialization, k, chunk.logits.shape[1], blocks).launch(
         cdiv(len(chunk.logits), rows), chunk.tensors, (*chunk.integers, rows // blocks.rows)
     )
@@ -377,7 +379,8 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         wide = HeadSpec(Kind.SOFTMAX, size, label_smoothing=smoothing, class_weights=weights)
         layout = HeadLayout((wide, wide) if how == "aligned" else (HeadSpec(Kind.SOFTMAX, 3), wide))
         k, n_columns = (0, 2 * size) if how == "aligned" else (1, cdiv(size + 3, 8) * 8)
-        blocks = choose_blocks(size, 4 if dtype == "fp32" else 2, smoothing > 0, has_bias)
+        itemsize = 4 if dtype == "fp32" else 2
+        blocks = choose_blocks(size, itemsize, smoothing > 0, has_bias, weights is not None)
         types = {**signature(dtype, None if has_bias else "fp32"), "n_trips": "i32"}
         constexprs = constexprs_of(
             Specialization(layout, has_bias, gradient, False, True), k, n_columns, blocks

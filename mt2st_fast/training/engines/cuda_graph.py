@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.engine import Engine, StepParts
@@ -18,16 +19,16 @@ NUMBERS = (int, float, tuple)  # types of group options that a capture would fre
 
 
 class ByIdentity:
-    """A tensor as a key that keeps it alive: a graph reads its memory, whatever its numbers are."""
+    """An object as a key that keeps it alive: a graph reads the memory of its tensors, whatever their numbers are."""
 
-    def __init__(self, tensor: Tensor | None) -> None:
-        self._tensor = tensor
+    def __init__(self, held: object) -> None:
+        self._held = held
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ByIdentity) and self._tensor is other._tensor
+        return isinstance(other, ByIdentity) and self._held is other._held
 
     def __hash__(self) -> int:
-        return id(self._tensor)
+        return id(self._held)
 
 
 class CudaGraphSteps(Engine):
@@ -40,6 +41,7 @@ class CudaGraphSteps(Engine):
     ) -> None:
         self._parts = parts
         self._parameters: list[nn.Parameter] = []
+        self._placed: list[nn.Parameter] = []  # those that have memory
         self._obstacle: str | None = None
         self._steps: GraphedSteps | None = None
         if parts.options.captures:
@@ -58,6 +60,7 @@ class CudaGraphSteps(Engine):
             return
         parts = self._parts
         self._parameters = [*dict.fromkeys(p for module in parts.modules for p in module.parameters())]
+        self._placed = [p for p in self._parameters if not is_lazy(p)]
         self._obstacle = optimizer_obstacle(
             parts.optimizer, lr_changes=parts.options.lr_changes, loss_scaling=parts.scaler.is_enabled()
         )
@@ -100,7 +103,9 @@ class CudaGraphSteps(Engine):
             self._parts.encoder.training,
             self._parts.state.part,
             tuple([p.requires_grad for p in self._parameters]),
+            tuple(map(Tensor.data_ptr, self._placed)),
             optimizer_constants(self._parts.optimizer),
+            optimizer_memory(self._parts.optimizer),
             self._frozen_rows(),
         )
 
@@ -150,3 +155,11 @@ def optimizer_constants(optimizer: torch.optim.Optimizer) -> Hashable:
             for group in optimizer.param_groups
         ]
     )
+
+
+def optimizer_memory(optimizer: torch.optim.Optimizer) -> Hashable:
+    """Return what holds the tensors of an optimizer that a captured step reads; `load_state_dict` replaces it."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    return (
+        ByIdentity(optimizer.state), tuple([ByIdentity(rate) for rate in rates if isinstance(rate, Tensor)])
+    )  # fmt: skip

@@ -75,6 +75,7 @@ def test_repeated_rows_of_a_gradient_are_added_up_before_a_step(computed):
 def test_ids_outside_the_table_and_positions_outside_the_bags_count_as_none(computed):
     assert computed["outside"]
     assert computed["no-bag"]
+    assert computed["wrapped"]
 
 
 def test_starts_past_the_ids_read_nothing(computed):

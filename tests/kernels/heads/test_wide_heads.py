@@ -98,9 +98,9 @@ def test_parameters_of_another_dtype_get_gradients_in_theirs(computed, chunks):
 
 
 # Counting, scales, zeroed sums, the weight's padding, GEMMs (three, and two of the last rows where they alone are
-# padded), two loss kernels, the bias, means, and a look at the upstream gradient for each gradient. A test's few rows
+# padded), two loss kernels, the bias, means, and one look at the upstream gradient for all gradients. A test's few rows
 # are one part of the bias: of more, a second launch adds the parts.
-@pytest.mark.parametrize(("case", "most"), [("vocabulary", 18), ("classes", 15)])
+@pytest.mark.parametrize(("case", "most"), [("vocabulary", 16), ("classes", 13)])
 def test_launches_of_a_call(computed, case, most):
     names = computed[f"launches/{case}"].tolist()
     assert len(names) <= most, names
