@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mt2st_fast.data.corpus import ColumnRead
-from mt2st_fast.data.readers.narrowing import LARGEST, fits
+from mt2st_fast.data.readers.narrowing import fits
 from mt2st_fast.data.readers.request import TaskRequest
 from mt2st_fast.data.readers.table_rows import Rows
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import LARGEST
 from mt2st_fast.spelling import in_any_case, listed, meant
 
 MOST_DIGITS = 40  # of a cell in a message
