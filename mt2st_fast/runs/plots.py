@@ -77,9 +77,15 @@ def _log_scale(axes: Axes) -> None:
     """Give the values a logarithmic scale with plain numbers, 0.7 rather than 7 × 10⁻¹."""
     from matplotlib.ticker import LogFormatter
 
+    class Plain(LogFormatter):
+        """As LogFormatter chooses which values have a number."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:.4g}" if super().__call__(x, pos) else ""
+
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter())
+    axes.yaxis.set_major_formatter(Plain())
+    axes.yaxis.set_minor_formatter(Plain())
 
 
 def plot_seconds(
