@@ -5,6 +5,7 @@ meant as a character and not as the beginning of a cell: this is refused.
 """
 
 import csv
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +63,10 @@ def read_rows(path: Path, choose: Callable[[str | None, str], str]) -> Rows:
     text = open_lines(path, tell=False)
     lines_left = iter(text)
     before = list(_to_header(lines_left))
-    delimiter = choose(_said_delimiter(before), before[-1][1] if before else "")
+    header_line = before[-1][1] if before else ""
+    if _is_object(header_line):
+        raise InputError(f"{path}:{before[-1][0]}: is a JSON object and no header; use jsonl:{path}")
+    delimiter = choose(_said_delimiter(before), header_line)
     feed = _Feed(chain(before, lines_left))
     # In tables with tabs, a quotation mark is an ordinary character.
     quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
@@ -122,6 +126,14 @@ def _said_delimiter(lines: Sequence[tuple[int, str]]) -> str | None:
     """Return the delimiter that Excel states in a line before the header, `sep=;`; None without such a line."""
     said = _SEPARATOR.fullmatch(lines[0][1]) if lines else None
     return said[1] if said else None
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line is one object of JSON lines, whose commas would otherwise be between cells."""
+    try:
+        return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 class _Feed:

@@ -135,3 +135,15 @@ def test_every_reader_opens_its_file_once_as_it_may_be_a_pipe(tmp_path, kind):
     kept = open_data(f"{kind}:{tmp_path / 'file'}")
     assert piped.vocabulary.words == kept.vocabulary.words
     assert labels(piped, piped.main) == labels(kept, kept.main)
+
+
+def test_json_lines_under_the_name_of_a_table_are_told_from_one(write):
+    """Its header would be a row, and texts of other lengths have other numbers of cells."""
+    folder = write(**{"x.csv": '{"text": "a, b", "label": "c"}\n' * 9})
+    assert message_of(f"csv:{folder / 'x.csv'}").endswith(
+        f"x.csv:1: is a JSON object and no header; use jsonl:{folder / 'x.csv'}"
+    )
+
+
+def test_standard_input_has_a_name():
+    assert "for standard input, use csv:/dev/stdin" in message_of("csv:-")
