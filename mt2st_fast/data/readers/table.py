@@ -190,6 +190,11 @@ class Columns:
             _BETWEEN_LABELS.search(cell) for cell in self._counts[name]
         )
 
+    def seems_to_hold_sets(self, name: str) -> bool:
+        """Whether different cells are made of fewer labels between | or ;, as where a row has any of a few tags."""
+        cells = self.values(name)
+        return len({label.strip() for cell in cells for label in _BETWEEN_LABELS.split(cell)}) < len(cells)
+
     def holds_lists(self, name: str) -> bool:
         """Whether cells of the column are lists, in the first file."""
         return name in self._first.lists
