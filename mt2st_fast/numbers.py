@@ -12,6 +12,9 @@ import numpy as np
 
 from mt2st_fast.errors import InputError
 
+LARGEST = float(np.finfo(np.float32).max)
+LEAST = float(np.finfo(np.float32).smallest_subnormal)  # what is below half of it is 0 in float32
+
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number, of Python or NumPy."""
@@ -47,10 +50,16 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def check_positive(**options: Any) -> None:
-    """Raise InputError, naming the option, unless all options are finite numbers above 0."""
+    """Raise InputError, naming the option, unless all options are finite numbers above 0, in float32 as well."""
     for name, value in options.items():
         if not (is_number(value) and value > 0):
             raise InputError(f"{name} must be positive and finite, not {value!r}")
+        if not LEAST <= value <= LARGEST:
+            what = "infinite" if value > LARGEST else "0"
+            raise InputError(
+                f"{name} must be from {LEAST:.2g} to {LARGEST:.2g}, as float32 holds numbers, in which {value!r} is "
+                f"{what}"
+            )
 
 
 def check_not_negative(**options: Any) -> None:

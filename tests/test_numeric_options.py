@@ -293,3 +293,14 @@ def test_tasks_take_numbers_of_numpy(given, meant):
     assert repr(given) == repr(meant)
     assert given.head == meant.head
     json.dumps(tasks_to_json({"a": given}))
+
+
+@pytest.mark.parametrize("lr", [1e300, 1e-300, 10**400], ids=str)
+def test_rates_that_float32_cannot_hold_are_refused(lr):
+    """The first is infinite there (NumPy warns, the loss is not finite), the second 0: nothing learns."""
+    heads = MultiTaskHeads(4, {"a": Classification(2)}, main="a")
+    for make in (lambda: Trainer(torch.nn.Linear(4, 4), heads, lr=lr), lambda: SGD([torch.zeros(2)], lr=lr)):
+        with pytest.raises(
+            InputError, match=r"^lr must be from 1\.4e-45 to 3\.4e\+38, as float32 holds numbers"
+        ):
+            make()

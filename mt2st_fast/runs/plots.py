@@ -52,7 +52,7 @@ def plot_curves(history: History, metric: str) -> Figure:
         weights.plot(every, values, drawstyle="steps-pre", lw=2.5, ls=dashes, **style)
     losses.set(ylabel="training loss")
     if any(loss > 0 for record in history.steps for loss in record.losses.values()):
-        losses.set_yscale("log")
+        _log_scale(losses)
     weights.set(ylabel="task weight", ylim=(-0.05, None))
     points = [(e.step, e.metrics[history.main]) for e in history.evaluations]
     quality.plot(*zip(*points, strict=True), "o-", color="C0", ms=4) if points else None
@@ -71,6 +71,21 @@ def plot_curves(history: History, metric: str) -> Figure:
         title=plain(f"main task {history.main}") + "; dotted: a task retires",
     )  # fmt: skip
     return figure
+
+
+def _log_scale(axes: Axes) -> None:
+    """Give the values a logarithmic scale with plain numbers, 0.7 rather than 7 × 10⁻¹."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        """As LogFormatter chooses which values have a number."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:.4g}" if super().__call__(x, pos) else ""
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(Plain())
+    axes.yaxis.set_minor_formatter(Plain())
 
 
 def plot_seconds(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mt2st_fast.runs.plots import median_curve, plain, plot_seconds, svg
+from mt2st_fast.runs.plots import median_curve, plain, plot_curves, plot_seconds, svg
+from mt2st_fast.training.history import History, StepRecord
 
 
 @pytest.mark.parametrize("name", [r"$\frac$", "_hidden", "a\nb", "\udcff", "中文"])
@@ -21,3 +22,16 @@ def test_several_curves_have_a_median_and_are_faint_themselves() -> None:
     (axes,) = plot_seconds({"stl": curves, "one": [[(1.0, 0.2)]], "none": [[]]}, "quality").axes
     assert [len(line.get_xdata()) for line in axes.lines] == [3, 2, 2, 2, 1]
     assert [line.get_marker() for line in axes.lines] == ["None", "None", "None", "o", "s"]
+
+
+def test_a_logarithmic_scale_has_plain_numbers() -> None:
+    """Within a decade all labels are minor ones, which matplotlib writes as powers: 7 × 10⁻¹."""
+    losses = [1.2, 0.9, 0.7]
+    steps = [
+        StepRecord(i, 1.0, loss, {"a": loss}, {"a": 1.0}, 0.1, 1.0, 1.0) for i, loss in enumerate(losses)
+    ]
+    figure = plot_curves(History("a", steps), "accuracy")
+    svg(figure)
+    axis = figure.axes[0].yaxis
+    shown = [t.get_text() for t in [*axis.get_majorticklabels(), *axis.get_minorticklabels()] if t.get_text()]
+    assert {"0.7", "0.8", "1"} <= set(shown)

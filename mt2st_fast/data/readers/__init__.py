@@ -207,6 +207,10 @@ def parse_spec(spec: str, shown: str = "data") -> tuple[str, Path]:
         raise InputError(f"{shown} {spec!r}: the reader {kind} needs a path: {kind}:PATH")
     if not READERS[kind].needs_path and separator:
         raise InputError(f"{shown} {spec!r}: the reader {kind} takes no path; write {kind} alone")
+    if path == "-":
+        raise InputError(
+            f"{shown} {spec!r}: - is no file here; for standard input, use {kind}:/dev/stdin, or save it in a file"
+        )
     return kind, at_home(path)
 
 

@@ -7,7 +7,7 @@ from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.documents import read_documents, texts_of
 from mt2st_fast.data.readers.request import Reader, ReadRequest, Unlabelled
 from mt2st_fast.data.readers.table import Table, make_table
-from mt2st_fast.data.readers.table_rows import Rows, header_line, read_rows, said_delimiter
+from mt2st_fast.data.readers.table_rows import Rows, read_rows
 from mt2st_fast.errors import InputError
 
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", " ": "blank"}
@@ -44,8 +44,9 @@ def _read_table(path: Path, request: ReadRequest) -> Table:
 
 def _read_rows(path: Path, request: ReadRequest) -> tuple[Rows, str]:
     """Return the rows of a table, and the name of what is between cells."""
-    delimiter = _delimiter(path) if request.delimiter is None else _checked(request.delimiter)
-    return read_rows(path, delimiter), _NAMES.get(delimiter, repr(delimiter))
+    given = None if request.delimiter is None else _checked(request.delimiter)
+    rows = read_rows(path, lambda said, header: given or _delimiter(path, said, header))
+    return rows, _NAMES.get(rows.delimiter, repr(rows.delimiter))
 
 
 def _checked(delimiter: str) -> str:
@@ -57,9 +58,8 @@ def _checked(delimiter: str) -> str:
     return delimiter
 
 
-def _delimiter(path: Path) -> str:
+def _delimiter(path: Path, said: str | None, header: str) -> str:
     """Choose the delimiter by the extension, or the most frequent in the header; csv.Sniffer fails on short headers."""
     if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes}:
         return "\t"
-    said = said_delimiter(path)
-    return said or max(",;\t|", key=re.sub(r'"[^"]*"', "", header_line(path)).count)
+    return said or max(",;\t|", key=re.sub(r'"[^"]*"', "", header).count)

@@ -150,6 +150,11 @@ def _notes_on_cells(columns: Columns, task: TaskRequest) -> Iterator[str]:
             f"column {name!r} has {len(values)} classes, all of them numbers; to predict the number itself, use "
             f"{name}:regression"
         )
+    if kind == "classes" and columns.seems_to_hold_sets(name):
+        yield (
+            f"column {name!r}: each of the {len(values)} different cells is one class, | or ; included; if these signs "
+            f"separate labels, use {name}:multilabel"
+        )
     if kind == "labels" and columns.holds_single_labels(name):
         yield f"column {name!r}: no cell has | or ;, which separate labels, so each cell is one label"
     if kind == "labels" and (empty := columns.read_as(name, "").empty):

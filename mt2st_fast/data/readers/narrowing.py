@@ -6,7 +6,6 @@ import numpy as np
 
 from mt2st_fast.errors import InputError
 
-LARGEST = float(np.finfo(np.float32).max)
 _MOST_HARMLESS = 1e-5  # rounding, as a share of the range of all targets
 _FIX = "subtract a number near them all, such as their mean"
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mt2st_fast.data.corpus import ColumnRead
-from mt2st_fast.data.readers.narrowing import LARGEST, fits
+from mt2st_fast.data.readers.narrowing import fits
 from mt2st_fast.data.readers.request import TaskRequest
 from mt2st_fast.data.readers.table_rows import Rows
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import LARGEST
 from mt2st_fast.spelling import in_any_case, listed, meant
 
 MOST_DIGITS = 40  # of a cell in a message
@@ -188,6 +189,11 @@ class Columns:
         return not self.holds_lists(name) and not any(
             _BETWEEN_LABELS.search(cell) for cell in self._counts[name]
         )
+
+    def seems_to_hold_sets(self, name: str) -> bool:
+        """Whether different cells are made of fewer labels between | or ;, as where a row has any of a few tags."""
+        cells = self.values(name)
+        return len({label.strip() for cell in cells for label in _BETWEEN_LABELS.split(cell)}) < len(cells)
 
     def holds_lists(self, name: str) -> bool:
         """Whether cells of the column are lists, in the first file."""

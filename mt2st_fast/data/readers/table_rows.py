@@ -5,13 +5,15 @@ meant as a character and not as the beginning of a cell: this is refused.
 """
 
 import csv
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mt2st_fast.data.text.lines import TextLines, open_lines
+from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
 from mt2st_fast.spelling import counted
 
@@ -28,7 +30,7 @@ class Rows:
     """The header and the rows of one file.
 
     `line_numbers` say where each row ends, `notes` what was left out and why, `left_out` how many of the lines; `lists`
-    names the columns with lists (only in JSON).
+    names the columns with lists (only in JSON), `delimiter` is what is between cells ("" in JSON).
     """
 
     header: list[str]
@@ -37,6 +39,7 @@ class Rows:
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     lists: set[str] = field(default_factory=set)
+    delimiter: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +50,24 @@ class _LongRow:
     lines: Sequence[tuple[int, str]]
 
 
-def read_rows(path: Path, delimiter: str) -> Rows:
+def read_rows(path: Path, choose: Callable[[str | None, str], str]) -> Rows:
     """Read all rows of a table, without blank lines and comments (`# domain = news`, without the header's number of
     cells).
+
+    choose: returns the delimiter for the one that Excel states before the header (`sep=;`; else None) and the header's
+    line. The file is opened once, as it may be a pipe.
 
     Raises InputError, naming the line, for a row with another number of cells than the header, for a quotation mark
     that is not closed, and for one that is closed so late that rows would be merged.
     """
     text = open_lines(path, tell=False)
-    feed = _Feed(text)
+    lines_left = iter(text)
+    before = list(_to_header(lines_left))
+    header_line = before[-1][1] if before else ""
+    if _is_object(header_line):
+        raise InputError(f"{path}:{before[-1][0]}: is a JSON object and no header; use jsonl:{path}")
+    delimiter = choose(_said_delimiter(before), header_line)
+    feed = _Feed(chain(before, lines_left))
     # In tables with tabs, a quotation mark is an ordinary character.
     quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     csv.field_size_limit(MOST_CHARACTERS)
@@ -64,7 +76,7 @@ def read_rows(path: Path, delimiter: str) -> Rows:
         header = _names(next(reader, []))
         if not header:
             raise InputError(f"{path}: has neither a header nor rows")
-        table = Rows(header)
+        table = Rows(header, delimiter=delimiter)
         long_rows, comments, headers, blank = [], [], [], 0
         feed.header_read = True
         feed.taken.clear()
@@ -102,24 +114,33 @@ def read_rows(path: Path, delimiter: str) -> Rows:
     return table
 
 
-def said_delimiter(path: Path) -> str | None:
+def _to_header(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Yield the lines up to the first one that is neither blank nor a comment."""
+    for number, line in lines:
+        yield number, line
+        if line.strip() and not _is_comment(line):
+            return
+
+
+def _said_delimiter(lines: Sequence[tuple[int, str]]) -> str | None:
     """Return the delimiter that Excel states in a line before the header, `sep=;`; None without such a line."""
-    first = next((line for _, line in open_lines(path, tell=False)), "")
-    said = _SEPARATOR.fullmatch(first)
+    said = _SEPARATOR.fullmatch(lines[0][1]) if lines else None
     return said[1] if said else None
 
 
-def header_line(path: Path) -> str:
-    """Return the first line of a table that is neither blank nor a comment."""
-    lines = (line for _, line in open_lines(path, tell=False) if line.strip() and not _is_comment(line))
-    return next(lines, "")
+def _is_object(line: str) -> bool:
+    """Whether a line is one object of JSON lines, whose commas would otherwise be between cells."""
+    try:
+        return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 class _Feed:
     """Lines for csv.reader, recording those that the current row has taken."""
 
-    def __init__(self, text: TextLines) -> None:
-        self._lines = iter(text)
+    def __init__(self, lines: Iterable[tuple[int, str]]) -> None:
+        self._lines = iter(lines)
         self.taken: list[tuple[int, str]] = []
         self.comments: list[int] = []  # before the header
         self.header_read = False

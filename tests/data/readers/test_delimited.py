@@ -75,3 +75,20 @@ def test_tables_of_different_columns_are_named(table_folder, write):
     assert ("test.csv: has no column 'label', which is the main task in the training file") in message_of(
         f"csv:{table_folder}"
     )
+
+
+def test_sets_of_labels_that_are_read_as_classes_are_told(write):
+    """Without the note, a task of three tags silently becomes one of five classes."""
+    cells = ["a", "a|b", "b|c", "a|c", "c"]
+    folder = write(**{"x.csv": "text,tags\n" + "".join(f"w{i},{cells[i % 5]}\n" for i in range(40))})
+    spec = f"csv:{folder / 'x.csv'}"
+    told = (
+        "column 'tags': each of the 5 different cells is one class, | or ; included; if these signs separate "
+    )
+    assert f"{told}labels, use tags:multilabel" in open_data(spec).notes
+    assert not [note for note in open_data(spec, main="tags:multilabel").notes if note.startswith(told)]
+
+
+def test_a_class_with_a_bar_in_its_name_is_no_set(write):
+    folder = write(**{"x.csv": "text,y\n" + "".join(f"w{i},{['a|b', 'c', 'd'][i % 3]}\n" for i in range(40))})
+    assert not [note for note in open_data(f"csv:{folder / 'x.csv'}").notes if "multilabel" in note]

@@ -1,9 +1,12 @@
 """The files of a reader: compressed ones, which split each is, and what is said of those that cannot be used."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from mt2st_fast.data import open_data
-from tests.data.readers.opened import CONLLU, message_of, sentences, words
+from tests.data.readers.opened import CONLLU, labels, message_of, sentences, words
 
 
 def test_compressed_files_are_read_too(write):
@@ -111,3 +114,36 @@ def test_files_that_are_no_part_are_told(write):
     assert open_data(f"csv:{folder}").notes == (
         "not read, because train, dev or test is not in the name: latest.csv, more.csv.gz",
     )
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="pipes have no names here")
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "columns", "conllu"])
+def test_every_reader_opens_its_file_once_as_it_may_be_a_pipe(tmp_path, kind):
+    """As in csv:<(zcat reviews.csv.gz), where a second look finds nothing."""
+    rows = {
+        "csv": "# a comment\ntext;label\n" + "".join(f"w{i};{i % 2}\n" for i in range(9)),
+        "jsonl": "".join(f'{{"text": "w{i}", "label": "{i % 2}"}}\n' for i in range(9)),
+        "columns": sentences(9),
+        "conllu": CONLLU * 5,
+    }[kind]
+    (tmp_path / "file").write_text(rows)
+    read_from, write_to = os.pipe()
+    os.write(write_to, rows.encode())  # less than a pipe holds
+    os.close(write_to)
+    piped = open_data(f"{kind}:/dev/fd/{read_from}")
+    os.close(read_from)
+    kept = open_data(f"{kind}:{tmp_path / 'file'}")
+    assert piped.vocabulary.words == kept.vocabulary.words
+    assert labels(piped, piped.main) == labels(kept, kept.main)
+
+
+def test_json_lines_under_the_name_of_a_table_are_told_from_one(write):
+    """Its header would be a row, and texts of other lengths have other numbers of cells."""
+    folder = write(**{"x.csv": '{"text": "a, b", "label": "c"}\n' * 9})
+    assert message_of(f"csv:{folder / 'x.csv'}").endswith(
+        f"x.csv:1: is a JSON object and no header; use jsonl:{folder / 'x.csv'}"
+    )
+
+
+def test_standard_input_has_a_name():
+    assert "for standard input, use csv:/dev/stdin" in message_of("csv:-")
