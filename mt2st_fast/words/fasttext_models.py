@@ -291,7 +291,7 @@ class Vectors(FastTextModel):
     test = test_label = get_label_id = predict
 
     def get_word_id(self, word: str) -> int:
-        return self.model.vocabulary.get(word, -1)
+        return self.model.tables.vocabulary.get(word, -1)
 
     def get_word_vector(self, word: str) -> np.ndarray:
         try:
@@ -300,20 +300,18 @@ class Vectors(FastTextModel):
             return np.zeros(self.model.vector_size, np.float32)
 
     def get_subwords(self, word: str, on_unicode_error: str = "strict") -> tuple[list[str], np.ndarray]:
-        return self.model.subwords(word)
+        return self.model.tables.subwords_of(word)
 
     def get_subword_id(self, subword: str) -> int:
         if not self.model.max_n:
             raise InputError("this model has no n-grams: train it with maxn=6")
-        return self.model.ngram_row(subword)
+        return self.model.tables.ngram_row(subword)
 
     def get_input_matrix(self) -> np.ndarray:
-        return self.model.input_rows.copy()
+        return self.model.tables.input_rows.copy()
 
     def get_output_matrix(self) -> np.ndarray:
-        outputs = self.model.node_vectors if self.model.hs else self.model.output_vectors
-        assert outputs is not None
-        return outputs.copy()
+        return (self.model.syn1 if self.model.hs else self.model.syn1neg).copy()
 
     def get_sentence_vector(self, text: str) -> np.ndarray:
         """Return the mean of the words' unit vectors, as fastText does; words whose vector is zero do not count."""
@@ -322,10 +320,10 @@ class Vectors(FastTextModel):
         return np.mean(units, 0) if units else np.zeros(self.model.vector_size, np.float32)
 
     def _counts(self) -> np.ndarray:
-        return self.model.counts
+        return self.model.tables.counts
 
     def _set_matrices(self, inputs: np.ndarray, outputs: np.ndarray) -> None:
-        self.model.input_rows[:] = inputs
+        self.model.tables.input_rows[:] = inputs
         (self.model.syn1 if self.model.hs else self.model.syn1neg)[:] = outputs
         self.model.show_vectors()
 
