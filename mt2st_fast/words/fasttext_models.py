@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from mt2st_fast.data.character_ngrams import ngram_hash
 from mt2st_fast.data.text.decoding import MARK
 from mt2st_fast.errors import InputError
 from mt2st_fast.words.bag_scorer import check_choice
@@ -206,7 +207,8 @@ class Classifier(FastTextModel):
         self, include_freq: bool = False, on_unicode_error: str = "strict"
     ) -> list[str] | tuple[list[str], np.ndarray]:
         """Return `labels`; with include_freq also how many documents each had, int64."""
-        return (self.labels, np.asarray(self.model.get_labels(True)[1])) if include_freq else self.labels
+        counts = self.model.families[self.model.main].counts
+        return (self.labels, np.array(counts, np.int64)) if include_freq else self.labels
 
     def get_label_id(self, label: str) -> int:
         """Return the number of a label, -1 for a label that training did not see."""
@@ -243,25 +245,28 @@ class Classifier(FastTextModel):
         return {self._prefix + name: of_label for name, of_label in scores.items()}
 
     def get_word_id(self, word: str) -> int:
-        return self.model.get_word_id(word)
+        return self.model.features.vocabulary.get(word, -1)
 
     def get_word_vector(self, word: str) -> np.ndarray:
         return self.model.vector(word)
 
     def get_subwords(self, word: str, on_unicode_error: str = "strict") -> tuple[list[str], np.ndarray]:
-        return self.model.get_subwords(word)
+        return self.model.features.subwords(word)
 
     def get_subword_id(self, subword: str) -> int:
-        return self.model.get_subword_id(subword)
+        features = self.model.features
+        if not features.buckets:
+            raise InputError("this model has no n-grams: train it with minn= and maxn= or with wordNgrams=")
+        return len(features.vocabulary) + ngram_hash(subword) % features.buckets
 
     def get_input_matrix(self) -> np.ndarray:
-        return self.model.get_input_matrix()
+        return self.model.encoder.table.detach().cpu().numpy().copy()
 
     def get_output_matrix(self) -> np.ndarray:
-        return self.model.get_output_matrix()
+        return self.model.heads.linear(self.model.main).weight.detach().cpu().numpy().copy()
 
     def get_sentence_vector(self, text: str) -> np.ndarray:
-        return self.model.get_sentence_vector(text)
+        return self.model.text_vector(text)
 
     def _counts(self) -> np.ndarray:
         return self.model.features.vocabulary.counts
