@@ -218,7 +218,3 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
         for gradient, t, need in zip(residual, call[:3], call.needs, strict=True)
     )
     return d_features, d_weight, d_bias
-
-
-def warm_up() -> None:
-    """Do nothing: Triton compiles for a layout's block sizes at the first call with that layout."""
