@@ -23,6 +23,9 @@ def prepare(
     min_count: Annotated[
         int, typer.Option(help="leave out words that occur fewer times than this", min=1)
     ] = 5,
+    processes: Annotated[
+        int | None, typer.Option(help="cores that read at a time; by default as many as torch uses", min=1)
+    ] = None,
 ) -> None:
     """Turn text (one sentence per line, words separated by white space) into a token file that training memory-maps.
 
@@ -40,6 +43,7 @@ def prepare(
             file,
             lower=lower,
             min_count=min_count,
+            processes=processes,
             progress=lambda stage, read, total: bars.update(bar_of[stage], completed=read, total=total),
         )
     seconds = time.perf_counter() - start

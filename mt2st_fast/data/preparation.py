@@ -18,6 +18,7 @@ from mt2st_fast.data.stream import write_stream
 from mt2st_fast.data.text.word_files import number_blocks
 from mt2st_fast.data.tokens import MISSING_WORD
 from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.environment import cpu_threads
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import check_not_read, is_same_file, naming
 from mt2st_fast.folder_lock import made
@@ -48,12 +49,14 @@ def prepare(
     *,
     lower: bool = False,
     min_count: int = 5,
+    processes: int | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
     """Write the token file `out` (see mt2st_fast.data.stream) from text files and folders, also from .gz files.
 
     A line is a sentence; its words are separated by white space. Files of a folder (except hidden ones) are read in the
-    order of their paths. progress: called with the pass ("read", "write"), bytes done and bytes in total.
+    order of their paths. processes: how many cores read at a time, by default as many as torch uses; the output does
+    not depend on it. progress: called with the pass ("read", "write"), bytes done and bytes in total.
 
     Raises InputError for a corpus that is missing, not UTF-8, or has no word that occurs `min_count` times. In this
     case, or if interrupted, an older `out` stays as it was.
@@ -66,7 +69,14 @@ def prepare(
         raise InputError(f"--out {out} is a folder; use a file name in it")
     files, report = _files_of(paths, out), progress or _ignored
     total = sum(path.stat().st_size for path in files)
-    with naming(out), made(out.parent), tempfile.TemporaryFile(dir=out.parent) as waiting:
+    if processes is not None and processes < 1:
+        raise InputError(f"processes must be at least 1, not {processes}")
+    with (
+        cpu_threads(processes),
+        naming(out),
+        made(out.parent),
+        tempfile.TemporaryFile(dir=out.parent) as waiting,
+    ):
         counter, before = WordCounter(), 0
         for path in files:
             for numbers, position in number_blocks(path, counter, may_be_empty=True):

@@ -46,15 +46,16 @@ def test_the_file_holds_the_sentences(
 
 
 @pytest.mark.parametrize("lower", [False, True])
-def test_every_size_of_blocks_writes_the_same(
+def test_every_size_of_blocks_and_number_of_cores_writes_the_same(
     lower: bool, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = set()
     for size in (61, 1000, 1 << 20):
         monkeypatch.setattr(preparation, "BLOCK_BYTES", size)
         monkeypatch.setattr(word_files, "BLOCK_BYTES", size)
-        prepare([corpus], tmp_path / "t", min_count=2, lower=lower)
-        written.add((tmp_path / "t").read_bytes())
+        for processes in (None, 1, 3):
+            prepare([corpus], tmp_path / "t", min_count=2, lower=lower, processes=processes)
+            written.add((tmp_path / "t").read_bytes())
     assert len(written) == 1
     wanted = text_of(corpus).lower() if lower else text_of(corpus)
     assert sentences_of(TokenStream.open(tmp_path / "t")) == expected(wanted, 2)
