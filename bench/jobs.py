@@ -31,7 +31,6 @@ from bench.bags_gpu import FULL, make_pass
 from bench.device import find, synchronize
 from bench.environment import ROOT, describe
 from mt2st_fast import Word2Vec
-from mt2st_fast.kernels import warm_up
 
 console = Console(width=150)
 EPOCHS = 5
@@ -235,7 +234,6 @@ def _word2vec(path: Path, device: torch.device) -> tuple[float, float, list[floa
 def warm_cpu() -> None:
     """Compile, or load from the cache, what the CPU's measurements need: bags and heads, in one call and separately."""
     cpu = torch.device("cpu")
-    warm_up(cpu, torch.float32)
     sizes = FULL._replace(documents=WARM_DOCUMENTS, cpu_batch=WARM_DOCUMENTS)
     for n_heads in (1, len(FAMILIES)):
         make_pass(Documents.make(WARM_DOCUMENTS), sizes, n_heads, WARM_DOCUMENTS, cpu).run()

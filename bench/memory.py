@@ -25,8 +25,7 @@ import torch
 
 from bench.cases import HeadCase
 from bench.environment import ROOT
-from bench.peers import BUILDERS, OURS, Builder, Peer
-from mt2st_fast.kernels import warm_up
+from bench.peers import BUILDERS, Builder, Peer
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_HIGH_WATER = "5"  # man 5 proc_pid_clear_refs
@@ -90,8 +89,6 @@ def main(described: str, peer: str) -> None:
         "warm-up", min(case.N, SMALL_ROWS), case.D, tuple(min(size, SMALL_CLASSES) for size in case.sizes)
     )
     build = BUILDERS[peer]
-    if peer in OURS:
-        warm_up(torch.device("cpu"), torch.float32)
     _warm_up(build, small)
     print(json.dumps({"peak_extra_bytes": _peak_on_cpu(build(case.inputs(), "forward+backward"))}))
 

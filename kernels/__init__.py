@@ -24,7 +24,7 @@ from .bags.rules import RULES as ROW_RULES
 from .bags.rules import RowRule, RowRuleKind, RowState
 from .heads.kind import HeadSpec, Kind, task_of_column
 from .heads.layout import HeadLayout
-from .heads.op import MultitaskLoss, multitask_gradients, multitask_loss, warm_up
+from .heads.op import MultitaskLoss, multitask_gradients, multitask_loss
 from .heads.parts import lay_adjacent
 from .heads.plans import (
     RULES,
@@ -36,7 +36,7 @@ from .heads.pooling import POOLINGS, Pooling
 from .heads.reference import accepted_targets, head_correct, row_losses
 from .machine.registry import OPS, REFERENCE, Choice, Op, asked_for, choose_backend
 from .step.bags import bag_step, bag_step_obstacle
-from .step.common import Dropout, StepResult
+from .step.common import Dropout
 from .step.dense_model import Decay, Dense
 from .step.front import Front
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
@@ -110,7 +110,6 @@ __all__ = [
     "Shape",
     "Share",
     "StackModel",
-    "StepResult",
     "SummedModel",
     "TextStepModel",
     "Trained",
@@ -159,5 +158,4 @@ __all__ = [
     "unique_ids",
     "update_all_rows",
     "update_rows",
-    "warm_up",
 ]

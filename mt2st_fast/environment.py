@@ -1,11 +1,12 @@
-"""The devices and versions that a result was measured with."""
+"""The devices, threads and versions that results are computed and measured with."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,15 @@ def _processor_of(lines: Sequence[str]) -> str | None:
     flags = fields.get("flags", "").split()
     told += [shown for flag, shown in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags][:1]
     return fields["model name"] + (f" ({', '.join(told)})" if told else "")
+
+
+@contextmanager
+def cpu_threads(n: int | None) -> Iterator[None]:
+    """Set torch's CPU threads, which the kernels use too, for the duration of a block; None leaves them."""
+    before = torch.get_num_threads()
+    try:
+        if n is not None:
+            torch.set_num_threads(int(n))
+        yield
+    finally:
+        torch.set_num_threads(before)

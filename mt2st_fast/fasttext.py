@@ -166,5 +166,5 @@ def _begin_with(model: Word2Vec, path: Path) -> None:
     rows: Mapping[str, int] = vectors.index_of
     for own, word in enumerate(model.words):
         if word in rows:
-            model.input_rows[own] = vectors.vectors[rows[word]]
+            model.tables.input_rows[own] = vectors.vectors[rows[word]]
     model.show_vectors()

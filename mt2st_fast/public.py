@@ -1,6 +1,5 @@
 """The names that users import from `mt2st_fast`."""
 
-from mt2st_fast.data import TokenStream
 from mt2st_fast.errors import InputError, LostProcessError
 from mt2st_fast.exporting.inputs import TextInputs
 from mt2st_fast.exporting.models import export_modules
@@ -9,7 +8,6 @@ from mt2st_fast.kernels import (
     HeadSpec,
     Kind,
     choose_backend,
-    choose_plan,
     multitask_loss,
 )
 from mt2st_fast.model.description import load_modules, save_modules
@@ -102,7 +100,6 @@ __all__ = [
     "TaskAdaptedEncoder",
     "TextInputs",
     "TextModel",
-    "TokenStream",
     "Trainer",
     "Uncertainty",
     "WindowEncoder",
@@ -112,7 +109,6 @@ __all__ = [
     "WordTask",
     "WordVectors",
     "choose_backend",
-    "choose_plan",
     "export_modules",
     "gather_rows",
     "load",

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from .hierarchy import HierarchyTraining
 from .training import ContextTraining, TrainingInPlace
+from .workspace import Rates, Stream
 
 
 class BothTraining(TrainingInPlace):
@@ -25,21 +22,12 @@ class BothTraining(TrainingInPlace):
         self.tree, self.negatives = tree, negatives
         self.inputs, self.options = tree.inputs, tree.options
 
-    def run(
-        self,
-        tokens: np.ndarray,
-        bounds: np.ndarray,
-        key: Any,
-        rounds: tuple[int, int],
-        rate: float,
-        rate_fall: float,
-        least_rate: float,
-    ) -> tuple[float, int]:
-        """Like ContextTraining.run, but return the loss sum of both ways, and the pairs, over all words."""
+    def run(self, text: Stream, rounds: tuple[int, int], rates: Rates) -> tuple[float, int]:
+        """Return the loss sum of both ways, and the pairs, over all words."""
         loss, pairs = 0.0, 0
         for r in range(*rounds):
             for training in (self.tree, self.negatives):
-                part, n = training.run(tokens, bounds, key, (r, r + 1), rate, rate_fall, least_rate)
+                part, n = training.run(text, (r, r + 1), rates)
                 loss += part / training.measured
                 pairs += n if training is self.tree else 0
         return loss, pairs

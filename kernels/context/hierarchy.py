@@ -15,7 +15,7 @@ import numpy as np
 from .backends import load_numba
 from .batch import WordSampler, check_options
 from .training import NO_LOCKS, ContextOptions, TrainingInPlace
-from .workspace import ShardRows, Stream, Tables, floats, integers, make_shard_rows
+from .workspace import Rates, ShardRows, Stream, Tables, floats, integers, make_shard_rows
 
 
 class TreePaths(NamedTuple):
@@ -87,24 +87,14 @@ class HierarchyTraining(TrainingInPlace):
             V, D, options.shards, options.shard_words, int(np.diff(paths.bounds).max())
         )
 
-    def run(
-        self,
-        tokens: np.ndarray,
-        bounds: np.ndarray,
-        key: Any,
-        rounds: tuple[int, int],
-        rate: float,
-        rate_fall: float,
-        least_rate: float,
-    ) -> tuple[float, int]:
-        """Like ContextTraining.run, but return the loss sum and the pairs of all words."""
+    def run(self, text: Stream, rounds: tuple[int, int], rates: Rates) -> tuple[float, int]:
+        """Return the loss sum and the pairs of all words."""
         o = self.options
-        stream = Stream(tokens, bounds, key)
         steps, tables = o.steps(0.0), Tables(self.inputs, self.outputs, self.locks)
-        found, rates = np.zeros((o.shards, 2)), np.array([rate, rate_fall, least_rate])
+        found, falling = np.zeros((o.shards, 2)), np.array(rates)
         for some in self._calls(rounds):
             self._kernels.train_hierarchy(
-                stream, self.sampler.keep, self.paths, steps, rates, some, tables, self._workspace, found
+                text, self.sampler.keep, self.paths, steps, falling, some, tables, self._workspace, found
             )
         return float(found[:, 0].sum()), int(found[:, 1].sum())
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from .backends import load_numba
 from .batch import MODES, WordSampler, check_options
 from .workspace import (
+    Rates,
     Steps,
     Stream,
     SubwordParts,
@@ -58,6 +59,31 @@ class ContextOptions:
         )  # fmt: skip
 
 
+class TextTraining(Protocol):
+    """Training of word vectors on a text. An epoch has `rounds(n_words)` rounds.
+
+    measured: the share of the pairs whose loss `run` returns.
+    """
+
+    measured: float
+
+    def rounds(self, n_words: int) -> int:
+        """Return the number of rounds in an epoch over n_words."""
+        ...
+
+    def run(self, text: Stream, rounds: tuple[int, int], rates: Rates) -> tuple[float, int]:
+        """Train rounds [first, last) of an epoch; return the measured pairs' loss sum, and their number."""
+        ...
+
+    def finite(self) -> bool:
+        """Whether all input vectors are finite."""
+        ...
+
+    def store(self) -> None:
+        """Copy the tables to the arrays that they came from, where they are trained elsewhere."""
+        ...
+
+
 class TrainingInPlace:
     """What trainings on a CPU have in common: rounds over shards of a text, which move the caller's own arrays."""
 
@@ -88,8 +114,6 @@ class ContextTraining(TrainingInPlace):
 
     inputs, outputs: (V, D); with subwords inputs are (R, D), the rows whose means are the words' vectors.
     locks: see Tables; not supported with subwords.
-    measured: the share of the pairs whose loss `run` returns.
-
     Raises ValueError for options that the kernel does not support, RuntimeError if the environment requests another
     backend than Numba.
     """
@@ -117,30 +141,16 @@ class ContextTraining(TrainingInPlace):
                 len(inputs), subwords, D, o.shards, o.shard_words, o.window
             )
 
-    def run(
-        self,
-        tokens: np.ndarray,
-        bounds: np.ndarray,
-        key: Any,
-        rounds: tuple[int, int],
-        rate: float,
-        rate_fall: float,
-        least_rate: float,
-    ) -> tuple[float, int]:
-        """Train rounds [first, last) of an epoch over tokens int32 (T,), in sentences given by bounds.
-
-        Returns (loss sum, positive pairs) over an eighth of the tiles. The rate of a round is rate minus rate_fall
-        times the words of the epoch before it, but at least least_rate.
-        """
+    def run(self, text: Stream, rounds: tuple[int, int], rates: Rates) -> tuple[float, int]:
+        """Return the loss sum and the pairs of an eighth of the tiles."""
         o = self.options
-        stream = Stream(tokens, bounds, key)
         steps = o.steps(float(o.negatives))
         tables, parts = Tables(self.inputs, self.outputs, self.locks), None
         if self.subwords is not None:
             parts = SubwordParts(self.subwords, self._subword_workspace)
-        found, rates = np.zeros((o.shards, 2)), np.array([rate, rate_fall, least_rate])
+        found, falling = np.zeros((o.shards, 2)), np.array(rates)
         for some in self._calls(rounds):
             self._kernels.train_rounds(
-                stream, self.sampler, steps, rates, some, tables, parts, self._workspace, found
+                text, self.sampler, steps, falling, some, tables, parts, self._workspace, found
             )
         return float(found[:, 0].sum()), int(found[:, 1].sum())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .backends import OP
 from .batch import MODES, WordSampler
+from .workspace import Rates, Stream
 
 # Beyond this many, a GPU takes hardly more steps per second, but more of them are late.
 MOST_WALKERS = 128
@@ -102,27 +103,18 @@ class WalkTraining:
         """Return the number of rounds in an epoch over n_words; in a round each walker takes one stretch."""
         return -(-n_words // self._round_words)
 
-    def run(
-        self,
-        tokens: np.ndarray,
-        bounds: np.ndarray,
-        key: Any,
-        rounds: tuple[int, int],
-        rate: float,
-        rate_fall: float,
-        least_rate: float,
-    ) -> tuple[float, int]:
-        """Like ContextTraining.run, but over all words. Waits for the device once, at the end."""
+    def run(self, text: Stream, rounds: tuple[int, int], rates: Rates) -> tuple[float, int]:
+        """Return the loss sum and the pairs of all words. Waits for the device once, at the end."""
         o, found = self.options, []
-        fall = rate_fall * self._round_words
+        fall = rates.fall * self._round_words
         for first in range(rounds[0], rounds[1], self._rounds_at_once):
             end = min(first + self._rounds_at_once, rounds[1])
-            words = first * self._round_words, min(end * self._round_words, len(tokens))
+            words = first * self._round_words, min(end * self._round_words, len(text.tokens))
             walk = self._kernels.Walk(
-                o.mode == "cbow", o.window, float(o.negatives), o.walkers, first * o.walkers, int(key) & KEY_MASK,
-                float(max(least_rate, rate - fall * first)), float(fall), float(least_rate),
+                o.mode == "cbow", o.window, float(o.negatives), o.walkers, first * o.walkers, int(text.key) & KEY_MASK,
+                float(max(rates.least, rates.first - fall * first)), float(fall), float(rates.least),
             )  # fmt: skip
-            part = self._part(tokens, bounds, *words)
+            part = self._part(text.tokens, text.bounds, *words)
             found.append(self._kernels.walk_over(*self._tables, *part, self._draws, walk, self._scratch))
         loss, pairs = torch.stack(found).sum((0, 1), dtype=torch.float64).tolist()
         return loss, round(pairs)

@@ -56,6 +56,14 @@ class Stream(NamedTuple):
     key: np.uint64
 
 
+class Rates(NamedTuple):
+    """A learning rate that falls by the word: from `first`, by `fall` for every word of the epoch, down to `least`."""
+
+    first: float
+    fall: float
+    least: float
+
+
 class Steps(NamedTuple):
     """The training options as numbers; see ContextOptions."""
 

@@ -53,6 +53,3 @@ class Plan(Protocol):
 
     def residual_like(self, call: HeadsCall) -> Residual:
         """Return empty tensors of the shapes and dtypes of the residual; the call's targets may be empty."""
-
-    def warm_up(self) -> None:
-        """Compile, or load compiled code, ahead of the first call."""

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..heads.plans import (
-    RULES,
     Shape,
     check_plan,
     choose_plan,
@@ -226,17 +225,6 @@ def _cached_plan(backend: str, sizes: Shape, requested_plan: str, device: torch.
 
 def _plan(backend: str, sizes: Shape, requested_plan: str, device: torch.device) -> Plan:
     return cast(Plan, OP.load(backend, choose_plan(backend, sizes, requested_plan, device).name))
-
-
-def warm_up(device: torch.device, dtype: torch.dtype) -> None:
-    """Compile everything that `multitask_loss` may use on this device and dtype, so that a first call does not have to.
-
-    Triton specializes on the sizes of a layout, so it compiles at the first call with that layout.
-    """
-    by = OP.choose(device.type, dtype)
-    if by.name != "reference":
-        for plan in dict.fromkeys(rule.plan for rule in RULES[by.name]):
-            OP.load(by.name, plan).warm_up()
 
 
 @lru_cache

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..machine.places import cache_folder
+from ..machine.cache_folder import cache_folder
 from ..machine.registry import (
     Choice,
 )

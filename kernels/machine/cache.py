@@ -26,8 +26,8 @@ from typing import Any
 from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
 
+from .cache_folder import cache_folder
 from .compiling import clock
-from .places import cache_folder
 
 try:
     import fcntl

@@ -27,14 +27,14 @@ MOST_WIDTH = 2048
 
 
 def stack_step_obstacle(
-    parameters: Sequence[Tensor], widths: Sequence[int], layout_sizes: Sequence[int], backend: str = "auto"
+    parameters: Sequence[Tensor], widths: Sequence[int], layout_sizes: Sequence[int]
 ) -> str | None:
     """Why `stack_step` cannot train these parameters, heads of these sizes among them, or None.
 
     widths: the inputs of the first layer, then the outputs of each; without layers, the inputs of the heads. Raises as
     `choose_embedding_backend` does.
     """
-    obstacle = parameters_obstacle(parameters[0], parameters[1:], backend)
+    obstacle = parameters_obstacle(parameters[0], parameters[1:], "auto")
     if obstacle is None and len(widths) > 1 and max(widths) > MOST_WIDTH:
         return f"a layer has a width of {max(widths):,}, and its kernel is fast up to {MOST_WIDTH:,}"
     return obstacle or heads_obstacle(layout_sizes, widths[-1])

@@ -24,7 +24,7 @@ def prepare(
         int, typer.Option(help="leave out words that occur fewer times than this", min=1)
     ] = 5,
     processes: Annotated[
-        int | None, typer.Option(help="number of reading processes; one per CPU by default", min=1)
+        int | None, typer.Option(help="cores that read at a time; by default as many as torch uses", min=1)
     ] = None,
 ) -> None:
     """Turn text (one sentence per line, words separated by white space) into a token file that training memory-maps.

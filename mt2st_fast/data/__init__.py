@@ -1,15 +1,15 @@
 """Text and labels: readers -> corpus -> batches."""
 
-from mt2st_fast.data.batches import BagBatches, EvaluationBatches, TokenBatches, evaluation_batches
+from mt2st_fast.data.batches import BagBatches, TokenBatches, evaluation_batches
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn, check_main, hide_labels
-from mt2st_fast.data.preparation import Prepared, prepare
+from mt2st_fast.data.preparation import prepare
 from mt2st_fast.data.readers import READERS, open_data, parse_spec
 from mt2st_fast.data.sampler import Sampler
 from mt2st_fast.data.stream import TokenStream
 from mt2st_fast.data.subwords import SubwordTable, subword_rows
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
-from mt2st_fast.data.word_batches import ContextBatches, WordBatches, analogy_batches, similarity_batches
+from mt2st_fast.data.word_batches import ContextBatches, analogy_batches, similarity_batches
 
 __all__ = [
     "MISSING",
@@ -17,8 +17,6 @@ __all__ = [
     "BagBatches",
     "ContextBatches",
     "Corpus",
-    "EvaluationBatches",
-    "Prepared",
     "Sampler",
     "Splits",
     "SubwordTable",
@@ -27,7 +25,6 @@ __all__ = [
     "TokenStream",
     "Tokens",
     "Vocabulary",
-    "WordBatches",
     "analogy_batches",
     "check_main",
     "evaluation_batches",

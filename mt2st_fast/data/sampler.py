@@ -31,7 +31,7 @@ class RowStream:
 
     def draw(self, count: int) -> np.ndarray:
         """Return the next rows, int64 (count,); passes follow one another without a gap."""
-        order = self._current_order()
+        order = self.order()
         piece = order[self.position : self.position + count]
         self.position += len(piece)
         if len(piece) == count:
@@ -39,11 +39,8 @@ class RowStream:
         self.seek(self.pass_number + 1, 0)
         return np.concatenate([piece, self.draw(count - len(piece))])
 
-    def draw_pass(self) -> np.ndarray:
+    def order(self) -> np.ndarray:
         """Return all rows in the order of the current pass, from its start."""
-        return self._current_order()
-
-    def _current_order(self) -> np.ndarray:
         if self._order is None:
             seeds = np.random.SeedSequence((*self._seed, self.pass_number))
             self._order = np.random.Generator(np.random.PCG64(seeds)).permutation(self._rows)
@@ -155,7 +152,7 @@ class FixedSampler(Sampler):
 
     def __init__(self, labelled: np.ndarray, batch_size: int, share: float = MAIN_SHARE, seed: int = 1):
         super().__init__(labelled, batch_size, share, seed)
-        rows = {name: stream.draw_pass() for name, stream in self._streams.items()}
+        rows = {name: stream.order() for name, stream in self._streams.items()}
         self._batches = {
             "multi_task": self._multi_task_batches(**rows),
             "single_task": _split(rows["main"], self._n_main),

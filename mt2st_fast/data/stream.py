@@ -23,7 +23,7 @@ from __future__ import annotations
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -78,23 +78,6 @@ class TokenStream(Tokens):
             raise InputError(
                 f"{path}: the token file is damaged; create it again with mt2st-fast prepare"
             ) from None
-
-    @classmethod
-    def from_sentences(
-        cls, sentences: Iterable[Sequence[str] | str], *, min_count: int = 1, lower: bool = False
-    ) -> TokenStream:
-        """Make a stream in memory from sentences, each a list of words or a string with words between white space; read
-        once.
-
-        Words rarer than `min_count` are dropped. Raises InputError where no word is left.
-        """
-        lists = (sentence.split() if isinstance(sentence, str) else sentence for sentence in sentences)
-        text = Tokens.of(lists, lower=lower)
-        if not len(text.ids):
-            raise InputError("the sentences contain no words; use a text with words")
-        kept = text.in_vocabulary(text.vocabulary.frequent(min_count, "the sentences"))
-        found = kept.without_missing()
-        return cls(found.ids, found.bounds, found.vocabulary)
 
 
 def is_token_file(path: Path) -> bool:

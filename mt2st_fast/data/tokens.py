@@ -49,13 +49,7 @@ class Tokens:
         return len(self.bounds) - 1
 
     @classmethod
-    def of(
-        cls,
-        sentences: Iterable[Sequence[str]],
-        vocabulary: Vocabulary | None = None,
-        *,
-        lower: bool = False,
-    ) -> Self:
+    def of(cls, sentences: Iterable[Sequence[str]], vocabulary: Vocabulary | None = None) -> Self:
         """Make tokens from lists of words, read once; the vocabulary is by default that of their words.
 
         Raises InputError for a sentence that is a string, and for a word that is no string.
@@ -65,7 +59,7 @@ class Tokens:
         for words in sentences:
             if isinstance(words, str):
                 raise InputError("a sentence must be a list of words, not a string; split it")
-            numbers.extend(map(number_of.__getitem__, map(str.lower, words) if lower else words))
+            numbers.extend(map(number_of.__getitem__, words))
             ends.append(len(numbers))
         for word in number_of:
             if not isinstance(word, str):
@@ -98,12 +92,6 @@ class Tokens:
                 np.where(self.ids < len(others), self.ids, np.int32(MISSING_WORD)), self.bounds, vocabulary
             )
         return Tokens.numbered(own, self.ids, self.bounds, vocabulary)
-
-    def without_missing(self) -> Self:
-        """Return the text without words outside the vocabulary, and without units that are then empty."""
-        kept = self.ids != MISSING_WORD
-        kept_before = np.concatenate(([0], np.cumsum(kept, dtype=np.int64)))
-        return type(self)(self.ids[kept], np.unique(np.append(kept_before[self.bounds], 0)), self.vocabulary)
 
 
 def check_bounds(name: str, bounds: np.ndarray, end: int) -> None:

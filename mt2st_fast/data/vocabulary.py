@@ -84,7 +84,7 @@ class Vocabulary:
         id_of[order] = np.arange(len(words), dtype=np.int32)
         return cls._of_different(list(map(words.__getitem__, order.tolist())), counts[order]), id_of
 
-    def frequent(self, min_count: int, where: str = "the text") -> "Vocabulary":
+    def frequent(self, min_count: int) -> "Vocabulary":
         """Return the types seen at least `min_count` times, with their present ids. Raises as `from_counts` does."""
         kept = int((self.counts >= min_count).sum())
         if kept == len(self):
@@ -92,7 +92,7 @@ class Vocabulary:
         if (
             not kept or (self.counts[:kept] < min_count).any()
         ):  # the latter where types were given in another order
-            return self.from_counts(self.words, self.counts, min_count=min_count, where=where)
+            return self.from_counts(self.words, self.counts, min_count=min_count)
         return self._of_different(self.words[:kept], self.counts[:kept])
 
     def __len__(self) -> int:

@@ -232,7 +232,7 @@ def _in_vectors(model: Word2Vec, text: Tokens) -> tuple[np.ndarray, np.ndarray, 
     none.
     """
     own = text.vocabulary
-    row_of_word, table = model.vocabulary.lookup(own.words), model.vectors
+    row_of_word, table = model.tables.vocabulary.lookup(own.words), model.vectors
     if model.max_n:
         found = {
             t: vector for t, word in enumerate(own.words) if (vector := _vector(model, word)) is not None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mt2st_fast.data.bag_features import BagFeatures
 from mt2st_fast.data.batches import BagInputs
@@ -126,18 +126,6 @@ class BagScorer:
         words = self.features.vocabulary.words
         blocks = (words[first : first + ROWS_AT_ONCE] for first in range(0, len(words), ROWS_AT_ONCE))
         return torch.cat([self.vectors(*self.features.ids_of(block)).cpu() for block in blocks])
-
-    def nearest(self, query: Tensor, k: int, *, without: int) -> list[tuple[float, str]]:
-        """Return (cosine, word) of the k words (-1: all) nearest to a vector (dim,), the nearest first, leaving out one
-        row.
-        """
-        words = self.features.vocabulary.words
-        cosines = nn.functional.normalize(self.word_vectors(), dim=1) @ nn.functional.normalize(query, dim=0)
-        others = len(words)
-        if without >= 0:
-            cosines[without], others = -torch.inf, others - 1
-        best = cosines.topk(others if k == -1 else min(k, others))
-        return [(value, words[i]) for value, i in zip(*map(Tensor.tolist, best), strict=True)]
 
     def _encoded(self, ids: Tensor, bounds: Tensor) -> Tensor:
         self.encoder.eval()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ContextDecorator, closing, contextmanager
+from contextlib import ContextDecorator, closing
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
@@ -21,6 +21,7 @@ from mt2st_fast.data.batches import MOST_ROWS, batch_size_for
 from mt2st_fast.data.corpus import Corpus
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.environment import cpu_threads
 from mt2st_fast.errors import InputError
 from mt2st_fast.memory import MOST_BUCKETS, MOST_DIM, naming_table
 from mt2st_fast.model.encoders import BagEncoder
@@ -147,7 +148,7 @@ def train_bags(
     batches = BagBatches(
         corpus, batch_size, main, seed=options.seed, fixed_batches=len(corpus.tokens) <= MOST_KEPT_IDS
     )
-    with _threads(options.threads), closing(batches):
+    with cpu_threads(options.threads), closing(batches):
         trainer.fit(batches, epochs=options.epoch)
     left_out = untrained(heads, trainer.history)
     if left_out:
@@ -228,15 +229,3 @@ def _with_words(features: BagFeatures, vectors: WordVectors) -> Vocabulary:
     known = features.vocabulary
     others = sorted(word for word in vectors.words if word not in known)
     return Vocabulary([*known.words, *others], np.append(known.counts, np.zeros(len(others), np.int64)))
-
-
-@contextmanager
-def _threads(n: int | None) -> Iterator[None]:
-    """Set torch's CPU threads, which the kernels use too, for the duration of a block."""
-    before = torch.get_num_threads()
-    try:
-        if n is not None:
-            torch.set_num_threads(int(n))
-        yield
-    finally:
-        torch.set_num_threads(before)

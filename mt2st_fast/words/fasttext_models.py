@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from mt2st_fast.data.character_ngrams import ngram_hash
 from mt2st_fast.data.text.decoding import MARK
 from mt2st_fast.errors import InputError
 from mt2st_fast.words.bag_scorer import check_choice
@@ -206,7 +207,8 @@ class Classifier(FastTextModel):
         self, include_freq: bool = False, on_unicode_error: str = "strict"
     ) -> list[str] | tuple[list[str], np.ndarray]:
         """Return `labels`; with include_freq also how many documents each had, int64."""
-        return (self.labels, np.asarray(self.model.get_labels(True)[1])) if include_freq else self.labels
+        counts = self.model.families[self.model.main].counts
+        return (self.labels, np.array(counts, np.int64)) if include_freq else self.labels
 
     def get_label_id(self, label: str) -> int:
         """Return the number of a label, -1 for a label that training did not see."""
@@ -243,25 +245,28 @@ class Classifier(FastTextModel):
         return {self._prefix + name: of_label for name, of_label in scores.items()}
 
     def get_word_id(self, word: str) -> int:
-        return self.model.get_word_id(word)
+        return self.model.features.vocabulary.get(word, -1)
 
     def get_word_vector(self, word: str) -> np.ndarray:
         return self.model.vector(word)
 
     def get_subwords(self, word: str, on_unicode_error: str = "strict") -> tuple[list[str], np.ndarray]:
-        return self.model.get_subwords(word)
+        return self.model.features.subwords(word)
 
     def get_subword_id(self, subword: str) -> int:
-        return self.model.get_subword_id(subword)
+        features = self.model.features
+        if not features.buckets:
+            raise InputError("this model has no n-grams: train it with minn= and maxn= or with wordNgrams=")
+        return len(features.vocabulary) + ngram_hash(subword) % features.buckets
 
     def get_input_matrix(self) -> np.ndarray:
-        return self.model.get_input_matrix()
+        return self.model.encoder.table.detach().cpu().numpy().copy()
 
     def get_output_matrix(self) -> np.ndarray:
-        return self.model.get_output_matrix()
+        return self.model.heads.linear(self.model.main).weight.detach().cpu().numpy().copy()
 
     def get_sentence_vector(self, text: str) -> np.ndarray:
-        return self.model.get_sentence_vector(text)
+        return self.model.text_vector(text)
 
     def _counts(self) -> np.ndarray:
         return self.model.features.vocabulary.counts
@@ -291,7 +296,7 @@ class Vectors(FastTextModel):
     test = test_label = get_label_id = predict
 
     def get_word_id(self, word: str) -> int:
-        return self.model.vocabulary.get(word, -1)
+        return self.model.tables.vocabulary.get(word, -1)
 
     def get_word_vector(self, word: str) -> np.ndarray:
         try:
@@ -300,20 +305,18 @@ class Vectors(FastTextModel):
             return np.zeros(self.model.vector_size, np.float32)
 
     def get_subwords(self, word: str, on_unicode_error: str = "strict") -> tuple[list[str], np.ndarray]:
-        return self.model.subwords(word)
+        return self.model.tables.subwords_of(word)
 
     def get_subword_id(self, subword: str) -> int:
         if not self.model.max_n:
             raise InputError("this model has no n-grams: train it with maxn=6")
-        return self.model.ngram_row(subword)
+        return self.model.tables.ngram_row(subword)
 
     def get_input_matrix(self) -> np.ndarray:
-        return self.model.input_rows.copy()
+        return self.model.tables.input_rows.copy()
 
     def get_output_matrix(self) -> np.ndarray:
-        outputs = self.model.node_vectors if self.model.hs else self.model.output_vectors
-        assert outputs is not None
-        return outputs.copy()
+        return (self.model.syn1 if self.model.hs else self.model.syn1neg).copy()
 
     def get_sentence_vector(self, text: str) -> np.ndarray:
         """Return the mean of the words' unit vectors, as fastText does; words whose vector is zero do not count."""
@@ -322,10 +325,10 @@ class Vectors(FastTextModel):
         return np.mean(units, 0) if units else np.zeros(self.model.vector_size, np.float32)
 
     def _counts(self) -> np.ndarray:
-        return self.model.counts
+        return self.model.tables.counts
 
     def _set_matrices(self, inputs: np.ndarray, outputs: np.ndarray) -> None:
-        self.model.input_rows[:] = inputs
+        self.model.tables.input_rows[:] = inputs
         (self.model.syn1 if self.model.hs else self.model.syn1neg)[:] = outputs
         self.model.show_vectors()
 

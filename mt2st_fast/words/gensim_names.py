@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,19 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_count, check_not_negative, given
 from mt2st_fast.words.gensim_errors import NoSuchNameError, NoWordsError
 from mt2st_fast.words.gensim_options import one_of, read_text
-from mt2st_fast.words.gensim_vocabulary import TrimRule, counted_words, vocabulary_of, vocabulary_report
+from mt2st_fast.words.gensim_vocabulary import (
+    TrimRule,
+    counted_words,
+    frequent_words,
+    vocabulary_of,
+    vocabulary_report,
+    with_words_of,
+)
+from mt2st_fast.words.keyed import fill_keyed, lock_factors
 from mt2st_fast.words.vectors import gensims_class
+from mt2st_fast.words.word2vec_options import LearningOptions
 from mt2st_fast.words.word2vec_queries import sentence_scores, words_in
-from mt2st_fast.words.word2vec_tables import WordTables
+from mt2st_fast.words.word_tables import WordTables
 
 _OF_WV = "as in gensim, use model.wv.{name}"
 _INNER = "it is part of gensim's own training code, which is not used"
@@ -48,17 +57,31 @@ REFUSED = {
 }  # fmt: skip
 
 
-class GensimNames(WordTables, ABC):
-    """All of Word2Vec except training; see there. Two abstract methods are left to Word2Vec."""
+class GensimNames:
+    """All of Word2Vec except its arguments, training and files; see there.
 
+    tables: the words and what is trained. `_keyed` is the KeyedVectors over their vectors, once they were asked for.
+    """
+
+    tables: WordTables
+    tasks: dict[str, Any]
+    vector_size: int
+    alpha: float
+    sample: float
+    hs: int
+    negative: int
+    max_n: int
+    bucket: int
+    raw_vocab: dict[str, int]
     min_count: int
+    max_final_vocab: int | None
     cbow_mean: int
     max_vocab_size: int | None
     sorted_vocab: int
     corpus_count: int
     corpus_total_words: int
     effective_min_count: int
-    running_training_loss: float
+    _keyed: Any
 
     def __getattr__(self, name: str) -> Any:
         if name in REFUSED:
@@ -66,6 +89,31 @@ class GensimNames(WordTables, ABC):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     # --- vectors ------------------------------------------------------------------------------------------
+
+    @property
+    def words(self) -> list[str]:
+        """The words by row."""
+        return self.tables.words
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """The words' vectors (V, vector_size)."""
+        return self.tables.vectors
+
+    def vector(self, word: str) -> np.ndarray:
+        """Return the vector (vector_size,) float32 of a word; if it is not in `words`, the mean of its character
+        n-grams' rows.
+
+        Raises KeyError for a word that has neither, and InputError before there is any text.
+        """
+        self._check_words()
+        return self.tables.vector(word)
+
+    def show_vectors(self) -> None:
+        """Update `vectors` from the input rows, also in `wv`, whose cached norms are dropped."""
+        self.tables.update_vectors()
+        if self._keyed is not None:
+            self._keyed.vectors, self._keyed.norms = self.vectors, None
 
     @property
     def wv(self) -> Any:
@@ -78,8 +126,7 @@ class GensimNames(WordTables, ABC):
             gensims_class()
             self._check_words()
             self._keyed = gensims_class()(self.vector_size)
-            self._keyed.vectors_lockf = self._locks
-            self._fill(self._keyed)
+            self._fill_keyed()
         return self._keyed
 
     @wv.setter
@@ -89,26 +136,62 @@ class GensimNames(WordTables, ABC):
         if not isinstance(keyed, gensims_class()):
             raise InputError(f"wv must be a gensim KeyedVectors, not {type(keyed).__name__}")
         counts = keyed.expandos.get("count", np.zeros(len(keyed.index_to_key), np.int64))
-        self.vocabulary = Vocabulary(keyed.index_to_key, counts)
-        self.words, self.counts, self._subwords = self.vocabulary.words, self.vocabulary.counts, None
         self.vector_size = keyed.vector_size
-        self.vectors = self.input_rows = keyed.vectors
-        self.output_vectors = self.node_vectors = None
+        options = replace(self._learning(), max_n=0)
+        vocabulary = Vocabulary(keyed.index_to_key, counts)
+        self.tables = WordTables(vocabulary, options, {"input_rows": keyed.vectors})
         self._keyed = keyed
+
+    def _fill_keyed(self) -> None:
+        """Have `wv` show the tables."""
+        has_tree = self.tables.node_vectors is not None
+        fill_keyed(self._keyed, self.tables.vocabulary, self.vectors, sample=self.sample, has_tree=has_tree)
+        self._keyed.vectors_lockf = self.tables.locks
+
+    def _adopt_vectors(self) -> None:
+        """Continue from `wv.vectors` where they were set. Raises InputError for vectors that do not fit the model."""
+        if self._keyed is None:
+            return
+        given = np.asarray(self._keyed.vectors)
+        if given.shape != self.vectors.shape or self._keyed.index_to_key != self.words:
+            raise InputError(
+                f"wv has other words or vectors {given.shape} than the model {self.vectors.shape} was built with, so "
+                "they cannot be trained; add words with build_vocab(..., update=True)"
+            )
+        if self.tables.subwords is None:
+            # Training writes to the array; one that is mapped or read-only is copied.
+            self.tables.input_rows = np.require(given, np.float32, ["C", "W"])
+            self.show_vectors()
+        elif not np.array_equal(given, self.tables.means()):
+            raise InputError(
+                "wv.vectors were changed, but with n-grams (max_n) they are means of the rows that are trained; "
+                "change model.tables.input_rows instead"
+            )
+
+    def _lock_factors(self) -> np.ndarray:
+        """Return `wv.vectors_lockf` as float32 (V,), or (0,) where nothing is locked. Raises InputError for another
+        shape.
+        """
+        self._keep_locks()
+        return lock_factors(self.tables.locks, self.words)
+
+    def _keep_locks(self) -> None:
+        if self._keyed is not None:
+            self.tables.locks = self._keyed.vectors_lockf
 
     @property
     def syn1neg(self) -> np.ndarray:
-        """gensim's name for `output_vectors`: the vectors of words as prediction targets in negative sampling."""
-        if self.output_vectors is None:
+        """gensim's name for the output vectors: those of words as prediction targets in negative sampling."""
+        if self.tables.output_vectors is None:
             raise AttributeError
-        return self.output_vectors
+        return self.tables.output_vectors
 
     @property
     def syn1(self) -> np.ndarray:
-        """gensim's name for `node_vectors`, the vectors of the nodes of the words' Huffman tree."""
-        if self.node_vectors is None:
+        """gensim's name for the vectors of the nodes of the words' Huffman tree."""
+        if self.tables.node_vectors is None:
             raise AttributeError
-        return self.node_vectors
+        return self.tables.node_vectors
 
     @property
     def layer1_size(self) -> int:
@@ -180,7 +263,7 @@ class GensimNames(WordTables, ABC):
     def init_weights(self) -> None:
         """Make fresh tables for the model's words; earlier training is lost."""
         self._check_words()
-        self._take_vocabulary(self.vocabulary)
+        self._begin_with(self.tables.vocabulary)
 
     def update_weights(self) -> None:
         """Do nothing: `prepare_vocab(update=True)` and `build_vocab(update=True)` have added the rows."""
@@ -191,7 +274,7 @@ class GensimNames(WordTables, ABC):
         if not isinstance(other_model, GensimNames):
             raise InputError(f"reset_from requires a Word2Vec, not {type(other_model).__name__}")
         other_model._check_words()
-        self._take_vocabulary(other_model.vocabulary)
+        self._begin_with(other_model.tables.vocabulary)
         self.effective_min_count = other_model.effective_min_count
         self.corpus_count, self.corpus_total_words = other_model.corpus_count, other_model.corpus_total_words
 
@@ -234,9 +317,9 @@ class GensimNames(WordTables, ABC):
         return words_in(
             context_words_list,
             topn,
-            self.vocabulary,
+            self.tables.vocabulary,
             self.vectors,
-            self.output_vectors,
+            self.tables.output_vectors,
             mean=bool(self.cbow_mean),
         )
 
@@ -254,14 +337,57 @@ class GensimNames(WordTables, ABC):
         The last three arguments have no effect. Raises NoWordsError, a RuntimeError, for a model without hs=1.
         """
         self._check_words()
-        return sentence_scores(
-            sentences, total_sentences, self.vocabulary, self.vectors, self.node_vectors, self._learning()
-        )
+        return sentence_scores(sentences, total_sentences, self.tables, self._learning())
 
-    @abstractmethod
+    # --- for these names and training ---------------------------------------------------------------------
+
+    def _learning(self) -> LearningOptions:
+        return LearningOptions(**{field.name: getattr(self, field.name) for field in fields(LearningOptions)})
+
     def _chosen(self, counted: Vocabulary, trim_rule: TrimRule | None, update: bool) -> Vocabulary:
         """Return the counted words that the model keeps."""
+        if not update:
+            return frequent_words(counted, self.min_count, self.max_final_vocab, trim_rule)
+        if not self.words:
+            raise NoWordsError("update=True needs a vocabulary to add to; call build_vocab without it first")
+        # The text may have no new word that is frequent enough.
+        return with_words_of(self.tables.vocabulary, counted, self.min_count, trim_rule)
 
-    @abstractmethod
     def _take(self, chosen: Vocabulary, update: bool) -> None:
         """Make tables for these words, or, with update, extend the present tables by them."""
+        if not update:
+            self._begin_with(chosen)
+            least = int(chosen.counts.min()) if self.max_final_vocab else 0
+            self.effective_min_count = max(self.min_count, least)
+            return
+        self._check_whole()
+        self._adopt_vectors()
+        self._keep_locks()
+        self.tables.grow(chosen)
+        if self._keyed is not None:
+            self._fill_keyed()
+
+    def _begin_with(self, vocabulary: Vocabulary) -> None:
+        """Make fresh tables; earlier training is lost."""
+        self._forget_training()
+        self.tables = WordTables.fresh(vocabulary, self._learning())
+        if self._keyed is not None:
+            self._fill_keyed()
+
+    def _forget_training(self) -> None:
+        self.losses: list[float] = []
+        self.task_losses: dict[str, list[float]] = {name: [] for name in self.tasks}
+        self.epochs_done, self.running_training_loss = 0, 0.0
+        self.min_alpha_yet_reached = self.alpha
+
+    def _check_words(self) -> None:
+        if not self.words:
+            raise NoWordsError("the model has no words yet; call train with sentences or a corpus_file")
+
+    def _check_whole(self) -> None:
+        """Raise InputError for a model that only has vectors and no output tables."""
+        if self.words and not self.tables.can_train:
+            raise InputError(
+                "wv was set, so the model has only vectors, which cannot be trained further or saved with it; call "
+                "build_vocab for new tables, or model.wv.save for these vectors"
+            )

@@ -54,10 +54,3 @@ def lock_factors(given: Any, words: Sequence[str]) -> np.ndarray:
     if not np.isfinite(locks).all():
         raise InputError("wv.vectors_lockf is not finite everywhere; 0 locks a vector, 1 lets it learn")
     return NO_LOCKS if (locks == 1).all() else np.array(np.broadcast_to(locks, len(words)))
-
-
-def with_new_words(locks: np.ndarray, known: int, words: int) -> np.ndarray:
-    """Extend the locks of `known` words by ones for new words, which learn; a single number for all words stays."""
-    if len(locks) != known or known == 1:
-        return locks
-    return np.concatenate([locks, np.ones(words - known, np.float32)])

@@ -54,31 +54,53 @@ def tell_several(path: str | Path, family: str, found: TargetColumn, trained: La
         )
 
 
-class KnownLabelCounts:
+class _Counts:
+    """Right and wrong predictions of each label, over `documents`; numbers are NaN where they are undefined."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names, self.documents = tuple(names), 0
+        self.hits, self.guesses, self.truths = np.zeros((3, len(names)), np.int64)
+        self._documents_read = 0
+
+    def _count(self, true: np.ndarray, guessed: np.ndarray) -> None:
+        """Count documents whose labels are `true` and predicted as `guessed`, bool (B, names)."""
+        self.documents += len(true)
+        for counts, of_rows in ((self.hits, true & guessed), (self.guesses, guessed), (self.truths, true)):
+            counts += of_rows.sum(0)
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Return {label: precision, recall and f1score}."""
+        hits, guesses, truths = self.hits, self.guesses, self.truths
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = hits / guesses, hits / truths, 2 * hits / (guesses + truths)
+        return {
+            name: {"precision": precision, "recall": recall, "f1score": f1}
+            for name, precision, recall, f1 in zip(
+                self.names, *(each.tolist() for each in found), strict=True
+            )
+        }
+
+
+class KnownLabelCounts(_Counts):
     """Right and wrong predictions over the labels of training alone, as fastText counts them.
 
     Other labels of a file are left out, and so are documents that have no label of training. labels: of the family in
-    the file. names: the labels of training. Numbers are NaN where they are undefined.
+    the file. names: the labels of training.
     """
 
     def __init__(self, labels: Labels, n_documents: int, names: Sequence[str]) -> None:
-        self.names = tuple(names)
+        super().__init__(names)
         place_of = {name: place for place, name in enumerate(names)}
         places = np.array([place_of.get(name, -1) for name in labels.names], np.int64)[labels.values]
         self._true_nc = np.zeros((n_documents, len(names)), bool)
         self._true_nc[labels.documents[places >= 0], places[places >= 0]] = True
-        self._documents_read = self.documents = 0
-        self.hits, self.guesses, self.truths = np.zeros((3, len(names)), np.int64)
 
     def add(self, predicted: np.ndarray) -> None:
         """Add the next documents: which labels the model gives them, bool (B, C)."""
         true = self._true_nc[self._documents_read : self._documents_read + len(predicted)]
         self._documents_read += len(predicted)
         labelled = true.any(1)
-        true, guessed = true[labelled], predicted[labelled]
-        self.documents += len(true)
-        for counts, of_rows in ((self.hits, true & guessed), (self.guesses, guessed), (self.truths, true)):
-            counts += of_rows.sum(0)
+        self._count(true[labelled], predicted[labelled])
 
     @property
     def precision(self) -> float:
@@ -90,26 +112,20 @@ class KnownLabelCounts:
         """The share of labels that are predicted."""
         return _ratio(self.hits.sum(), self.truths.sum())
 
-    def scores(self) -> dict[str, dict[str, float]]:
-        """Return {label: precision, recall and f1score}."""
-        return _scores(self.names, self.hits, self.guesses, self.truths)
 
-
-class LabelCounts:
+class LabelCounts(_Counts):
     """Right and wrong predictions of a family, over the documents of a column that have a label.
 
-    A label that training never saw is missed each time. names: the labels of training, then those. Numbers are NaN
-    where they are undefined.
+    A label that training never saw is missed each time. names: the labels of training, then those.
     """
 
     def __init__(self, found: TargetColumn, trained: LabelFamily) -> None:
         known = set(trained.names)
-        self.names = [*trained.names, *(name for name in found.class_names if name not in known)]
-        self._found, self._labelled, self._documents_read = found, found.labelled(), 0
+        super().__init__([*trained.names, *(name for name in found.class_names if name not in known)])
+        self._found, self._labelled = found, found.labelled()
         place_of = {name: i for i, name in enumerate(self.names)}
         self._places = np.array([place_of[name] for name in found.class_names], np.int64)
-        self.documents = self.right = 0
-        self.hits, self.guesses, self.truths = np.zeros((3, len(self.names)), np.int64)
+        self.right = 0  # documents
 
     def add(self, predicted: np.ndarray) -> None:
         """Add the next documents: which labels of training the model gives them, bool (B, C)."""
@@ -119,11 +135,8 @@ class LabelCounts:
         true = self._true(first + rows)
         guessed = np.zeros_like(true)
         guessed[:, : predicted.shape[1]] = predicted[rows]
-        both = guessed & true
-        self.documents += len(rows)
-        self.right += int(both.any(1).sum())
-        for counts, of_rows in ((self.hits, both), (self.guesses, guessed), (self.truths, true)):
-            counts += of_rows.sum(0)
+        self.right += int((guessed & true).any(1).sum())
+        self._count(true, guessed)
 
     def _true(self, rows: np.ndarray) -> np.ndarray:
         """Return bool (B, names): the labels of these documents."""
@@ -146,21 +159,6 @@ class LabelCounts:
         either = int(self.guesses.sum() + self.truths.sum())
         return 2 * int(self.hits.sum()) / either if either else float("nan")
 
-    def scores(self) -> dict[str, dict[str, float]]:
-        """Return {label: precision, recall and f1score}."""
-        return _scores(self.names, self.hits, self.guesses, self.truths)
-
 
 def _ratio(part: int, whole: int) -> float:
     return float(part / whole) if whole else float("nan")
-
-
-def _scores(
-    names: Sequence[str], hits: np.ndarray, guesses: np.ndarray, truths: np.ndarray
-) -> dict[str, dict[str, float]]:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = hits / guesses, hits / truths, 2 * hits / (guesses + truths)
-    return {
-        name: {"precision": precision, "recall": recall, "f1score": f1}
-        for name, precision, recall, f1 in zip(names, *(each.tolist() for each in found), strict=True)
-    }

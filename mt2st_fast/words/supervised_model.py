@@ -1,17 +1,16 @@
-"""A text classifier over bags of words and n-grams, saved in a folder and queried by fastText's method names."""
+"""A text classifier over bags of words and n-grams, and its folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mt2st_fast.data.bag_features import BagFeatures
-from mt2st_fast.data.character_ngrams import ngram_hash
 from mt2st_fast.data.labelled_text import DEFAULT_FAMILY, LabelledText, read_labelled_text, target_columns
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import device_named
@@ -52,9 +51,9 @@ class SupervisedModel:
         model = load_model("reviews.model")                  # in any process: the same probabilities
         labels, probabilities = model.predict("the soup was cold", k=-1)
 
-    `labels` are the label names by family, without their prefix. copy.deepcopy and pickle keep what a folder keeps:
-    neither the Trainer nor the history. Methods with fastText's names refer to the labels of one family, by default the
-    main one.
+    `labels` are the label names by family, without their prefix; `families` also have their counts. copy.deepcopy and
+    pickle keep what a folder keeps: neither the Trainer nor the history. `mt2st_fast.fasttext.load_model` shows the
+    main family under all of fastText's names.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class SupervisedModel:
         self.features, self.prefix = features, prefix
         self.encoder, self.heads = encoder, heads
         self.labels = {name: family.names for name, family in families.items()}
-        self._families, self._split_labels = dict(families), split_labels
+        self.families, self._split_labels = dict(families), split_labels
         self._trainer = trainer
         self._scorer = BagScorer(features, encoder, heads, prefix)
 
@@ -82,10 +81,6 @@ class SupervisedModel:
         Raises InputError for a folder that holds something else or cannot be written.
         """
         write_model(folder, KIND, *self._state())
-
-    def save_model(self, folder: str | Path) -> None:
-        """fastText's name for `save`."""
-        self.save(folder)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> SupervisedModel:
@@ -104,7 +99,7 @@ class SupervisedModel:
     ) -> Exported:
         """Write a graph of the main family, or of `families`, as `TextModel.export` does; its input texts are lines."""
         names = [self._known(family) for family in families or (self.main,)]
-        tasks = {name: (self._families[name].kind, self.labels[name]) for name in names}
+        tasks = {name: (self.families[name].kind, self.labels[name]) for name in names}
         return export_bags(self.encoder, self.heads, self.features, self.prefix, tasks, file, format)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -131,7 +126,7 @@ class SupervisedModel:
             "maxn": features.maxn,
             "labels": [
                 [name, family.kind, list(family.names), list(family.counts)]
-                for name, family in self._families.items()
+                for name, family in self.families.items()
             ],
             "prefix": self.prefix,
             "split_labels": self._split_labels,
@@ -208,7 +203,7 @@ class SupervisedModel:
 
     def kind_of(self, family: str) -> Literal["classes", "labels"]:
         """Return "labels" if a document may have several labels of a family, else "classes"."""
-        return self._families[self._known(family)].kind
+        return self.families[self._known(family)].kind
 
     # --- predictions ------------------------------------------------------------------------------------
 
@@ -316,9 +311,9 @@ class SupervisedModel:
             raise InputError(f"{path}: has no label of {', '.join(self.labels)}")
         found: dict[str, LabelCounts] = {}
         for family, column in target_columns(text, tuple(wanted)).items():
-            tell_unseen(path, family, column, self._families[family])
-            tell_several(path, family, column, self._families[family])
-            found[family] = LabelCounts(column, self._families[family])
+            tell_unseen(path, family, column, self.families[family])
+            tell_several(path, family, column, self.families[family])
+            found[family] = LabelCounts(column, self.families[family])
         for block in self._scorer.of_families(*self.features.bags(text.documents), tuple(wanted)):
             for counts, choice, probabilities in zip(found.values(), wanted.values(), block, strict=True):
                 counts.add(chosen(probabilities, choice))
@@ -350,16 +345,8 @@ class SupervisedModel:
         _, ids = self.features.subwords(word)
         return self._scorer.vectors(ids, np.array([0, len(ids)], np.int64))[0].cpu().numpy()
 
-    def get_word_vector(self, word: str) -> np.ndarray:
-        """fastText's name for `vector`."""
-        return self.vector(word)
-
-    def get_subwords(self, word: str) -> tuple[list[str], np.ndarray]:
-        """Return the word itself, if training saw it, and its character n-grams; and their rows in the table, int32."""
-        return self.features.subwords(word)
-
     @torch.no_grad()
-    def get_sentence_vector(self, text: str) -> np.ndarray:
+    def text_vector(self, text: str) -> np.ndarray:
         """Return the mean (dim,) float32 of the vectors in the bag of a line. Raises InputError as `predict` does."""
         (bags,) = self._scorer.bags([text])
         return self._scorer.vectors(*bags)[0].cpu().numpy()
@@ -368,68 +355,6 @@ class SupervisedModel:
     def word_vectors(self) -> Tensor:
         """Return the vectors of `words`, (words, dim) float32, on the CPU."""
         return self._scorer.word_vectors()
-
-    @torch.no_grad()
-    def get_nearest_neighbors(self, word: str, k: int = 10) -> list[tuple[float, str]]:
-        """Return (cosine, word) of the k words of training nearest to any string, without the string itself, the
-        nearest first.
-
-        Raises InputError for a word without a vector, and for k below 1.
-        """
-        check_choice(k, 0.0)
-        query = torch.from_numpy(self.vector(word))
-        if not query.any():
-            raise InputError(
-                f"{word!r} has no vector: it did not occur in training, and no n-grams were trained (maxn=0)"
-            )
-        return self._scorer.nearest(query, k, without=self.get_word_id(word))
-
-    # --- fastText's names -------------------------------------------------------------------------------
-
-    def get_words(self, include_freq: bool = False) -> list[str] | tuple[list[str], np.ndarray]:
-        """Return `words`; with include_freq also how often training saw each, int64."""
-        words = list(self.words)
-        return (words, self.features.vocabulary.counts.copy()) if include_freq else words
-
-    def get_labels(
-        self, include_freq: bool = False, family: str | None = None
-    ) -> list[str] | tuple[list[str], np.ndarray]:
-        """Return the labels of a family, named as in `predict`; with include_freq also their document counts, int64."""
-        known = self._families[self._known(family)]
-        labels = list(known.names)
-        return (labels, np.array(known.counts, np.int64)) if include_freq else labels
-
-    def get_dimension(self) -> int:
-        """fastText's name for `dim`."""
-        return self.dim
-
-    def get_word_id(self, word: str) -> int:
-        """Return the row of a word in the table, -1 for a word that training did not see."""
-        return self.features.vocabulary.get(word, -1)
-
-    def get_subword_id(self, subword: str) -> int:
-        """Return the row of a character n-gram in the table. Raises InputError for a model without n-grams."""
-        if not self.features.buckets:
-            raise InputError("this model has no n-grams: train it with minn= and maxn= or with word_ngrams=")
-        return len(self.words) + ngram_hash(subword) % self.features.buckets
-
-    def get_input_matrix(self) -> np.ndarray:
-        """Return a copy of the table, (words + buckets, dim) float32."""
-        return self.encoder.table.detach().cpu().numpy().copy()
-
-    def get_output_matrix(self, family: str | None = None) -> np.ndarray:
-        """Return a copy of a family's head, (labels, dim) float32; its bias is `heads.linear(family).bias`."""
-        return self.heads.linear(self._known(family)).weight.detach().cpu().numpy().copy()
-
-    def is_quantized(self) -> bool:
-        """Whether the table is quantized: never."""
-        return False
-
-    def quantize(self, *_: Any, **__: Any) -> NoReturn:
-        """Not supported: raises InputError."""
-        raise InputError(
-            "quantize: not supported, tables stay float32; for a smaller model, use a smaller bucket= or dim=, or "
-            "a larger min_count=")  # fmt: skip
 
     def _read(self, path: str | Path) -> LabelledText:
         return read_labelled_text(Path(path), self.prefix, self._split_labels)

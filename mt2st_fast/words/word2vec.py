@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from mt2st_fast.data.tokens import Tokens
@@ -21,10 +20,9 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.memory import MOST_BUCKETS, MOST_DIM
 from mt2st_fast.numbers import check_at_most, check_count, given
-from mt2st_fast.training.context_run import ContextPlan, ContextRun
 from mt2st_fast.training.schedules import Schedule, Switch
-from mt2st_fast.training.table_tasks import TableTasks, check_kinds
-from mt2st_fast.words.gensim_errors import NoSuchNameError, NoWordsError
+from mt2st_fast.words.context_run import ContextPlan, ContextRun
+from mt2st_fast.words.gensim_errors import NoSuchNameError
 from mt2st_fast.words.gensim_names import REFUSED, GensimNames
 from mt2st_fast.words.gensim_options import (
     check_ngrams,
@@ -35,18 +33,13 @@ from mt2st_fast.words.gensim_options import (
     one_of,
     read_text,
 )
-from mt2st_fast.words.gensim_vocabulary import (
-    TrimRule,
-    counted_words,
-    frequent_words,
-    vocabulary_of,
-    with_words_of,
-)
+from mt2st_fast.words.gensim_vocabulary import TrimRule, counted_words, vocabulary_of
+from mt2st_fast.words.table_tasks import TableTasks, check_kinds
 from mt2st_fast.words.vectors import import_gensim_early
 from mt2st_fast.words.word2vec_device import training_device
 from mt2st_fast.words.word2vec_model import ARGUMENTS, STATE, StoredWord2Vec, read_word2vec, save_word2vec
-from mt2st_fast.words.word2vec_options import LearnedTables
 from mt2st_fast.words.word2vec_run import tell_of_epoch, tell_of_training, training_over
+from mt2st_fast.words.word_tables import WordTables
 
 log = logging.getLogger("mt2st_fast")
 
@@ -159,9 +152,8 @@ class Word2Vec(GensimNames):
         self.batch_words, self.hashfxn, self.null_word = batch_words, hashfxn, 0
         self.hs, self.cbow_mean, self.shrink_windows = int(hs), int(bool(cbow_mean)), bool(shrink_windows)
         self.sorted_vocab, self.device = int(bool(sorted_vocab)), device
-        self.words, self.raw_vocab, self._keyed = [], {}, None
-        self._locks = np.ones(1, np.float32)
-        self.output_vectors = self.node_vectors = None
+        self.raw_vocab, self._keyed = {}, None
+        self.tables = WordTables.empty(self._learning())
         self._training_device()
         self.corpus_count, self.corpus_total_words, self.effective_min_count = 0, 0, min_count
         self.train_count, self.total_train_time = 0, 0.0
@@ -220,22 +212,6 @@ class Word2Vec(GensimNames):
         self.corpus_count, self.corpus_total_words = text.n_units, len(text.ids)
         return counted
 
-    def _chosen(self, counted: Vocabulary, trim_rule: TrimRule | None, update: bool) -> Vocabulary:
-        if not update:
-            return frequent_words(counted, self.min_count, self.max_final_vocab, trim_rule)
-        if not self.words:
-            raise NoWordsError("update=True needs a vocabulary to add to; call build_vocab without it first")
-        # The text may have no new word that is frequent enough.
-        return with_words_of(self.vocabulary, counted, self.min_count, trim_rule)
-
-    def _take(self, chosen: Vocabulary, update: bool) -> None:
-        if update:
-            self._grow(chosen)
-            return
-        self._take_vocabulary(chosen)
-        least = int(chosen.counts.min()) if self.max_final_vocab else 0
-        self.effective_min_count = max(self.min_count, least)
-
     def train(
         self,
         sentences: Iterable[Sequence[str]] | None = None,
@@ -285,15 +261,14 @@ class Word2Vec(GensimNames):
         """
         self._check_words()
         self._check_whole()
-        tables = {"input_rows": self.input_rows, "output_vectors": self.output_vectors}
-        tables |= {"node_vectors": self.node_vectors, "locks": self.lock_factors()}
+        locks = self._lock_factors()
         stored = StoredWord2Vec(
             {name: getattr(self, name) for name in ARGUMENTS},
             {name: os.fspath(path) for name, path in self.tasks.items()},
             self.schedule if self.tasks else None,
             {name: getattr(self, name) for name in STATE},
-            self.vocabulary,
-            {name: table for name, table in tables.items() if table is not None and len(table)},
+            self.tables.vocabulary,
+            self.tables.arrays() | ({"locks": locks} if len(locks) else {}),
         )
         save_word2vec(stored, folder)
 
@@ -306,27 +281,22 @@ class Word2Vec(GensimNames):
         """
         stored = read_word2vec(folder)
         model = cls(**stored.arguments, tasks=stored.tasks, schedule=stored.schedule)
-        model._know(stored.vocabulary)
-        model.input_rows = stored.tables["input_rows"]
-        model.output_vectors = stored.tables.get("output_vectors")
-        model.node_vectors = stored.tables.get("node_vectors")
-        model._locks = stored.tables.get("locks", model._locks)
+        model.tables = WordTables(stored.vocabulary, model._learning(), stored.tables)
         for name, value in stored.state.items():
             setattr(model, name, value)
-        model.show_vectors()
         return model
 
     def __getstate__(self) -> dict[str, Any]:
         # KeyedVectors share the table and would store a second copy of it: they are made again when asked for.
-        locks = self._locks if self._keyed is None else self._keyed.vectors_lockf
-        return self.__dict__ | {"_keyed": None, "_locks": locks}
+        self._keep_locks()
+        return self.__dict__ | {"_keyed": None}
 
     def __str__(self) -> str:
         return f"Word2Vec<vocab={len(self.words)}, vector_size={self.vector_size}, alpha={self.alpha}>"
 
     def _known(self, text: Tokens) -> Tokens:
         """Return the text as ids of the model's words; a token file of this vocabulary stays mapped."""
-        known = text.in_vocabulary(self.vocabulary)
+        known = text.in_vocabulary(self.tables.vocabulary)
         if not (known.ids >= 0).any():
             raise InputError("the text contains none of the model's words")
         return known
@@ -362,23 +332,15 @@ class Word2Vec(GensimNames):
         """Return a run over the tables; the text is in ids of the words. Raises InputError if the device cannot train
         it.
         """
-        tasks = TableTasks(
-            self.tasks, self.vocabulary, self.input_rows, self._subwords, plan.seed + plan.epochs_before
-        )
-        tables = LearnedTables(
-            self.counts,
-            self.input_rows,
-            self.output_vectors,
-            self.node_vectors,
-            self._subwords,
-            self.lock_factors(),
-        )
-        training = training_over(tables, self._learning(), len(text.ids), self._training_device())
+        t, seed = self.tables, plan.seed + plan.epochs_before
+        tasks = TableTasks(self.tasks, t.vocabulary, t.input_rows, t.subwords, seed)
+        locks, device = self._lock_factors(), self._training_device()
+        training = training_over(t, locks, self._learning(), len(text.ids), device)
         return ContextRun(training, text, tasks, self.schedule, plan)
 
     def _training_device(self) -> torch.device:
         """Return the device that training uses. Raises InputError if `device` cannot train this model."""
-        is_locked = len(self.lock_factors()) > 0
+        is_locked = len(self._lock_factors()) > 0
         return training_device(
             str(self.device), self._learning(), has_tasks=bool(self.tasks), is_locked=is_locked
         )

@@ -7,7 +7,8 @@ import torch
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import WordSampler
 from mt2st_fast.kernels.context.walkers import WalkOptions, WalkTraining, choose_walkers, walk_obstacle
-from mt2st_fast.words.word2vec_options import LearnedTables, LearningOptions
+from mt2st_fast.words.word2vec_options import LearningOptions
+from mt2st_fast.words.word_tables import WordTables
 
 CPU = torch.device("cpu")
 DEVICES = "available: cpu, cuda, auto (cuda if there is a GPU that can train this model)"
@@ -64,7 +65,7 @@ def _obstacle(options: LearningOptions, has_tasks: bool, is_locked: bool) -> str
 
 
 def walkers_over(
-    tables: LearnedTables, options: LearningOptions, sampler: WordSampler, n_words: int, device: torch.device
+    tables: WordTables, options: LearningOptions, sampler: WordSampler, n_words: int, device: torch.device
 ) -> WalkTraining:
     """Copy tables to a device, for training on a text of n_words."""
     assert tables.output_vectors is not None  # hierarchical softmax alone has none, and is an obstacle

@@ -14,6 +14,7 @@ from mt2st_fast.kernels.context.hierarchy import TreePaths, tree_paths
 from mt2st_fast.numbers import check_count
 from mt2st_fast.words.gensim_errors import NoWordsError
 from mt2st_fast.words.word2vec_options import LearningOptions
+from mt2st_fast.words.word_tables import WordTables
 
 log = logging.getLogger("mt2st_fast")
 PAIRS_AT_ONCE = 1 << 15  # windows whose path nodes are gathered in one block
@@ -58,17 +59,16 @@ def words_in(
 def sentence_scores(
     sentences: Iterable[Sequence[str]],
     most: int,
-    vocabulary: Vocabulary,
-    vectors: np.ndarray,
-    nodes: np.ndarray | None,
+    tables: WordTables,
     options: LearningOptions,
 ) -> np.ndarray:
     """Return the log probability of each sentence by hierarchical softmax, float32 (sentences,), for at most `most`
     sentences.
 
-    Every known word is predicted from whole windows of `window` known words. vectors, nodes: of the words and of the
-    tree's nodes, both (V, D). Raises NoWordsError without nodes.
+    Every known word is predicted from whole windows of `window` known words. Raises NoWordsError for tables without
+    node vectors.
     """
+    vocabulary, vectors, nodes = tables.vocabulary, tables.vectors, tables.node_vectors
     if nodes is None:
         raise NoWordsError("score needs hierarchical softmax; train with hs=1, negative=0")
     text = Tokens.of(_first(sentences, most), vocabulary)

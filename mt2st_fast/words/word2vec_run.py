@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import word_sampler
 from mt2st_fast.kernels.context.both import BothTraining
 from mt2st_fast.kernels.context.hierarchy import HierarchyTraining, tree_paths
-from mt2st_fast.kernels.context.training import ContextTraining
-from mt2st_fast.kernels.context.walkers import WalkTraining
-from mt2st_fast.training.context_run import context_options
+from mt2st_fast.kernels.context.training import ContextTraining, TextTraining
+from mt2st_fast.words.context_run import context_options
 from mt2st_fast.words.word2vec_device import walkers_over
-from mt2st_fast.words.word2vec_options import LearnedTables, LearningOptions
+from mt2st_fast.words.word2vec_options import LearningOptions
+from mt2st_fast.words.word_tables import WordTables
 
 log = logging.getLogger("mt2st_fast")
 # Every pair visits the root: even with two shards it would move twice too far.
@@ -23,13 +24,17 @@ TREE_PULL = 1.0
 
 
 def training_over(
-    tables: LearnedTables, options: LearningOptions, n_words: int, device: torch.device
-) -> ContextTraining | HierarchyTraining | BothTraining | WalkTraining:
-    """Return the training of tables on a text of n_words. Raises InputError for locks that it cannot keep."""
+    tables: WordTables, locks: np.ndarray, options: LearningOptions, n_words: int, device: torch.device
+) -> TextTraining:
+    """Return the training of tables on a text of n_words.
+
+    locks: factors for the changes of the words' vectors, (V,), or (0,) where nothing is locked. Raises InputError for
+    locks that it cannot keep.
+    """
     sampler = word_sampler(tables.counts, options.sample, options.ns_exponent)
     if device.type != "cpu":
         return walkers_over(tables, options, sampler, n_words, device)
-    inputs, subwords, locks = tables.input_rows, tables.subwords, tables.locks
+    inputs, subwords = tables.input_rows, tables.subwords
     if len(locks) and options.max_n:
         raise InputError(
             "wv.vectors_lockf is not supported with n-grams (max_n), whose rows are shared by many words; leave it "

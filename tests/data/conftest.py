@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mt2st_fast.data import preparation
+from mt2st_fast.data.text import word_files
 from tests.data.token_files import some_text
 
 
@@ -15,6 +16,7 @@ from tests.data.token_files import some_text
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 300 bytes: borders fall into words, lines and files of a few kilobytes."""
     monkeypatch.setattr(preparation, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(word_files, "BLOCK_BYTES", 300)
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def of_corpus_file(path: Path, lines: list[str]) -> Iterator[tuple[object, objec
 
 def of_preparation(path: Path, lines: list[str]) -> Iterator[tuple[object, object]]:
     out = path.parent / "out" / "tokens"
-    done = prepare(path, out, min_count=1, processes=1)
+    done = prepare(path, out, min_count=1)
     words = [line.split() for line in lines if line.strip()]
     yield (done.words_read, done.words_kept, done.sentences), (sum(map(len, words)),) * 2 + (len(words),)
     text = TokenStream.open(out)

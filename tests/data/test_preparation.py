@@ -1,4 +1,4 @@
-"""Preparing text: the same file whatever the number of processes, and it is whole or not there."""
+"""Preparing text: the same file whatever the size of blocks, and it is whole or not there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from mt2st_fast.data import TokenStream, preparation, prepare
+from mt2st_fast.data.text import word_files
 from mt2st_fast.errors import InputError
 from tests.data.token_files import expected, sentences_of, some_text, text_of
 
@@ -27,7 +28,7 @@ def test_the_file_holds_the_sentences(
     corpus: Path, min_count: int, tmp_path: Path, small_blocks: None
 ) -> None:
     out = tmp_path / "t.tokens"
-    done = prepare([corpus], out, min_count=min_count, processes=1)
+    done = prepare([corpus], out, min_count=min_count)
     tokens = TokenStream.open(out)
     wanted = expected(text_of(corpus), min_count)
     assert sentences_of(tokens) == wanted
@@ -44,22 +45,26 @@ def test_the_file_holds_the_sentences(
     assert (tokens.ids.dtype, tokens.bounds.dtype) == (np.int32, np.int64)
 
 
-def test_every_number_of_processes_and_size_of_blocks_writes_the_same(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lower", [False, True])
+def test_every_size_of_blocks_and_number_of_cores_writes_the_same(
+    lower: bool, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = set()
     for size in (61, 1000, 1 << 20):
         monkeypatch.setattr(preparation, "BLOCK_BYTES", size)
-        for processes in (1, 2, 3) if size == 1000 else (1,):
-            prepare([corpus], tmp_path / "t", min_count=2, processes=processes)
+        monkeypatch.setattr(word_files, "BLOCK_BYTES", size)
+        for processes in (None, 1, 3):
+            prepare([corpus], tmp_path / "t", min_count=2, lower=lower, processes=processes)
             written.add((tmp_path / "t").read_bytes())
     assert len(written) == 1
+    wanted = text_of(corpus).lower() if lower else text_of(corpus)
+    assert sentences_of(TokenStream.open(tmp_path / "t")) == expected(wanted, 2)
 
 
 def test_a_sentence_longer_than_many_blocks_stays_one(tmp_path: Path, small_blocks: None) -> None:
     words = [f"w{i % 50}" for i in range(5000)]
     (tmp_path / "one.txt").write_text(" ".join(words))
-    prepare([tmp_path / "one.txt", tmp_path / "one.txt"], tmp_path / "t", min_count=1, processes=1)
+    prepare([tmp_path / "one.txt", tmp_path / "one.txt"], tmp_path / "t", min_count=1)
     assert sentences_of(TokenStream.open(tmp_path / "t")) == [words, words]
 
 
@@ -68,21 +73,19 @@ def test_a_sentence_longer_than_many_blocks_stays_one(tmp_path: Path, small_bloc
 def test_lines_are_those_of_every_reader(
     packed: bool, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(preparation, "BLOCK_BYTES", size)
+    monkeypatch.setattr(word_files, "BLOCK_BYTES", size)
     content = "\ufeffa\0b \ufeffc\n\0\n\ufeffd e\rf\r\n\ufeff\ufeffg\r\r\nh\n".encode()
     path = tmp_path / "x.txt"  # packed or not, its name says nothing
     path.write_bytes(gzip.compress(content) if packed else content)
-    for processes in (1, 2):
-        caplog.clear()
-        prepare([path], tmp_path / "t", min_count=1, processes=processes)
-        found = [["a", "b", "\ufeffc"], ["d", "e"], ["f"], ["g"], ["h"]]
-        assert sentences_of(TokenStream.open(tmp_path / "t")) == found
-        assert [record.getMessage().removeprefix(f"{path}: ") for record in caplog.records] == [
-            "NUL characters read as spaces: 2, the first on line 1",
-            "lines that end in a lone carriage return, where others end in a line feed: 1, the first is line 3",
-            "byte order marks kept within lines: 1, the first on line 1; were files joined without a "
-            "line feed between them?",
-        ]
+    prepare([path], tmp_path / "t", min_count=1)
+    found = [["a", "b", "\ufeffc"], ["d", "e"], ["f"], ["g"], ["h"]]
+    assert sentences_of(TokenStream.open(tmp_path / "t")) == found
+    assert [record.getMessage().removeprefix(f"{path}: ") for record in caplog.records] == [
+        "NUL characters read as spaces: 2, the first on line 1",
+        "lines that end in a lone carriage return, where others end in a line feed: 1, the first is line 3",
+        "byte order marks kept within lines: 1, the first on line 1; were files joined without a "
+        "line feed between them?",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,7 @@ def test_text_that_cannot_be_used(
     path = tmp_path / ("x.txt.gz" if packed else "x.txt")
     path.write_bytes(gzip.compress(content) if packed else content)
     with pytest.raises(InputError) as error:
-        prepare([path], tmp_path / "t", processes=2)
+        prepare([path], tmp_path / "t")
     assert all(name in str(error.value) for name in (*names, str(path)))
     assert sorted(os.listdir(tmp_path)) == [path.name]
 
@@ -112,7 +115,7 @@ def test_a_word_without_end_is_no_text(packed: bool, tmp_path: Path, small_block
     content = b"word " + b"x" * 3_000_000
     path.write_bytes(gzip.compress(content) if packed else content)
     with pytest.raises(InputError, match="million"):
-        prepare([path], tmp_path / "t", min_count=1, processes=1)
+        prepare([path], tmp_path / "t", min_count=1)
 
 
 def test_paths_that_cannot_be_used(tmp_path: Path) -> None:
@@ -146,9 +149,8 @@ def test_the_output_in_the_corpus_folder_is_not_read(tmp_path: Path) -> None:
 # Whole or not at all
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 def test_interrupted_it_leaves_the_old_file_and_nothing_else(
-    processes: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_blocks: None
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_blocks: None
 ) -> None:
     out = tmp_path / "out" / "t"
     prepare([corpus], out, min_count=1)
@@ -159,59 +161,43 @@ def test_interrupted_it_leaves_the_old_file_and_nothing_else(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare([corpus], out, min_count=1, processes=processes, progress=stop)
+        prepare([corpus], out, min_count=1, progress=stop)
     assert out.read_bytes() == before
     assert os.listdir(out.parent) == ["t"]
 
 
-def test_a_killed_worker_is_one_line(corpus: Path, tmp_path: Path, small_blocks: None) -> None:
-    def kill(stage: str, done: int, total: int) -> None:
-        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-        for child in children:
-            if "block_words" in Path(f"/proc/{child}/cmdline").read_text():
-                os.kill(int(child), signal.SIGKILL)
-
-    with pytest.raises(InputError, match="killed"):
-        prepare([corpus], tmp_path / "t", min_count=1, processes=2, progress=kill)
-
-
 def test_progress_reaches_the_end_in_both_passes(corpus: Path, tmp_path: Path, small_blocks: None) -> None:
     calls: dict[str, list[int]] = {"read": [], "write": []}
-    done = prepare(
-        [corpus], tmp_path / "t", processes=2, progress=lambda stage, read, total: calls[stage].append(read)
-    )
+    done = prepare([corpus], tmp_path / "t", progress=lambda stage, read, total: calls[stage].append(read))
     assert all(stage == sorted(stage) for stage in calls.values())
     assert calls["read"][-1] == done.bytes_read
     assert len(calls["write"]) > 10
 
 
 def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
-    """Two worker processes, none of which says anything or outlives the command."""
     text = "".join(f"word{i % 5000} and more\n" for i in range(60_000))
     (tmp_path / "x.txt").write_text(text * 30)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "mt2st_fast", "prepare", "x.txt", "--out", "out/t", "--processes", "2"]
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "mt2st_fast", "prepare", "x.txt", "--out", "out/t"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
         # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 60
-    while len(children.read_text().split()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    workers = children.read_text().split()
-    time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
+    while _written_by(process.pid) < 1 << 20 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert error == ""
     assert not out.exists()  # it was made for this
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def _written_by(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/io").read_text().split("wchar: ")[1].split()[0])
 
 
 # Real text
@@ -223,7 +209,7 @@ def test_real_sentences(tmp_path: Path) -> None:
     for path in sorted(POLARITY.glob("rt-polarity.*")):
         lines += path.read_bytes().decode("latin-1").split("\n")
     (tmp_path / "x.txt").write_text("\n".join(lines), encoding="utf-8")
-    prepare([tmp_path / "x.txt"], tmp_path / "t", min_count=5, processes=2)
+    prepare([tmp_path / "x.txt"], tmp_path / "t", min_count=5)
     tokens = TokenStream.open(tmp_path / "t")
     assert tokens.n_units > 10_000
     assert sentences_of(tokens) == expected("\n".join(lines), 5)

@@ -19,16 +19,13 @@ def test_words_are_numbered_by_falling_count_then_alphabetically() -> None:
     assert text.vocabulary.counts.tolist() == [2, 1, 1]
     assert (text.ids.tolist(), text.bounds.tolist(), text.n_units) == ([0, 1, 0, 2], [0, 3, 3, 4], 3)
     assert (text.ids.dtype, text.bounds.dtype) == (np.int32, np.int64)
-    assert Tokens.of([["A", "a"]], lower=True).vocabulary.words == ["a"]
     assert Tokens.of([]).n_units == 0
 
 
-def test_words_outside_a_vocabulary_are_missing_and_may_be_dropped() -> None:
+def test_words_outside_a_vocabulary_are_missing() -> None:
     vocabulary = Vocabulary(["a", "b"], [5, 1])
     text = Tokens.of(TEXT, vocabulary)
     assert text.ids.tolist() == Tokens.of(TEXT).in_vocabulary(vocabulary).ids.tolist() == [1, 0, 1, -1]
-    kept = text.without_missing()
-    assert (kept.ids.tolist(), kept.bounds.tolist()) == ([1, 0, 1], [0, 3])
     assert text.in_vocabulary(Vocabulary(["b"], [1])).ids.tolist() == [0, -1, 0, -1]
 
 

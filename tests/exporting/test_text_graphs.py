@@ -153,7 +153,7 @@ def test_lines_have_the_models_probabilities(lines_graph: tuple[SupervisedModel,
 def test_the_logits_themselves_are_as_near(lines_graph: tuple[SupervisedModel, Runtime]) -> None:
     model, runtime = lines_graph
     lines = [" ".join(unit) for units in UNITS for unit in units]
-    vectors = np.stack([model.get_sentence_vector(line) for line in lines])
+    vectors = np.stack([model.text_vector(line) for line in lines])
     linear = model.heads.linear(model.main)
     expected = (
         torch.nn.functional.linear(torch.from_numpy(vectors), linear.weight, linear.bias).detach().numpy()

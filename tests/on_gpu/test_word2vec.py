@@ -8,6 +8,7 @@ import pytest
 from mt2st_fast import Word2Vec
 from mt2st_fast.kernels.context.batch import stream_key, word_sampler
 from mt2st_fast.kernels.context.walkers import WalkOptions, WalkTraining, choose_walkers
+from mt2st_fast.kernels.context.workspace import Rates, Stream
 from tests.on_gpu.helpers import DEVICE
 
 MODES = ("cbow", "skipgram")
@@ -42,10 +43,10 @@ def test_a_gpu_learns_what_a_cpu_learns(sg, D, window):
     assert np.isfinite(cuda.vectors).all()
     assert cuda.losses[-1] == pytest.approx(cpu.losses[-1], rel=0.1)
     assert gap(cuda) > 0.8 * gap(cpu)
-    assert np.array_equal(cuda.wv.vectors, cuda.input_rows)
+    assert np.array_equal(cuda.wv.vectors, cuda.tables.input_rows)
 
 
-class Stream:
+class ZipfText:
     """Words by Zipf's law in sentences of 1 to 30."""
 
     def __init__(self, V, n_words):
@@ -67,13 +68,15 @@ class Stream:
 
     def epoch(self, training, seed=0):
         rounds = 0, training.rounds(len(self.tokens))
-        return training.run(self.tokens, self.bounds, stream_key(seed, 0), rounds, 0.025, 0.0, 0.0)
+        return training.run(
+            Stream(self.tokens, self.bounds, stream_key(seed, 0)), rounds, Rates(0.025, 0.0, 0.0)
+        )
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("V", [20, 30_000])
 def test_as_many_walkers_as_are_chosen_stay_stable_without_subsampling(V, mode):
-    stream = Stream(V, 1_000_000)
+    stream = ZipfText(V, 1_000_000)
     training = stream.training(mode)
     losses = [loss / pairs for loss, pairs in (stream.epoch(training, seed) for seed in range(3))]
     assert training.finite()
@@ -82,7 +85,7 @@ def test_as_many_walkers_as_are_chosen_stay_stable_without_subsampling(V, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_draws_and_the_pairs_are_the_same_with_any_number_of_walkers(mode):
-    stream = Stream(3000, 100_000)
+    stream = ZipfText(3000, 100_000)
     few, many = stream.training(mode, 2), stream.training(mode, 24)
     (_, pairs), (_, same) = stream.epoch(few), stream.epoch(many)
     assert pairs == same > 50_000
@@ -90,7 +93,7 @@ def test_the_draws_and_the_pairs_are_the_same_with_any_number_of_walkers(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_two_runs_of_one_walker_agree_but_for_roundings(mode):
-    stream = Stream(500, 20_000)
+    stream = ZipfText(500, 20_000)
     found = []
     for _ in range(2):
         training = stream.training(mode, 1)

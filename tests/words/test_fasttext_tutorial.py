@@ -149,7 +149,7 @@ def test_what_both_kinds_of_models_tell(kind, request):
     assert np.array_equal(model.get_input_vector(row), table[row])
     parts, rows = model.get_subwords("bread")
     assert parts[0] == "bread"
-    assert rows[0] == row
+    assert [row, *map(model.get_subword_id, parts[1:])] == rows.tolist()
     assert model.get_word_vector("bread") == pytest.approx(table[rows].mean(0), abs=1e-6)
     assert model.get_output_matrix().shape == (len(model.labels), 16)
     assert not model.is_quantized()
@@ -258,6 +258,7 @@ def test_a_model_of_families_is_shown_by_its_main_one(tmp_path):
     ("call", "message"),
     [
         (lambda m, t: m.quantize(input=t, retrain=True), "quantize: not supported, tables stay float32"),
+        (lambda m, t: fasttext.train_supervised(t, dim=4, epoch=1).get_subword_id("<x>"), "no n-grams"),
         (lambda m, t: m.get_meter(t), "get_meter: there are no precision-recall curves"),
         (lambda m, t: m.predict("a\nb"), "line feed"),
         (lambda m, t: m.predict("a", k=0), "k must be"),

@@ -43,10 +43,10 @@ def test_what_was_saved_trains_on_to_the_same_bits(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_update_keeps_vectors_and_appends_words(kind):
     model = Word2Vec(two_topics(60), **SMALL, **kind)
-    words, vectors, count = list(model.words), model.vectors.copy(), int(model.counts[0])
+    words, vectors, count = list(model.words), model.vectors.copy(), int(model.tables.counts[0])
     model.build_vocab([["new", words[0], "newer", "rare"]] * 1 + [["new", "newer", "new"]] * 3, update=True)
     assert model.words == [*words, "new", "newer"]
-    assert model.counts[0] == count + 1
+    assert model.tables.counts[0] == count + 1
     np.testing.assert_array_equal(model.vectors[: len(words)], vectors)
     before = model.vectors[-1].copy()
     model.train([["new", "newer", words[0]]] * 50, epochs=3)

@@ -49,7 +49,7 @@ def test_the_positions_of_gensims_arguments():
     )  # fmt: skip
     assert np.array_equal(ours.vectors, named.vectors)
     ours.build_vocab(two_topics(40), None, False, 10_000, True)
-    assert ours.raw_vocab[ours.words[0]] == ours.counts[0]
+    assert ours.raw_vocab[ours.words[0]] == ours.tables.counts[0]
     assert ours.train(two_topics(40), None, 40, None, 1)[1] == 320
 
 
@@ -124,7 +124,7 @@ def test_words_beyond_max_vocab_size_are_forgotten_by_and_by():
     sentences = [["a", "b"], ["a", "c"], ["a", "d"], ["d", "d"]]
     model = Word2Vec(vector_size=4, min_count=1, max_vocab_size=2)
     model.build_vocab(sentences)
-    assert dict(zip(model.words, model.counts.tolist(), strict=True)) == {"a": 3, "d": 2}
+    assert dict(zip(model.words, model.tables.counts.tolist(), strict=True)) == {"a": 3, "d": 2}
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 20, 100])
@@ -143,7 +143,7 @@ def test_words_in_the_order_of_their_text():
     sentences = [["c", "a", "a"], ["b", "a", "c"], ["d", "a", "b"]]
     model = Word2Vec(sentences, vector_size=4, min_count=2, sorted_vocab=0)
     assert model.words == ["c", "a", "b"]
-    assert model.counts.tolist() == [2, 4, 2]
+    assert model.tables.counts.tolist() == [2, 4, 2]
     limited = Word2Vec(sentences, vector_size=4, min_count=1, sorted_vocab=0, max_final_vocab=2)
     assert limited.words == ["c", "a"]
     model.build_vocab_from_freq({"x": 1, "y": 9, "z": 5})
@@ -266,7 +266,7 @@ def test_means_of_ngrams_that_were_changed_are_not_trained_on():
     model.wv.most_similar("graph")
     model.train(common_texts, epochs=1)
     model.wv.vectors[0] = 1
-    with pytest.raises(InputError, match=r"change model\.input_rows"):
+    with pytest.raises(InputError, match=r"change model\.tables\.input_rows"):
         model.train(common_texts, epochs=1)
     model.build_vocab(common_texts)
     model.wv.vectors_lockf = np.zeros(12)
@@ -296,7 +296,7 @@ def test_the_word_amid_a_context():
 def test_scores_are_log_probabilities_by_the_tree(way):
     model = Word2Vec(two_topics(), hs=1, negative=0, sample=0, epochs=5, **SMALL, **way)
     sentences = [["sea1", "unseen", "sea2", "sea3", "sea1"], [], ["sky1"], ["sea1", "sky2"]]
-    paths, w = tree_paths(model.counts), model.window
+    paths, w = tree_paths(model.tables.counts), model.window
     expected = []
     for sentence in sentences:
         ids, total = [model.wv.key_to_index[word] for word in sentence if word != "unseen"], 0.0

@@ -99,7 +99,7 @@ def test_it_learns_every_family(tmp_path, word_ngrams):
 
 def test_models_of_several_threads_are_those_of_one_and_the_callers_random_numbers_go_on(tmp_path):
     def table(seed):
-        return train_supervised(path, dim=8, epoch=1, seed=seed, device="cpu").get_input_matrix()
+        return train_supervised(path, dim=8, epoch=1, seed=seed, device="cpu").encoder.table.detach().numpy()
 
     path = write(tmp_path / "train.txt")
     torch.manual_seed(3)
@@ -162,19 +162,18 @@ def test_an_unseen_form_of_a_word_is_near_to_its_stem_and_is_classified(tmp_path
 def test_a_vector_is_the_mean_of_the_rows_of_the_subwords(tmp_path, word):
     model = train_supervised(write(tmp_path / "train.txt"), dim=10, epoch=1, minn=2, maxn=3, bucket=300)
     table = model.trainer.encoder.table.detach().numpy()
-    parts, ids = model.get_subwords(word)
+    parts, ids = model.features.subwords(word)
     assert len(parts) == len(ids)
     expected = table[ids].mean(0) if len(ids) else np.zeros(10)
     np.testing.assert_allclose(model.vector(word), expected, atol=1e-6)
-    assert model.get_word_vector(word).tolist() == model.vector(word).tolist()
 
 
 def test_a_sentence_holds_the_ngrams_of_its_words(tmp_path):
     model = train_supervised(write(tmp_path / "train.txt"), dim=10, epoch=1, minn=2, maxn=3, bucket=300)
     table = model.trainer.encoder.table.detach().numpy()
-    rows = np.concatenate([model.get_subwords(word)[1] for word in ("goal", "unseen")])
-    np.testing.assert_allclose(model.get_sentence_vector("goal unseen"), table[rows].mean(0), atol=1e-6)
-    assert not model.get_sentence_vector(" ").any()
+    rows = np.concatenate([model.features.subwords(word)[1] for word in ("goal", "unseen")])
+    np.testing.assert_allclose(model.text_vector("goal unseen"), table[rows].mean(0), atol=1e-6)
+    assert not model.text_vector(" ").any()
 
 
 @pytest.mark.parametrize(

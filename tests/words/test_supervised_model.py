@@ -69,7 +69,7 @@ def test_a_fresh_process_has_the_same_probabilities_bit_for_bit(model, tmp_path)
 
 
 def by_folder(model, tmp_path):
-    model.save_model(tmp_path / "m")
+    model.save(tmp_path / "m")
     return load_model(tmp_path / "m", device="cpu")
 
 
@@ -95,7 +95,7 @@ def test_a_kept_model_answers_as_the_trained_one(model, train, tmp_path, way):
     scores, of_trained = (each.test_label(train, family="has", k=-1, threshold=0) for each in (kept, model))
     assert scores == of_trained
     assert kept.vector("goalie").tolist() == model.vector("goalie").tolist()
-    assert kept.get_words(include_freq=True)[1].tolist() == model.get_words(include_freq=True)[1].tolist()
+    assert kept.features.vocabulary.counts.tolist() == model.features.vocabulary.counts.tolist()
     for what in ("trainer", "history"):
         with pytest.raises(RuntimeError, match="loaded or copied; its trainer and history are not saved"):
             getattr(kept, what)
@@ -170,7 +170,7 @@ def test_k_and_threshold_choose_labels(model):
 def test_labels_in_a_text_are_no_words_of_it(model):
     plain = model.predict("goal poor", k=-1)
     assert model.predict("__label__topic__food goal __label__new poor", k=-1) == plain
-    assert model.get_sentence_vector("__label__x goal").tolist() == model.get_sentence_vector("goal").tolist()
+    assert model.text_vector("__label__x goal").tolist() == model.text_vector("goal").tolist()
 
 
 def test_texts_are_cut_as_a_file_is():
@@ -311,63 +311,21 @@ def test_scores_where_documents_have_several_labels(model, train):
     assert found["goal"]["recall"] + found["match"]["recall"] == 1
 
 
-def test_words_labels_and_their_numbers(model):
-    words, counts = model.get_words(include_freq=True)
-    assert words == model.get_words() == model.words
-    assert counts[model.get_word_id("goal")] == 40
-    assert model.get_word_id("unseen") == -1
-    assert model.get_labels() == list(model.labels["topic"])
-    labels, documents = model.get_labels(include_freq=True, family="has")
-    assert dict(zip(labels, documents.tolist(), strict=True)) == {
+def test_labels_have_their_numbers_of_documents(model):
+    family = model.families["has"]
+    assert family.names == model.labels["has"]
+    assert dict(zip(family.names, family.counts, strict=True)) == {
         "goal": 40, "match": 40, "soup": 40, "bread": 40, "film": 4,
     }  # fmt: skip
-    assert model.get_dimension() == 8
-    assert model.is_quantized() is False
 
 
-def test_rows_of_the_matrices(model):
-    table, head = model.get_input_matrix(), model.get_output_matrix()
+def test_probabilities_are_those_of_table_and_head(model):
+    table, head = model.encoder.table.detach().numpy(), model.heads.linear("topic")
     assert table.shape == (len(model.words) + 300, 8)
-    assert head.shape == (3, 8)
     for word in ("goal", "日本"):
-        parts, rows = model.get_subwords(word)
-        found = [
-            model.get_word_id(part) if place == 0 and part in model.words else model.get_subword_id(part)
-            for place, part in enumerate(parts)
-        ]
-        assert found == rows.tolist()
+        _, rows = model.features.subwords(word)
         assert model.vector(word) == pytest.approx(table[rows].mean(0), abs=1e-6)
-    logits = head @ model.get_sentence_vector("goal") + model.heads.linear("topic").bias.detach().numpy()
-    expected = np.exp(logits) / np.exp(logits).sum()
+    expected = head(torch.from_numpy(model.text_vector("goal"))).softmax(0).tolist()
     labels, probabilities = model.predict("goal", k=-1)
-    order = [model.get_labels().index(label) for label in labels]
-    assert probabilities == pytest.approx(expected[order], abs=1e-5)
-    table[:] = 0
-    assert model.get_input_matrix().any()
-
-
-def test_nearest_words(model):
-    found = model.get_nearest_neighbors("goal", k=3)
-    unit = np.stack([model.vector(word) for word in model.words])
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    cosines = unit @ unit[model.words.index("goal")]
-    order = [i for i in np.argsort(-cosines) if model.words[i] != "goal"][:3]
-    assert [word for _, word in found] == [model.words[i] for i in order]
-    assert [value for value, _ in found] == pytest.approx(cosines[order], abs=1e-5)
-    assert len(model.get_nearest_neighbors("goals", k=999)) == len(model.words)
-    with pytest.raises(InputError, match="k must be"):
-        model.get_nearest_neighbors("goal", k=0)
-
-
-def test_what_a_model_does_not_have_is_said(tmp_path):
-    path = tmp_path / "train.txt"
-    path.write_text("__label__a x\n__label__b y\n")
-    model = train_supervised(path, dim=4, epoch=1)
-    for call, message in (
-        (lambda: model.get_subword_id("<x>"), "no n-grams"),
-        (lambda: model.get_nearest_neighbors("unseen"), "'unseen' has no vector"),
-        (lambda: model.quantize(retrain=True), "quantize: not supported, tables stay float32"),
-    ):
-        with pytest.raises(InputError, match=message) as caught:
-            call()
-        assert "\n" not in str(caught.value)
+    order = [model.labels["topic"].index(label) for label in labels]
+    assert probabilities == pytest.approx([expected[i] for i in order], abs=1e-5)

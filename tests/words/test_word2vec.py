@@ -27,7 +27,7 @@ def test_wv_is_gensims_keyed_vectors():
     assert isinstance(model.wv, gensim.models.KeyedVectors)
     assert model.wv.index_to_key == model.words
     assert np.array_equal(model.wv[model.words[3]], model.vectors[3])
-    assert model.wv.get_vecattr(model.words[0], "count") == model.counts[0]
+    assert model.wv.get_vecattr(model.words[0], "count") == model.tables.counts[0]
     assert len(model.wv.most_similar(model.words[0], topn=3)) == 3
 
 
@@ -124,30 +124,30 @@ def test_a_word_is_the_mean_of_its_own_row_and_those_that_gensim_gives_its_ngram
     fasttext = pytest.importorskip("gensim.models.fasttext")
     model = Word2Vec(inflected(200), epochs=1, **SMALL, **SUBWORDS)
     V = len(model.words)
-    assert model.input_rows.shape == (V + 5000, 20)
-    assert model.output_vectors.shape == model.vectors.shape == (V, 20)
+    assert model.tables.input_rows.shape == (V + 5000, 20)
+    assert model.tables.output_vectors.shape == model.vectors.shape == (V, 20)
     for word in ("sails", "sailing", "été", "日本"):
         buckets = fasttext.ft_ngram_hashes(word, 3, 5, 5000)
         rows = [V + bucket for bucket in buckets]
         rows += [model.words.index(word)] if word in model.words else []
-        np.testing.assert_allclose(model.vector(word), model.input_rows[rows].mean(0), atol=1e-6)
+        np.testing.assert_allclose(model.vector(word), model.tables.input_rows[rows].mean(0), atol=1e-6)
     assert np.array_equal(model.wv["sails"], model.vector("sails"))
 
 
 def test_means_of_blocks_of_words_are_those_of_all(monkeypatch):
     model = Word2Vec(inflected(200), epochs=1, **SMALL, **SUBWORDS)
-    monkeypatch.setattr("mt2st_fast.words.word2vec_tables.WORDS_AT_ONCE", 7)
-    np.testing.assert_array_equal(model._means(), model.vectors)
+    monkeypatch.setattr("mt2st_fast.words.word_tables.WORDS_AT_ONCE", 7)
+    np.testing.assert_array_equal(model.tables.means(), model.vectors)
 
 
 def test_subwords_train_the_same_bits_every_time_and_epochs_one_by_one():
     sentences = inflected(200)
     first, second = (Word2Vec(sentences, epochs=2, **SMALL, **SUBWORDS) for _ in range(2))
-    assert np.array_equal(first.input_rows, second.input_rows)
+    assert np.array_equal(first.tables.input_rows, second.tables.input_rows)
     before = first.vectors.copy()
     first.train(sentences, epochs=1)
     assert not np.array_equal(first.vectors, before)
-    assert np.isfinite(first.input_rows).all()
+    assert np.isfinite(first.tables.input_rows).all()
 
 
 def test_without_subwords_only_known_words_have_a_vector():

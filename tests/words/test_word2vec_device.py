@@ -89,9 +89,9 @@ def test_walkers_get_the_models_tables_and_options(sg, a_gpu, monkeypatch):
         def rounds(self, n_words):
             return 4
 
-        def run(self, tokens, bounds, key, rounds, rate, rate_fall, least_rate):
+        def run(self, text, rounds, rates):
             made["inputs"] += np.float32(rounds[1] - rounds[0])  # as if the device were the array
-            made.setdefault("keys", []).append(int(key))
+            made.setdefault("keys", []).append(int(text.key))
             return 2.0, 4
 
         def finite(self):
@@ -103,8 +103,8 @@ def test_walkers_get_the_models_tables_and_options(sg, a_gpu, monkeypatch):
 
     monkeypatch.setattr(word2vec_device, "WalkTraining", Walkers)
     model = Word2Vec(TEXT * 300, sg=sg, window=3, negative=7, epochs=2, device="auto", **SMALL)
-    assert made["inputs"] is model.input_rows
-    assert made["outputs"] is model.output_vectors
+    assert made["inputs"] is model.tables.input_rows
+    assert made["outputs"] is model.tables.output_vectors
     assert made["device"].type == "cuda"
     options = made["options"]
     assert (options.mode, options.window, options.negatives) == (("cbow", "skipgram")[sg], 3, 7)
@@ -113,7 +113,7 @@ def test_walkers_get_the_models_tables_and_options(sg, a_gpu, monkeypatch):
     assert model.get_latest_training_loss() == 4
     assert made["stored"] == 2
     assert len(set(made["keys"])) == 2
-    assert np.shares_memory(model.wv.vectors, model.input_rows) if _has_gensim() else True
+    assert np.shares_memory(model.wv.vectors, model.tables.input_rows) if _has_gensim() else True
 
 
 def _has_gensim() -> bool:

@@ -87,19 +87,14 @@ def part_of(row, parts):
     return np.int64(((np.uint64(block) * HASH & LOW_HALF) * np.uint64(parts)) >> np.uint64(32))
 
 
-@helper
-def group_ids(ids, largest, part, parts):
-    """Group positions by id: (order, unique, starts), with ids ascending, and positions ascending within an id.
-
-    unique (U,): the ids without NONE. order[starts[u] : starts[u + 1]]: the positions of unique[u]. With parts > 1,
-    only the ids of one part. A radix sort: no array is as long as the table.
-    """
-    return group_bags(ids, np.arange(len(ids) + 1), largest, part, parts)
-
-
 @entry
 def group_bags(ids, bounds, largest, part, parts):
-    """Like group_ids, with the bag of a position instead of the position; bounds (B + 1,) delimit the bags."""
+    """Group bags by the ids in them: (bags, unique, starts), with ids ascending, and bags ascending within an id.
+
+    bounds (B + 1,) delimit the bags. unique (U,): the ids without NONE. bags[starts[u] : starts[u + 1]]: the bags of
+    unique[u], one for each time that it is in them. With parts > 1, only the ids of one part. A radix sort: no array
+    is as long as the table.
+    """
     keys = np.empty(bounds[-1] - bounds[0] + 1, np.uint64)
     n = 0
     for bag in range(len(bounds) - 1):
@@ -151,7 +146,7 @@ def sort_keys(keys, largest):
 @entry
 def unique_and_inverse(ids, largest):
     """Return (unique (U,), inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
-    order, unique, starts = group_ids(ids, largest, 0, 1)
+    order, unique, starts = group_bags(ids, np.arange(len(ids) + 1), largest, 0, 1)
     inverse = np.full(len(ids), np.int32(NONE))
     for u in range(len(unique)):
         for i in range(starts[u], starts[u + 1]):

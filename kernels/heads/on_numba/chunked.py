@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...machine.elementary import ONE, ZERO, exp32, log32
@@ -20,16 +19,13 @@ from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, select, splat, store, sum_of
 from ...machine.team import Kernel, in_parallel, splits_of
 from ..call import Forward, HeadsCall
-from ..kind import HeadSpec, Kind
-from ..layout import HeadLayout
+from ..kind import Kind
 from .loss_pass import INFINITY
 from .passes import (
-    NO_ROWS_LEFT_OUT,
     RESIDUAL_IS_GRADIENT,
     Batch,
     Outputs,
     backward,
-    float_zeros,
     kernel_tensor,
     passes,
     residual_like,
@@ -50,7 +46,7 @@ from .stages import (
 )
 from .tile import LEAST_PRODUCTS, run_passes
 
-__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "chunk_rows", "forward", "residual_like", "warm_up"]
+__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "chunk_rows", "forward", "residual_like"]
 
 f32 = np.float32
 VECTOR_BYTES = FLOAT_BYTES * WIDTH
@@ -384,13 +380,3 @@ def _run_head(
     outputs.features_written = True
     outputs.losses[k] = loss_sum * float(batch.scale[k])
     outputs.correct[k] = correct
-
-
-def warm_up() -> None:
-    """Compile the kernel, or load it from the cache; it works for every layout."""
-    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
-    features, weight, bias = float_zeros(2, 2), float_zeros(3, 2), float_zeros(3)
-    targets, task_weights = (torch.zeros(2, dtype=torch.int64, device="cpu"),), float_zeros(1)
-    batch = survey_batch(targets, task_weights, layout, skip_zero_weights=True)
-    outputs = Outputs(1, features, weight, bias, (True, True, True))
-    _run_head(batch, batch.table.records[0], NO_ROWS_LEFT_OUT, features, weight, bias, outputs)

@@ -206,11 +206,6 @@ def kernel_tensor(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32).contiguous()
 
 
-def float_zeros(*shape: int) -> Tensor:
-    """Zeros that kernels can read, whatever torch's default dtype."""
-    return torch.zeros(shape, dtype=torch.float32, device="cpu")
-
-
 class Outputs:
     """Where the passes of one call store their results; not filled with anything."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...machine.elementary import ZERO
@@ -19,8 +18,6 @@ from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ...machine.team import Kernel, in_parallel, threads_of
 from ..call import Forward, HeadsCall
-from ..kind import HeadSpec, Kind
-from ..layout import HeadLayout
 from .loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
 from .passes import (
     NO_ROWS_LEFT_OUT,
@@ -29,7 +26,6 @@ from .passes import (
     Outputs,
     backward,
     float_empty,
-    float_zeros,
     kernel_tensor,
     passes,
     residual_like,
@@ -50,7 +46,7 @@ from .stages import (
 )
 from .targets import survey
 
-__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "forward", "residual_like", "warm_up"]
+__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "forward", "residual_like"]
 
 
 # A thread's part of a tile, features and logits, stays within about half of a 1 MiB cache.
@@ -334,15 +330,3 @@ def run_passes(
             outputs.d_bias.data_ptr(),
         )  # fmt: skip
         outputs.features_written = True
-
-
-def warm_up() -> None:
-    """Compile the kernel, or load it from the cache; it works for every layout."""
-    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(Kind.SQUARED, 1)))
-    targets = (torch.zeros(2, dtype=torch.int64, device="cpu"), float_zeros(2, 1))
-    forward(
-        HeadsCall(
-            float_zeros(2, 2), float_zeros(4, 2), float_zeros(4), targets, float_zeros(2), layout,
-            (True, True, True),
-        )
-    )  # fmt: skip

@@ -229,7 +229,3 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
     dtypes = [torch.float32 if tensor is None else tensor.dtype for tensor in tensors]
     d_features, d_weight, d_bias = times_upstream(gradients, dtypes, grad_total, own)
     return d_features, d_weight, d_bias
-
-
-def warm_up() -> None:
-    """Do nothing: Triton compiles for a layout's block sizes at the first call with that layout."""

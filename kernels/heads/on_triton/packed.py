@@ -66,10 +66,6 @@ def residual_like(call: HeadsCall) -> Residual:
     )
 
 
-def warm_up() -> None:
-    """Do nothing: Triton compiles for a layout's block sizes at the first call with that layout."""
-
-
 def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
     """Return (d_features, d_weight, d_bias), each None if not needed; the residual is not modified."""
     del own

@@ -293,10 +293,6 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
     return d_features, *found
 
 
-def warm_up() -> None:
-    """Do nothing: Triton compiles for a layout's block sizes at the first call with that layout."""
-
-
 def _layout_of(S: int, has_values: bool) -> HeadLayout:
     """Make heads with S outputs in total: of classes, or of every kind."""
     sizes = (S - 15, 7, 5, 3)

@@ -219,11 +219,6 @@ class _Syntax:
     def _set_role(self, index: int, role: str) -> None:
         self.roles[index] = _ROLE_ID[role]
 
-    def _paint_names(self, first: int, end: int, role: str) -> None:
-        for index in range(first, end):
-            if self._tokens.kinds[index] == 0:
-                self._set_role(index, role)
-
     def _paint_scope(self, first: int, end: int, scope: str) -> None:
         self.scopes[first:end] = [_SCOPE_ID[scope]] * (end - first)
 
@@ -257,7 +252,9 @@ class _Syntax:
         elif isinstance(node, _FUNCTIONS):
             self._paint_function(node, first, end)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            self._paint_names(first, end, "import")
+            for index in range(first, end):
+                if self._tokens.kinds[index] == 0:
+                    self._set_role(index, "import")
 
     def _paint_function(self, node: ast.FunctionDef | ast.AsyncFunctionDef, first: int, end: int) -> None:
         is_async = isinstance(node, ast.AsyncFunctionDef)

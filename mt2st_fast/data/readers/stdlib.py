@@ -25,7 +25,7 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import writing_atomically
-from mt2st_fast.kernels.machine.places import cache_folder
+from mt2st_fast.kernels.machine.cache_folder import cache_folder
 
 DEFAULT_LABEL_FRACTION = 0.01  # of the training files: multi-task training is for few main labels
 

@@ -5,8 +5,7 @@
 - A byte order mark (U+FEFF) at the start of a line is not part of it: files begin so, also those that were joined.
 - NUL is a blank.
 
-Imports neither NumPy nor anything of the package: processes that read for `prepare` start with this alone. kernels/text
-counts words by the same rule, compiled.
+kernels/text counts words by the same rule, compiled.
 """
 
 import re
@@ -104,10 +103,6 @@ def end_of_lines(content: bytes) -> int:
     return max(body.rfind(b"\n"), body.rfind(b"\r")) + 1
 
 
-Found = tuple[dict[str, tuple[int, int]], bool]
-"""By kind of oddity how many there are and the line of the first; and whether a line ends in a line feed."""
-
-
 class Oddities:
     """What a text contains that is read by the rule but worth a note: how often, and on which line first."""
 
@@ -117,15 +112,12 @@ class Oddities:
 
     def look(self, content: bytes | bytearray, n: int, number: int, begins_line: bool = True) -> None:
         """Check content[:n], whose first line is line `number`; the blocks of a text must come in order."""
-        self.add(found_in(content, n, begins_line), number)
-
-    def add(self, found: Found, number: int) -> None:
-        """Add what was found in a block whose first line is line `number`."""
-        counted, has_feeds = found
-        self._has_feeds = self._has_feeds or has_feeds
-        for kind, (count, line) in counted.items():
-            before, first = self._found.get(kind, (0, 0))
-            self._found[kind] = before + count, first or number + line
+        self._has_feeds = self._has_feeds or content.find(b"\n", 0, n) >= 0
+        for kind, places in _odd_places(content, n, begins_line).items():
+            if places:
+                count, first = self._found.get(kind, (0, 0))
+                first = first or number + count_ends([bytes(content[: places[0]])])
+                self._found[kind] = count + len(places), first
 
     def notes(self) -> list[str]:
         """Return one line for each kind."""
@@ -141,8 +133,8 @@ class Oddities:
         return [text.format(*self._found[kind]) for kind, text in said.items() if kind in self._found]
 
 
-def found_in(content: bytes | bytearray, n: int, begins_line: bool) -> Found:
-    """Return what is odd in content[:n], with lines counted from 0. Four byte searches suffice if there is nothing."""
+def _odd_places(content: bytes | bytearray, n: int, begins_line: bool) -> dict[str, list[int]]:
+    """Return where each kind of oddity is in content[:n]. Three byte searches suffice if there is nothing."""
     places: dict[str, list[int]] = {}
     if content.find(b"\0", 0, n) >= 0:
         places["nul"] = [m.start() for m in re.finditer(b"\0", bytes(content[:n]))]
@@ -155,7 +147,4 @@ def found_in(content: bytes | bytearray, n: int, begins_line: bool) -> Found:
             for m in _MARKS_BYTES.finditer(bytes(content[:n]))
             if (content[m.start() - 1] not in b"\r\n" if m.start() else not begins_line)
         ]
-    counted = {
-        kind: (len(all_), count_ends([bytes(content[: all_[0]])])) for kind, all_ in places.items() if all_
-    }
-    return counted, content.find(b"\n", 0, n) >= 0
+    return places

@@ -1,4 +1,4 @@
-"""The words of a whole text file as numbers; its bytes are read in blocks and not kept."""
+"""The words of a text file as numbers; its bytes are read in blocks and not kept."""
 
 from __future__ import annotations
 
@@ -37,14 +37,23 @@ class NumberedWords:
 
 
 def read_words(path: Path) -> NumberedWords:
-    """Read the words of a file, separated by white space, with lines by the rule of decoding.py; log what is odd.
+    """Read the words of a file as `number_blocks` does. Raises InputError for an empty file, too."""
+    counter = WordCounter()
+    numbers = np.concatenate([part for part, _ in number_blocks(path, counter)])
+    return NumberedWords(numbers, counter.words(), counter.counts)
 
-    Raises InputError for a file that is missing, empty, not UTF-8 or no text.
+
+def number_blocks(
+    path: Path, counter: WordCounter, *, may_be_empty: bool = False
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield a counter's numbers for the words of a file in blocks, with END after every line, and how far it is read.
+
+    Words are separated by white space, and lines by the rule of decoding.py; logs what is odd. How far: in bytes of the
+    file, packed or not. Raises InputError for a file that is missing, not UTF-8 or no text.
     """
-    counter, oddities = WordCounter(), Oddities()
-    parts: list[np.ndarray] = []
-    number, ended = 1, False
-    with reading_text(path) as file:
+    oddities, number, ended = Oddities(), 1, True
+    with reading_text(path, may_be_empty) as file:
+        on_disk: BinaryIO = getattr(file, "fileobj", file)
         for text, n, held, begins_line in _blocks(file):
             if n > max(BLOCK_BYTES, _LONGEST_WORD_BYTES):
                 raise InputError(
@@ -52,17 +61,17 @@ def read_words(path: Path) -> NumberedWords:
                     "white space?"
                 )
             try:
-                parts.append(counter.add(text, n, begins_line))
+                numbers = counter.add(text, n, begins_line)
             except UnicodeDecodeError as error:
                 raise not_utf8(str(path), number, [bytes(held[: error.start])]) from None
             oddities.look(held, n, number, begins_line)
-            number += int((parts[-1] == END).sum())
+            number += int((numbers == END).sum())
             ended = text[n - 1] in (_LINE_FEED, _RETURN)
-    if not ended:
-        parts.append(np.array([END], np.int32))
+            yield numbers, on_disk.tell()
+        if not ended:
+            yield np.array([END], np.int32), on_disk.tell()
     for note in oddities.notes():
         log.warning("%s: %s", path, note)
-    return NumberedWords(np.concatenate(parts), counter.words(), counter.counts)
 
 
 def add_lines(counter: WordCounter, texts: Sequence[str]) -> np.ndarray:

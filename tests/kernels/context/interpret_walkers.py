@@ -19,9 +19,10 @@ from mt2st_fast.kernels.context import walkers as context_walkers
 from mt2st_fast.kernels.context.batch import stream_key, word_sampler
 from mt2st_fast.kernels.context.on_triton import training as kernels
 from mt2st_fast.kernels.context.walkers import WalkOptions, WalkTraining
-from mt2st_fast.training.context_run import ContextPlan, ContextRun
+from mt2st_fast.kernels.context.workspace import Rates, Stream
 from mt2st_fast.training.schedules import SingleTask
-from mt2st_fast.training.table_tasks import TableTasks
+from mt2st_fast.words.context_run import ContextPlan, ContextRun
+from mt2st_fast.words.table_tasks import TableTasks
 from tests.kernels.context.walker_cases import CASES, FALL, LEAST, RATE
 
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def run(training: WalkTraining, name: str, parts: tuple[tuple[int, int], ...] | 
     tokens, bounds, _ = make_text(name)
     parts = parts or ((0, training.rounds(len(tokens))),)
     key = stream_key(seed, 0)
-    found = [training.run(tokens, bounds, key, part, RATE, FALL, LEAST) for part in parts]
+    found = [training.run(Stream(tokens, bounds, key), part, Rates(RATE, FALL, LEAST)) for part in parts]
     training.store()
     return np.array(found).sum(0)
 
@@ -132,7 +133,7 @@ def store_draws(store: dict[str, np.ndarray]) -> None:
     sampler = word_sampler(counts, SAMPLE)
     tables = (np.zeros((5, 4), np.float32) for _ in range(2))
     training = WalkTraining(*tables, sampler, WalkOptions(walkers=4, window=5), CPU)
-    training.run(tokens, np.array([0, 1000]), stream_key(1, 0), (0, 1), 0.0, 0.0, 0.0)
+    training.run(Stream(tokens, np.array([0, 1000]), stream_key(1, 0)), (0, 1), Rates(0.0, 0.0, 0.0))
     s, n = training._scratch, training._scratch.counts.numpy()
     at = np.concatenate([256 * i + np.arange(n[i]) for i in range(4)])
     store["draws/kept"] = np.bincount(s.words.numpy()[at], minlength=5)

@@ -12,7 +12,7 @@ from mt2st_fast.kernels.context.on_numba import rounds
 from mt2st_fast.kernels.context.on_numba.context import touched_rows
 from mt2st_fast.kernels.context.reference import reference_loss
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
-from mt2st_fast.kernels.context.workspace import WordRows, make_workspace
+from mt2st_fast.kernels.context.workspace import Rates, Stream, WordRows, make_workspace
 from mt2st_fast.kernels.machine.simd import WIDTH
 
 MARGIN = 2e-6  # a few float32 roundings: sums in another order
@@ -201,7 +201,10 @@ def train(mode: str, shards: int = 2, threads: int = 2, rounds=((0, 6),), subwor
     tokens, bounds, counts = make_stream(80, [700, 1, 3, 1200, 500])
     options = {"mode": mode, "shards": shards, "shard_words": 200, "shared": 16} | options
     training = training_of(80, 37, counts, subwords, **options)
-    losses = [training.run(tokens, bounds, stream_key(5, 0), part, 0.05, 1e-6, 1e-4) for part in rounds]
+    losses = [
+        training.run(Stream(tokens, bounds, stream_key(5, 0)), part, Rates(0.05, 1e-6, 1e-4))
+        for part in rounds
+    ]
     assert all(np.isfinite(loss) for loss, _ in losses)
     return training.inputs, training.outputs
 
@@ -255,7 +258,7 @@ def test_a_tile_of_training_is_one_step_down_the_gradient(mode):
     truth = by_torch(inputs, outputs, batch, torch.float64)
     moved = [table.numpy().copy() for table in (inputs, outputs)]
     options = ContextOptions(mode=mode, shards=1, shared=16, true_mean=True)
-    ContextTraining(*moved, sampler, options).run(tokens, bounds, key, (0, 1), 0.5, 0.0, 0.0)
+    ContextTraining(*moved, sampler, options).run(Stream(tokens, bounds, key), (0, 1), Rates(0.5, 0.0, 0.0))
     for before, after, name in zip((inputs, outputs), moved, ("d_inputs", "d_outputs"), strict=True):
         expected = before.double() - 0.5 * batch.pairs * truth[name]
         assert torch.from_numpy(after).double().sub(expected).norm() <= 2e-6 * expected.norm()
@@ -273,7 +276,7 @@ def test_a_round_adds_the_changes_of_all_shards_to_each_row(D, locked):
         tables = [table.numpy().copy() for table in make_tables(40, D)]
         options = ContextOptions(mode="skipgram", shards=P, shard_words=n, shared=8, pull=pull)
         training = ContextTraining(*tables, word_sampler(counts, 0), options, locks=locks)
-        training.run(own, bounds, stream_key(7, 0), (0, 1), 0.02, 0.0, 0.0)
+        training.run(Stream(own, bounds, stream_key(7, 0)), (0, 1), Rates(0.02, 0.0, 0.0))
         return tables
 
     before = [table.numpy() for table in make_tables(40, D)]
@@ -309,7 +312,8 @@ def test_many_shards_stay_stable(mode, shards, subwords):
     before, after = (
         loss / pairs
         for loss, pairs in (
-            training.run(tokens, bounds, stream_key(1, i), rounds, 0.025, 0.0, 0.0) for i in range(2)
+            training.run(Stream(tokens, bounds, stream_key(1, i)), rounds, Rates(0.025, 0.0, 0.0))
+            for i in range(2)
         )
     )
     assert after < 1.01 * before
@@ -334,7 +338,7 @@ def test_a_tile_of_training_moves_every_row_of_a_word_by_the_gradient_of_its_vec
     moved = [table.numpy().copy() for table in (inputs, outputs)]
     options = ContextOptions(mode=mode, shards=1, shared=16, true_mean=True)
     training = ContextTraining(*moved, sampler, options, subwords)
-    training.run(tokens, bounds, key, (0, 1), 0.5, 0.0, 0.0)
+    training.run(Stream(tokens, bounds, key), (0, 1), Rates(0.5, 0.0, 0.0))
     for before, after, gradient in zip((inputs, outputs), moved, (step, truth["d_outputs"]), strict=True):
         expected = before.double() - 0.5 * batch.pairs * gradient
         assert torch.from_numpy(after).double().sub(expected).norm() <= 2e-6 * expected.norm()

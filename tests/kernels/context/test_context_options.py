@@ -9,6 +9,7 @@ from mt2st_fast.kernels.context.batch import draw_batch, kept_shares, stream_key
 from mt2st_fast.kernels.context.hierarchy import HierarchyTraining, tree_paths
 from mt2st_fast.kernels.context.on_numba.draw import draw_positions
 from mt2st_fast.kernels.context.training import NO_LOCKS, ContextOptions, ContextTraining
+from mt2st_fast.kernels.context.workspace import Rates, Stream
 from tests.kernels.context.test_context import MODES, make_stream, make_tables
 
 
@@ -30,7 +31,9 @@ def test_a_tile_of_sums_shares_out_what_it_teaches():
             d_y[other] += g * h
         np.add.at(d_x, window, d_h / len(window))
     options = ContextOptions(mode="cbow", window=3, negatives=4, shared=8, shards=1, mean=False)
-    ContextTraining(inputs, outputs, sampler, options).run(tokens, bounds, key, (0, 1), rate, 0.0, 0.0)
+    ContextTraining(inputs, outputs, sampler, options).run(
+        Stream(tokens, bounds, key), (0, 1), Rates(rate, 0.0, 0.0)
+    )
     np.testing.assert_allclose(inputs, x + rate * d_x, atol=2e-6)
     np.testing.assert_allclose(outputs, y + rate * d_y, atol=2e-6)
 
@@ -49,7 +52,7 @@ def test_locks_are_what_changes_of_input_rows_are_multiplied_with(mode, tree):
             training = HierarchyTraining(*tables, word_sampler(counts), tree_paths(counts), options, some)
         else:
             training = ContextTraining(*tables, word_sampler(counts), options, locks=some)
-        training.run(tokens, bounds, stream_key(1, 0), (0, 1), 0.05, 0.0, 0.0)
+        training.run(Stream(tokens, bounds, stream_key(1, 0)), (0, 1), Rates(0.05, 0.0, 0.0))
         made.append(tables)
     (free, free_outputs), (locked, outputs) = made
     assert np.array_equal(locked[locks == 0], before[0][locks == 0])

@@ -12,6 +12,7 @@ from mt2st_fast.kernels.context.batch import draw_batch, stream_key, word_sample
 from mt2st_fast.kernels.context.both import BothTraining
 from mt2st_fast.kernels.context.hierarchy import HierarchyTraining, tree_paths
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
+from mt2st_fast.kernels.context.workspace import Rates, Stream
 
 
 def text(V: int = 12, n: int = 200):
@@ -60,7 +61,7 @@ def test_a_round_of_one_shard_is_word2vecs(mode, mean):
             want_pairs += 1
     options = ContextOptions(mode=mode, window=2, shards=1, shard_words=len(tokens), pull=0.0, mean=mean)
     training = HierarchyTraining(x, y, sampler, paths, options)
-    loss, pairs = training.run(tokens, bounds, key, (0, 1), rate, 0.0, 0.0)
+    loss, pairs = training.run(Stream(tokens, bounds, key), (0, 1), Rates(rate, 0.0, 0.0))
     assert pairs == want_pairs
     assert loss == pytest.approx(want_loss, rel=1e-4)
     np.testing.assert_allclose(x, want_x, atol=1e-4)
@@ -70,7 +71,7 @@ def test_a_round_of_one_shard_is_word2vecs(mode, mean):
 def test_both_ways_are_turns_of_a_round():
     tokens, bounds, counts = text(40, 3000)
     options = ContextOptions(mode="skipgram", window=3, shards=2, shard_words=256)
-    key, rate = stream_key(1, 0), (0.05, 1e-6, 1e-4)
+    stream, rates = Stream(tokens, bounds, stream_key(1, 0)), Rates(0.05, 1e-6, 1e-4)
 
     def trainings():
         x = np.random.default_rng(2).random((40, 9), np.float32)
@@ -82,13 +83,13 @@ def test_both_ways_are_turns_of_a_round():
     tree, negatives = trainings()
     loss = 0.0
     for r in range(tree.rounds(len(tokens))):
-        loss += tree.run(tokens, bounds, key, (r, r + 1), *rate)[0]
-        loss += negatives.run(tokens, bounds, key, (r, r + 1), *rate)[0] / negatives.measured
+        loss += tree.run(stream, (r, r + 1), rates)[0]
+        loss += negatives.run(stream, (r, r + 1), rates)[0] / negatives.measured
     both = BothTraining(*trainings())
-    found, pairs = both.run(tokens, bounds, key, (0, both.rounds(len(tokens))), *rate)
+    found, pairs = both.run(stream, (0, both.rounds(len(tokens))), rates)
     assert found == pytest.approx(loss)
     assert np.array_equal(both.tree.inputs, tree.inputs)
-    assert pairs == tree.run(tokens, bounds, key, (0, tree.rounds(len(tokens))), *rate)[1]
+    assert pairs == tree.run(stream, (0, tree.rounds(len(tokens))), rates)[1]
     assert both.negatives.outputs.any()
     assert both.tree.outputs.any()
     other = HierarchyTraining(tree.inputs, tree.outputs, tree.sampler, tree.paths, ContextOptions(shards=3))
@@ -104,7 +105,9 @@ def test_two_threads_give_the_bits_of_one():
         x, y = np.random.default_rng(2).random((40, 9), np.float32), np.zeros((40, 9), np.float32)
         options = ContextOptions(mode="skipgram", window=3, shards=2, shard_words=256, pull=1.0)
         training = HierarchyTraining(x, y, word_sampler(counts), tree_paths(counts), options)
-        training.run(tokens, bounds, stream_key(1, 0), (0, training.rounds(len(tokens))), 0.05, 0.0, 0.0)
+        training.run(
+            Stream(tokens, bounds, stream_key(1, 0)), (0, training.rounds(len(tokens))), Rates(0.05, 0.0, 0.0)
+        )
         made.append((x, y))
     torch.set_num_threads(before)
     assert np.abs(made[0][1]).max() > 0

@@ -12,14 +12,12 @@ from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import stream_key
-from mt2st_fast.kernels.context.both import BothTraining
-from mt2st_fast.kernels.context.hierarchy import HierarchyTraining
-from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
-from mt2st_fast.kernels.context.walkers import WalkTraining
+from mt2st_fast.kernels.context.training import ContextOptions, TextTraining
+from mt2st_fast.kernels.context.workspace import Rates, Stream
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
 from mt2st_fast.training.schedules import Moment, Schedule, checked_weights
 from mt2st_fast.training.schedules.abilities import NONE, check_allowed
-from mt2st_fast.training.table_tasks import TableTasks
+from mt2st_fast.words.table_tasks import TableTasks
 
 MAIN = "context"  # the text's own task
 ENGINE = "context rounds"  # the engine's name, for the record of a phase
@@ -86,7 +84,7 @@ class ContextRun:
 
     def __init__(
         self,
-        training: ContextTraining | HierarchyTraining | BothTraining | WalkTraining,
+        training: TextTraining,
         text: Tokens,
         tasks: TableTasks,
         schedule: Schedule,
@@ -183,8 +181,8 @@ class ContextRun:
             return {}
         plan, text = self._plan, self._text
         key = stream_key(plan.seed, plan.epochs_before + epoch)
-        rates = self._rate_after(epoch), self._rate_fall, plan.least_rate
-        loss, pairs = self._training.run(text.ids, text.bounds, key, (first, last), *rates)
+        rates = Rates(self._rate_after(epoch), self._rate_fall, plan.least_rate)
+        loss, pairs = self._training.run(Stream(text.ids, text.bounds, key), (first, last), rates)
         self._epoch_loss, self._epoch_pairs = self._epoch_loss + loss, self._epoch_pairs + pairs
         return {MAIN: loss / pairs} if pairs else {}
 

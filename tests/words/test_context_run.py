@@ -10,10 +10,11 @@ from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import stream_key, word_sampler
 from mt2st_fast.kernels.context.training import ContextTraining
-from mt2st_fast.training import context_run
-from mt2st_fast.training.context_run import MOST_CHUNKS, ContextPlan, ContextRun, context_options
+from mt2st_fast.kernels.context.workspace import Rates, Stream
 from mt2st_fast.training.history import PhaseRecord
-from mt2st_fast.training.table_tasks import TableTasks
+from mt2st_fast.words import context_run
+from mt2st_fast.words.context_run import MOST_CHUNKS, ContextPlan, ContextRun, context_options
+from mt2st_fast.words.table_tasks import TableTasks
 
 PLAN = ContextPlan(epochs=3, rate=0.05, least_rate=0.001, seed=7, epochs_before=2)
 
@@ -57,7 +58,9 @@ def test_chunks_move_the_tables_as_whole_epochs_of_the_kernel_do(mode, monkeypat
     for epoch in range(PLAN.epochs):
         key = stream_key(PLAN.seed, PLAN.epochs_before + epoch)
         rate = PLAN.rate - fall * epoch * n_words
-        loss, pairs = alone.run(text.ids, text.bounds, key, (0, rounds), rate, fall, PLAN.least_rate)
+        loss, pairs = alone.run(
+            Stream(text.ids, text.bounds, key), (0, rounds), Rates(rate, fall, PLAN.least_rate)
+        )
         losses.append(loss / pairs)
     run = finish(run_on(text, training))
     assert 1 < run.steps_per_epoch == -(-n_words // 1500) < rounds

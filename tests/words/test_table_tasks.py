@@ -7,7 +7,7 @@ import pytest
 
 from mt2st_fast import InputError
 from mt2st_fast.data import Vocabulary
-from mt2st_fast.training.table_tasks import LEAST_STEPS, TableTasks
+from mt2st_fast.words.table_tasks import LEAST_STEPS, TableTasks
 
 
 def table_tasks(pairs):
