@@ -250,7 +250,7 @@ def test_dropout_is_that_of_its_keys_on_both_sides_of_it():
 
 def test_it_is_part_of_the_layer_whose_products_it_normalises():
     found = stack_layers(ENCODERS["before an activation"]())
-    assert [layer.activation for layer in found.layers] == ["relu", "gelu"]
+    assert [layer.activation.name for layer in found.layers] == ["relu", "gelu"]
     assert len(stack_layers(ENCODERS["after it"]()).layers) == 4
 
 

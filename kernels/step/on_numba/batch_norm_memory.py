@@ -24,9 +24,10 @@ BATCH_NORM = np.dtype(
         ("batches", np.int64),  # () int64
         ("momentum", np.float64),  # below 0: all batches count the same
         ("normed", np.int64),  # (N, ld) columns of mean 0 and variance 1
-        ("means", np.int64),  # (tiles, up(H)) of the rows of a tile
-        ("squares", np.int64),  # (tiles, up(H)) sums of squared differences from them
+        ("means", np.int64),  # (tiles, up(H)) of the rows of a tile, less its first row
+        ("squares", np.int64),  # (tiles, up(H)) sums of squared differences from its mean
         ("centre", np.int64),  # what is subtracted
+        ("centre_rest", np.int64),  # and what float32 has no digits for in that
         ("scale", np.int64),  # and then multiplied by
         ("gain", np.int64),  # the weight, or ones
         ("shift", np.int64),  # the bias, or zeros
@@ -34,7 +35,7 @@ BATCH_NORM = np.dtype(
         ("d_product", np.int64),  # and of their products with `normed`
     ]
 )
-VECTORS = ("centre", "scale", "gain", "shift", "d_mean", "d_product")
+VECTORS = ("centre", "centre_rest", "scale", "gain", "shift", "d_mean", "d_product")
 
 
 def batch_norm_records(

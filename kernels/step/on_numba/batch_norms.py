@@ -27,17 +27,19 @@ def _source(layer):
 
 @helper
 def measure(layer, norm, tile, first, rows):
-    """Means and squares of the rows of a tile, of the layer's products, or of its inputs without a weight."""
+    """Means and squares of the rows of a tile, of the layer's products, or of its inputs without a weight.
+
+    The means are of differences from the first row, which keep the digits of columns whose mean is far from 0.
+    """
     n_bytes, row_bytes = FLOAT_BYTES * round_up(layer["rows"], WIDTH), FLOAT_BYTES * layer["ld"]
     start, n = _source(layer) + row_bytes * first, np.float32(rows)
     for at in range(0, n_bytes, VECTOR_BYTES):
-        # Differences from a row keep the digits of columns whose mean is far from 0.
         one, total = load(start + at), splat(ZERO)
         for i in range(1, rows):
             total = total + (load(start + row_bytes * i + at) - one)
-        mean, squares = one + total / n, splat(ZERO)
+        mean, squares = total / n, splat(ZERO)
         for i in range(rows):
-            value = load(start + row_bytes * i + at) - mean
+            value = (load(start + row_bytes * i + at) - one) - mean
             squares = squares + value * value
         store(mean, norm["means"] + n_bytes * tile + at)
         store(squares, norm["squares"] + n_bytes * tile + at)
@@ -49,7 +51,8 @@ def standardise(layer, norm, i):
     at_row = FLOAT_BYTES * i * layer["ld"]
     source, normed, outputs = _source(layer) + at_row, norm["normed"] + at_row, layer["outputs"] + at_row
     for at in range(0, FLOAT_BYTES * round_up(layer["rows"], WIDTH), VECTOR_BYTES):
-        value = (load(source + at) - load(norm["centre"] + at)) * load(norm["scale"] + at)
+        value = (load(source + at) - load(norm["centre"] + at)) - load(norm["centre_rest"] + at)
+        value = value * load(norm["scale"] + at)
         store(value, normed + at)
         store(value * load(norm["gain"] + at), outputs + at)
 
@@ -111,14 +114,23 @@ def begin_norms(layers, norms):
 
 @helper
 def _take_running(layer, norm, H):
-    centre = numba.carray(pointer_to_float32(norm["centre"]), (H,))
     scale = numba.carray(pointer_to_float32(norm["scale"]), (H,))
     mean = numba.carray(pointer_to_float32(norm["running_mean"]), (H,))
     variance = numba.carray(pointer_to_float32(norm["running_variance"]), (H,))
     bias = numba.carray(pointer_to_float32(layer["bias"]), (H if layer["bias"] else 0,))
     for h in range(H):
-        centre[h] = mean[h] - bias[h] if layer["bias"] else mean[h]
+        own = np.float64(mean[h]) - np.float64(bias[h]) if layer["bias"] else np.float64(mean[h])
+        _set_centre(norm, h, own)
         scale[h] = 1.0 / np.sqrt(np.float64(variance[h]) + norm["eps"])
+
+
+@helper
+def _set_centre(norm, h, mean):
+    """The mean of a column as the sum of two numbers: of one alone, columns far from 0 would lose digits."""
+    centre = numba.carray(pointer_to_float32(norm["centre"]), (h + 1,))
+    rest = numba.carray(pointer_to_float32(norm["centre_rest"]), (h + 1,))
+    centre[h] = mean
+    rest[h] = mean - np.float64(centre[h])
 
 
 @helper
@@ -128,20 +140,22 @@ def combine(layer, norm, N, n_tiles, tile_rows, tracks):
     ld = round_up(H, WIDTH)
     means = numba.carray(pointer_to_float32(norm["means"]), (n_tiles, ld))
     squares = numba.carray(pointer_to_float32(norm["squares"]), (n_tiles, ld))
-    centre = numba.carray(pointer_to_float32(norm["centre"]), (H,))
+    x = numba.carray(pointer_to_float32(_source(layer)), (N, layer["ld"]))
     scale = numba.carray(pointer_to_float32(norm["scale"]), (H,))
     mean, spread, n = np.zeros(H), np.zeros(H), np.float64(N)
     for tile in range(n_tiles):
-        share = np.float64(min(tile_rows, N - tile * tile_rows)) / n
+        first = tile * tile_rows
+        share = np.float64(min(tile_rows, N - first)) / n
         for h in range(H):
-            mean[h] += share * np.float64(means[tile, h])
+            mean[h] += share * (np.float64(x[first, h]) + np.float64(means[tile, h]))
     for tile in range(n_tiles):
-        rows = np.float64(min(tile_rows, N - tile * tile_rows))
+        first = tile * tile_rows
+        rows = np.float64(min(tile_rows, N - first))
         for h in range(H):
-            apart = np.float64(means[tile, h]) - mean[h]
+            apart = np.float64(x[first, h]) + np.float64(means[tile, h]) - mean[h]
             spread[h] += np.float64(squares[tile, h]) + rows * apart * apart
     for h in range(H):
-        centre[h] = mean[h]
+        _set_centre(norm, h, mean[h])
         scale[h] = 1.0 / np.sqrt(spread[h] / n + norm["eps"])
     if tracks and norm["running_mean"]:
         _follow(layer, norm, mean, spread, n)
