@@ -8,7 +8,7 @@ file, float literals and arithmetic, without annotations; backends compile it wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -145,10 +145,11 @@ def _tanhshrink(x, a, b):
 
 
 class Activation(NamedTuple):
-    """An activation as a module of torch, with the values that it is limited to, and its numbers.
+    """An activation as a module of torch.
 
-    element: None for those that the kernels themselves know. always: compiled for every stack; else only for stacks
-    that have such a one. positive: options that must be so.
+    element: None for those that the kernels themselves know. options: the module's attributes that are numbers of the
+    element function. only: values of other attributes that the module has to have. positive, rising: options that must
+    be positive, or not less than the one before. always: compiled for every stack; else only for stacks with any such.
     """
 
     name: str
@@ -157,6 +158,7 @@ class Activation(NamedTuple):
     options: tuple[str, ...] = ()
     only: Mapping[str, Any] = MappingProxyType({})
     positive: tuple[str, ...] = ()
+    rising: bool = False
     always: bool = False
 
     @property
@@ -183,8 +185,8 @@ ACTIVATIONS = (
     Activation("mish", nn.Mish, _mish),
     Activation("hardsigmoid", nn.Hardsigmoid, _hardsigmoid),
     Activation("hardswish", nn.Hardswish, _hardswish),
-    Activation("hardtanh", nn.Hardtanh, _hardtanh, ("min_val", "max_val")),
-    Activation("relu6", nn.ReLU6, _hardtanh, ("min_val", "max_val")),
+    Activation("hardtanh", nn.Hardtanh, _hardtanh, ("min_val", "max_val"), rising=True),
+    Activation("relu6", nn.ReLU6, _hardtanh, ("min_val", "max_val"), rising=True),
     Activation("softsign", nn.Softsign, _softsign),
     Activation("tanhshrink", nn.Tanhshrink, _tanhshrink),
 )
@@ -213,14 +215,21 @@ def chosen_activation(module: nn.Module) -> Chosen | str:
     for each in ACTIVATIONS[1:]:
         if type(module) is each.module and all(getattr(module, key) == each.only[key] for key in each.only):
             numbers = [getattr(module, option) for option in each.options]
-            for option, number in zip(each.options, numbers, strict=True):
-                if type(number) not in (int, float) or not math.isfinite(number):
-                    return f"its kernel takes a {name} whose {option} is a finite number, not {number!r}"
-                if option in each.positive and not number > 0:
-                    return f"its kernel takes a {name} with a positive {option}, not {number}"
-            return Chosen(each.name, tuple(map(float, numbers)))
+            reason = _number_obstacle(each, name, numbers)
+            return Chosen(each.name, tuple(map(float, numbers))) if reason is None else reason
     given = ", ".join(f"{key}={getattr(module, key)!r}" for key in _limits(module))
     return f"its kernel does not support {given} of {name}"
+
+
+def _number_obstacle(activation: Activation, name: str, numbers: Sequence[Any]) -> str | None:
+    for option, number in zip(activation.options, numbers, strict=True):
+        if type(number) not in (int, float) or not math.isfinite(number):
+            return f"its kernel takes a {name} whose {option} is a finite number, not {number!r}"
+        if option in activation.positive and not number > 0:
+            return f"its kernel takes a {name} with a positive {option}, not {number}"
+    if activation.rising and list(numbers) != sorted(numbers):  # torch raises an error
+        return f"the {' and '.join(activation.options)} of a {name} are {numbers[0]} and {numbers[1]}"
+    return None
 
 
 def _limits(module: nn.Module) -> list[str]:

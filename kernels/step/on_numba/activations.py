@@ -100,7 +100,7 @@ def activate(n, layer, norms, batch_norms, options, drop, first, rows, factors, 
 
 @helper
 def deactivate(n, layer, norms, batch_norms, drop, tile, first, rows):
-    """Backward through dropout, activation and LayerNorm: the gradients of rows first.., and their sums for a tile.
+    """Backward through dropout, activation and norm: the gradients of rows first.., and their sums for a tile.
 
     Not through a BatchNorm that takes the batch's statistics.
     """

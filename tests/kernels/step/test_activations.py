@@ -110,6 +110,11 @@ def test_every_activation_is_tested():
     assert len(set(NAMES)) == len(ACTIVATIONS)
 
 
+def falling(module):
+    module.max_val = -1.0
+    return module
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
@@ -117,6 +122,7 @@ def test_every_activation_is_tested():
         (lambda: nn.LeakyReLU(torch.tensor(0.1)), r"negative_slope is a finite number, not tensor\(0.1000\)"),
         (lambda: nn.CELU(-1.0), "takes a CELU with a positive alpha, not -1.0"),
         (lambda: nn.Softplus(0), "takes a Softplus with a positive beta, not 0"),
+        (lambda: falling(nn.ReLU6()), "the min_val and max_val of a ReLU6 are 0.0 and -1.0"),
         (lambda: nn.GELU("none "), "does not support approximate='none ' of GELU"),
     ],
 )
