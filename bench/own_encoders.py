@@ -1,7 +1,7 @@
 """python -m bench.own_encoders: a Trainer's step of small encoders of torch's own layers against an eager loop.
 
 One, three and eight heads of five classes, by AdamW, which moves the whole table of an EmbeddingBag in every step.
-Steps of the first four encoders are one kernel call each; those of the others are autograd's, around the kernels of
+Steps of the first six encoders are one kernel call each; those of the others are autograd's, around the kernels of
 the heads. Ratios above 1 mean that the Trainer is faster.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Annotated
 
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -22,8 +24,8 @@ from bench.step_models import (
     adamw,
     convolution_model,
     embedding_model,
+    layered_mlp_model,
     mlp_model,
-    normed_mlp_model,
     recurrent_model,
 )
 from mt2st_fast import MultiTask
@@ -40,21 +42,31 @@ def _under(model: StepModel, *layers: nn.Module) -> StepModel:
     return replace(model, encoder=nn.Sequential(model.encoder, *layers))
 
 
+def _layered(K: int, N: int, make: Callable[[], tuple[nn.Module, ...]]) -> StepModel:
+    return layered_mlp_model(make, K, N, CPU)
+
+
 # By the encoder's name, for K heads and N rows.
 MODELS: dict[str, Callable[[int, int], StepModel]] = {
     "two linear layers": lambda K, N: mlp_model(K, N, CPU),
     "EmbeddingBag of 20 words": _bags,
     "the same under a linear layer": lambda K, N: _under(_bags(K, N), nn.Linear(128, 128), nn.ReLU()),
-    "linear layers, LayerNorm": lambda K, N: normed_mlp_model(K, N, CPU),
+    "linear layers, LayerNorm": lambda K, N: _layered(K, N, lambda: (nn.LayerNorm(128), nn.ReLU())),
+    "linear layers, BatchNorm1d": lambda K, N: _layered(K, N, lambda: (nn.BatchNorm1d(128), nn.ReLU())),
+    "linear layers, SiLU": lambda K, N: _layered(K, N, lambda: (nn.SiLU(),)),
     "Conv1d, 24 positions": lambda K, N: convolution_model(K, N, CPU),
     "GRU, 12 positions": lambda K, N: recurrent_model(K, N, CPU),
 }
 
 
-def main() -> None:
+def main(
+    kinds: Annotated[str, typer.Option(help="Only encoders whose name contains this.")] = "",
+) -> None:
     """Print a table with a row per encoder, number of heads and rows of a batch."""
     table = Table("encoder", "heads", "N", "Trainer, µs", "with clip_norm", "eager, µs", "eager / Trainer")
     for name, model_of in MODELS.items():
+        if kinds not in name:
+            continue
         for K in (1, 3, 8):
             for N in (32, 128, 512):
                 model = model_of(K, N)
@@ -74,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -80,12 +80,13 @@ def mlp_model(K: int, N: int, device: torch.device) -> StepModel:
     return _with_small_heads(encoder, (64,), 128, K, N, device)
 
 
-def normed_mlp_model(K: int, N: int, device: torch.device) -> StepModel:
-    """The same with a LayerNorm behind each linear layer."""
+def layered_mlp_model(
+    make: Callable[[], tuple[nn.Module, ...]], K: int, N: int, device: torch.device
+) -> StepModel:
+    """The same with layers of your own behind each linear layer."""
 
     def encoder() -> nn.Module:
-        layers = [(nn.Linear(D, 128), nn.LayerNorm(128), nn.ReLU()) for D in (64, 128)]
-        return nn.Sequential(*(layer for some in layers for layer in some))
+        return nn.Sequential(nn.Linear(64, 128), *make(), nn.Linear(128, 128), *make())
 
     return _with_small_heads(encoder, (64,), 128, K, N, device)
 

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from torch import nn
 
 from bench.interleaved import Candidate, interleave
 from bench.step_cases import (
@@ -18,14 +19,24 @@ from bench.step_cases import (
     multi_and_single,
     switched_and_stl,
 )
-from bench.step_models import convolution_model, mlp_model, normed_mlp_model, recurrent_model
+from bench.step_models import convolution_model, layered_mlp_model, mlp_model, recurrent_model
+
+
+def _layer_norm() -> tuple[nn.Module, ...]:
+    return nn.LayerNorm(128), nn.ReLU()
+
+
+def _batch_norm() -> tuple[nn.Module, ...]:
+    return nn.BatchNorm1d(128), nn.SiLU()
+
 
 MULTI_AND_SINGLE = ("ours multi", "ours single", "eager multi", "eager single")
 SWITCHED_AND_STL = ("after switch", "stl")
 TINY = (
     TINY_STEP,
     StepCase("tiny, of features", lambda device: mlp_model(2, 20, device)),
-    StepCase("tiny, with LayerNorm", lambda device: normed_mlp_model(2, 20, device)),
+    StepCase("tiny, with LayerNorm", lambda device: layered_mlp_model(_layer_norm, 2, 20, device)),
+    StepCase("tiny, with BatchNorm1d", lambda device: layered_mlp_model(_batch_norm, 2, 20, device)),
     StepCase("tiny, with a Conv1d", lambda device: convolution_model(2, 20, device)),
     StepCase("tiny, with a GRU", lambda device: recurrent_model(2, 20, device)),
 )

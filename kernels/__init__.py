@@ -35,13 +35,14 @@ from .heads.plans import (
 from .heads.pooling import POOLINGS, Pooling
 from .heads.reference import accepted_targets, head_correct, row_losses
 from .machine.registry import OPS, REFERENCE, Choice, Op, asked_for, choose_backend
+from .step.activations import ACTIVATIONS, chosen_activation, is_activation
 from .step.bags import bag_step, bag_step_obstacle
 from .step.common import Dropout
 from .step.dense_model import Decay, Dense
 from .step.front import Front
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
 from .step.stack import stack_inputs_obstacle, stack_step, stack_step_obstacle
-from .step.stack_model import Layer, Norm, StackModel
+from .step.stack_model import BatchNorm, Layer, Norm, Running, StackModel
 from .step.summed import (
     EVERY_ROW,
     Piece,
@@ -71,6 +72,7 @@ from .text.layout import END, PADDING
 from .text.words import WordCounter, split_lines
 
 __all__ = [
+    "ACTIVATIONS",
     "END",
     "EVERYTHING",
     "EVERY_ROW",
@@ -83,6 +85,7 @@ __all__ = [
     "ROW_RULES",
     "RULES",
     "BagModel",
+    "BatchNorm",
     "Choice",
     "Decay",
     "Dense",
@@ -107,6 +110,7 @@ __all__ = [
     "RowRule",
     "RowRuleKind",
     "RowState",
+    "Running",
     "Shape",
     "Share",
     "StackModel",
@@ -124,11 +128,13 @@ __all__ = [
     "choose_backend",
     "choose_embedding_backend",
     "choose_plan",
+    "chosen_activation",
     "embedding_bag",
     "embedding_bag_of_types",
     "fuse_update",
     "gradient_model",
     "head_correct",
+    "is_activation",
     "lay_adjacent",
     "multitask_gradients",
     "multitask_loss",

@@ -100,7 +100,7 @@ def check_heads(heads: Sequence[Linear], layout: HeadLayout, H: int) -> None:
 
 
 def parts_of(layers: Sequence[Pair], heads: Sequence[Linear], norms: Sequence[Pair] = ()) -> list[Part]:
-    """Return the parameters of layers, of the LayerNorms in them, and of heads that are not frozen."""
+    """Return the parameters of layers, of the norms in them, and of heads that are not frozen."""
     return [
         Part(of, number, dense)
         for kinds, pairs in ((LAYER, layers), (NORM, norms), (HEAD, heads))

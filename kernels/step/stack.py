@@ -67,6 +67,7 @@ def stack_step(
     rules: those that the model's parameters refer to, with the rates of this step;
     decays (len(rules),): how each decays parameters. dropouts: of the inputs, and of every layer's outputs.
     clip_norm: the largest 2-norm of the gradients of all parameters that the step updates; all are scaled down to it.
+    moves: if neither side, running statistics of BatchNorms stay as they are, too: the batch is only measured.
     targets, task_weights (K,): as in `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
 
     Raises ValueError, before anything is changed, for inputs and targets that do not fit the model, for an index that
@@ -76,6 +77,8 @@ def stack_step(
         raise ValueError(reason)
     if len(dropouts) != 1 + len(model.layers):
         raise ValueError(f"there are {len(model.layers)} layers, but {len(dropouts)} dropouts, not one more")
+    if model.cuts and inputs.shape[0] < 2:
+        raise ValueError(f"a BatchNorm needs a batch of at least 2 rows, not {inputs.shape[0]}")
     check_targets(model.layout, targets, task_weights, inputs.shape[0], "rows")
     found = StepResult(
         *_kernels().step(model, rules, decays, inputs, targets, task_weights, dropouts, moves, clip_norm)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from ..heads.layout import HeadLayout
 from .dense_model import (
@@ -24,28 +25,58 @@ from .dense_model import (
 from .front import Front
 from .model import EVERYTHING, FROZEN, NOTHING, Moves
 
-ACTIVATIONS = ("none", "relu", "tanh", "gelu", "gelu_tanh")
-
 
 class Norm(NamedTuple):
-    """A LayerNorm over so many numbers of a row, and its parameters (width,), if it has them."""
+    """A LayerNorm over so many numbers of a row, and its parameters (width,), if it has them.
+
+    centred: whether their mean is subtracted; without that it is an RMSNorm.
+    """
 
     width: int
     eps: float
     weight: Dense | None
     bias: Dense | None
+    centred: bool = True
+
+
+class Running(NamedTuple):
+    """A BatchNorm's running statistics (width,), and how many batches they are of, () int64.
+
+    momentum: of a new batch; None: all batches count the same.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor | None
+    momentum: float | None
+
+
+class BatchNorm(NamedTuple):
+    """A BatchNorm of so many channels, and its parameters (width,), if it has them.
+
+    of_batch: whether it normalises by the statistics of the batch, and updates the running ones, if it has them; else
+    by the running ones.
+    """
+
+    width: int
+    eps: float
+    weight: Dense | None
+    bias: Dense | None
+    of_batch: bool
+    running: Running | None
 
 
 class Layer(NamedTuple):
-    """A linear layer (H, F), a LayerNorm of its outputs, and then an activation: one of ACTIVATIONS.
+    """A linear layer (H, F), a norm of its outputs, and then an activation: one of ACTIVATIONS, with its numbers.
 
-    Without a weight, the LayerNorm is of the layer's inputs.
+    Without a weight, the norm is of the layer's inputs.
     """
 
     weight: Dense | None
     bias: Dense | None
     activation: str
-    norm: Norm | None = None
+    norm: Norm | BatchNorm | None = None
+    numbers: tuple[float, ...] = ()
 
     @property
     def linear(self) -> Pair:
@@ -54,7 +85,7 @@ class Layer(NamedTuple):
 
     @property
     def of_norm(self) -> Pair:
-        """The parameters of its LayerNorm."""
+        """The parameters of its norm."""
         return (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
 
     @property
@@ -66,21 +97,31 @@ class Layer(NamedTuple):
         assert self.norm is not None
         return self.norm.width, self.norm.width
 
+    @property
+    def needs_batch(self) -> bool:
+        """Whether its outputs for a row depend on the other rows."""
+        return isinstance(self.norm, BatchNorm) and self.norm.of_batch
+
     def check(self) -> None:
-        """Raise ValueError if it has neither weight nor LayerNorm, or for a LayerNorm that does not fit."""
+        """Raise ValueError if it has neither weight nor norm, or for a norm that does not fit."""
         if self.norm is None:
             if self.weight is None:
-                raise ValueError("a layer needs a weight, a LayerNorm, or both")
+                raise ValueError("a layer needs a weight, a norm, or both")
             return
         width = self.norm.width
         if width != self.shape[0]:
-            raise ValueError(
-                f"a LayerNorm is over {width} numbers, and its layer has {self.shape[0]} outputs"
-            )
-        for dense in self.of_norm:
-            if dense is not None and dense.parameter.shape != (width,):
-                shape = tuple(dense.parameter.shape)
-                raise ValueError(f"a LayerNorm over {width} numbers has a parameter of shape {shape}")
+            raise ValueError(f"a norm is over {width} numbers, and its layer has {self.shape[0]} outputs")
+        tensors = [dense.parameter for dense in self.of_norm if dense is not None]
+        if isinstance(self.norm, BatchNorm):
+            if self.norm.running is not None:
+                tensors += self.norm.running[:2]
+            elif not self.norm.of_batch:
+                raise ValueError("a BatchNorm without running statistics needs those of the batch")
+        for tensor in tensors:
+            if tensor.shape != (width,):
+                raise ValueError(
+                    f"a norm over {width} numbers has a parameter of shape {tuple(tensor.shape)}"
+                )
 
 
 class Moving(NamedTuple):
@@ -131,6 +172,7 @@ class StackModel:
             moves: self._of(dense_moving(parts, moves), moves)
             for moves in (EVERYTHING, Moves(heads=False), Moves(shared=False), NOTHING)
         }
+        self.cuts = tuple(n for n, layer in enumerate(self.layers) if layer.needs_batch)
         self.memory: Any = None  # belongs to the backend
 
     def _of(self, dense: DenseMoving, moves: Moves) -> Moving:

@@ -27,7 +27,9 @@ def dense(draw):
 
 
 def normalized(draw):
-    return nn.Sequential(nn.Linear(3, D), nn.LayerNorm(D), nn.SiLU()), torch.randn(64, 3, generator=draw)
+    return nn.Sequential(nn.Linear(3, D), nn.LayerNorm(D), nn.Softshrink(0.1)), torch.randn(
+        64, 3, generator=draw
+    )
 
 
 def windows(draw):

@@ -203,7 +203,7 @@ def trained(monkeypatch: pytest.MonkeyPatch | None, K: int) -> tuple[list[Tensor
     torch.manual_seed(0)
     tasks = {f"t{k}": Classification(3) for k in range(K)}
     encoder, heads = (
-        nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.SiLU()),
+        nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Hardshrink(0.1)),
         MultiTaskHeads(8, tasks, "t0"),
     )
     batches = [(torch.randn(10, 6), {name: torch.randint(3, (10,)) for name in tasks}) for _ in range(6)]

@@ -56,7 +56,7 @@ def the_heads() -> Callable[[], object]:
 
 def a_trainers_step() -> Callable[[], object]:
     tasks = {f"t{k}": Classification(size) for k, size in enumerate(SIZES)}
-    encoder = nn.Sequential(nn.Linear(8, 16), nn.SiLU())
+    encoder = nn.Sequential(nn.Linear(8, 16), nn.Softmax(-1))
     batch = torch.randn(64, 8), dict(zip(tasks, targets(), strict=True))
     trainer = Trainer(encoder, MultiTaskHeads(16, tasks, "t0"), schedule=MultiTask(), device="cpu")
     return trainer.begin([batch], epochs=100).step

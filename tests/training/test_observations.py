@@ -172,12 +172,15 @@ def test_a_module_without_weights_is_no_schedule(toy):
 
 def test_engines_say_who_took_a_phase_and_why(toy):
     trainer = make(toy, DynamicAverage())
-    trainer.encoder.append(nn.SiLU())
+    trainer.encoder.append(nn.Softmax(-1))
     phase = trainer.fit(toy.batches(2), epochs=1).phases[0]
     assert phase.engine == "eager"
-    taken = "nn.Linear, LayerNorm, ReLU, Tanh, GELU, Dropout and Identity"
+    taken = (
+        "nn.Linear, LayerNorm, RMSNorm, BatchNorm1d, Dropout, Identity, ReLU, Tanh, GELU, SiLU, LeakyReLU, ELU, CELU, "
+        "SELU, Sigmoid, LogSigmoid, Softplus, Mish, Hardsigmoid, Hardswish, Hardtanh, ReLU6, Softsign, Tanhshrink"
+    )
     assert phase.passed_over == {
-        "one kernel call": f"it is for an nn.Sequential of {taken}, and the encoder has a SiLU",
+        "one kernel call": f"it is for an nn.Sequential of {taken}, and the encoder has a Softmax",
         "gradients in one kernel call": "it needs a WindowEncoder or a BagEncoder and MultiTaskHeads, not subclasses",
         "cuda graph": "not asked for (graph=False)",
     }

@@ -1,4 +1,4 @@
-"""LayerNorms in an MLP whose step is one kernel call: what torch and its autograd do, up to rounding."""
+"""LayerNorms and RMSNorms in an MLP whose step is one kernel call: what torch and its autograd do, up to rounding."""
 
 from __future__ import annotations
 
@@ -43,6 +43,10 @@ ENCODERS = {
         nn.Linear(7, 33), nn.LayerNorm(33, bias=False), nn.LayerNorm(33, eps=0.5), nn.Identity(), nn.GELU("tanh")
     ),
     "without a linear layer": lambda: nn.Sequential(nn.LayerNorm(33), nn.Tanh()),
+    "not centred": lambda: nn.Sequential(
+        nn.RMSNorm(7), nn.Linear(7, 20), nn.RMSNorm(20, eps=0.1), nn.ReLU(), nn.Linear(20, 33),
+        nn.RMSNorm(33, elementwise_affine=False),
+    ),
 }  # fmt: skip
 BAGS = {
     "of bags": lambda: nn.Sequential(nn.EmbeddingBag(V, 7), nn.LayerNorm(7), nn.ReLU(), nn.Linear(7, 33)),
@@ -57,7 +61,7 @@ def made(encoder):
     torch.manual_seed(0)
     made = (ENCODERS | BAGS)[encoder]()
     for module in made:
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             for parameter in module.parameters():
                 nn.init.uniform_(parameter, -1.0, 2.0)
     return made, MultiTaskHeads(33, TASKS, "a")
@@ -246,7 +250,7 @@ def test_dropout_is_that_of_its_keys_on_both_sides_of_it():
 
 def test_it_is_part_of_the_layer_whose_products_it_normalises():
     found = stack_layers(ENCODERS["before an activation"]())
-    assert [layer.activation for layer in found.layers] == ["relu", "gelu"]
+    assert [layer.activation.name for layer in found.layers] == ["relu", "gelu"]
     assert len(stack_layers(ENCODERS["after it"]()).layers) == 4
 
 
@@ -261,7 +265,7 @@ REFUSED = {
     "a parameter of a LayerNorm over 33 numbers has another shape": lambda: with_weight(32),
     "a LayerNorm is over 32 numbers, and what comes before it has 33 outputs": lambda: nn.LayerNorm(32),
     "has a OwnNorm": lambda: type("OwnNorm", (nn.LayerNorm,), {})(33),
-    "has a RMSNorm": lambda: nn.RMSNorm(33),
+    "takes a RMSNorm over the last axis, not over 2 axes": lambda: nn.RMSNorm((3, 33)),
 }
 
 
@@ -318,7 +322,7 @@ def test_a_resumed_run_goes_on_with_the_same_bits(stop, tmp_path):
     lambda encoder: setattr(encoder[1], "weight", nn.Parameter(torch.full((20,), 0.5))),
     lambda encoder: setattr(encoder[1], "bias", None), lambda encoder: setattr(encoder[1], "weight", None),
     lambda encoder: encoder[1].requires_grad_(False), lambda encoder: encoder.pop(1),
-    lambda encoder: encoder.insert(0, nn.LayerNorm(7)),
+    lambda encoder: encoder.insert(0, nn.LayerNorm(7)), lambda encoder: encoder.insert(1, nn.RMSNorm(20, eps=0.3)),
 ])  # fmt: skip
 def test_what_a_callback_changes_counts_from_the_next_step_on(act):
     runs = [

@@ -51,6 +51,8 @@ ACTIVATIONS = {
     "tanh": nn.Tanh,
     "gelu": nn.GELU,
     "gelu by tanh": lambda: nn.GELU("tanh"),
+    "silu": nn.SiLU,
+    "leaky relu": lambda: nn.LeakyReLU(0.2),
     "none": nn.Identity,
 }
 
@@ -357,7 +359,7 @@ class Sequence(nn.Sequential):
 ENCODERS = {
     "not for Sequence": lambda: Sequence(nn.Linear(7, 33)),
     "not for Bilinear": lambda: nn.Bilinear(7, 7, 33),
-    "has a SiLU": lambda: nn.Sequential(nn.Linear(7, 33), nn.SiLU()),
+    "has a Softmax": lambda: nn.Sequential(nn.Linear(7, 33), nn.Softmax(-1)),
     "has a Shift": lambda: nn.Sequential(Shift(7, 33)),
     "has no nn.Linear": lambda: nn.Sequential(nn.Identity()),
     "a ReLU comes before the first": lambda: nn.Sequential(nn.ReLU(), nn.Linear(7, 33)),

@@ -27,7 +27,7 @@ WORDS = {
 }
 
 
-def _compiled(function: Callable, names: dict[str, Any], name: str) -> Any:
+def compiled(function: Callable, names: dict[str, Any], name: str) -> Any:
     """Compile the function, renamed and with these additional globals, for inlining into its callers."""
     copy = FunctionType(function.__code__, {**function.__globals__, **names}, name)
     copy.__qualname__ = name
@@ -58,11 +58,11 @@ def _chain(kinds: tuple[Kind, ...]) -> Any:
         assert kind.element is not None
         names = {
             "CODE": kind.code,
-            "ELEMENT": _compiled(kind.element, WORDS, f"element_of_{kind.name}"),
-            "HIT": _compiled(kind.hit or _no_hit, WORDS, f"hit_of_{kind.name}"),
+            "ELEMENT": compiled(kind.element, WORDS, f"element_of_{kind.name}"),
+            "HIT": compiled(kind.hit or _no_hit, WORDS, f"hit_of_{kind.name}"),
             "OTHERS": chain,
         }
-        chain = _compiled(_element_or_other, names, f"{kind.name}_or_other")
+        chain = compiled(_element_or_other, names, f"{kind.name}_or_other")
     return chain
 
 

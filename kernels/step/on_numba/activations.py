@@ -1,4 +1,4 @@
-"""Activations of a layer's outputs on a CPU, forward with bias, LayerNorm and dropout, and backward.
+"""Activations of a layer's outputs on a CPU, forward with bias, norm and dropout, and backward.
 
 ReLU is known from its outputs. For other activations, and for dropout without one, the forward pass stores slopes: the
 derivatives of the outputs by what they were before. Rows are processed in whole vectors.
@@ -6,93 +6,69 @@ derivatives of the outputs by what they were before. Rows are processed in whole
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numba
 
+from ...heads.on_numba.elements import WORDS, compiled
 from ...heads.on_numba.stages import round_up, scratch
-from ...machine.elementary import HALF, ONE, TWO, ZERO, exp32, f32
+from ...machine.elementary import ONE, ZERO, expm1_32, tanh32
 from ...machine.jit import address_of, elementwise, helper, pointer_to_float32
-from ...machine.simd import FLOAT_BYTES, WIDTH, absolute, load, select, splat, store
-from ..stack_model import ACTIVATIONS
+from ...machine.simd import FLOAT_BYTES, WIDTH, load, select, splat, store
+from ..activations import ACTIVATIONS, NAMES, Activation
+from .batch_norms import differentiate, standardise, sum_products
 from .dropout import draw_factors
 from .norms import denormalise, normalise
 
-NONE, RELU, TANH, GELU, GELU_TANH = range(len(ACTIVATIONS))
-
-# tanh(x) = x + x^3 P(x^2) for |x| < 0.625 (Moshier's Cephes).
-TANH_BOUND = f32(0.625)
-T1, T2, T3 = f32(-3.33332819422e-1), f32(1.33314422036e-1), f32(-5.37397155531e-2)
-T4, T5 = f32(2.06390887954e-2), f32(-5.70498872745e-3)
-# erfc(y) = t exp(-y^2 + P(t)), t = 1 / (1 + y / 2), within 1.2e-7 of itself (Press et al., Numerical Recipes).
-ERFC = tuple(
-    f32(value)
-    for value in (
-        -1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223,
-        0.17087277,
-    )
-)  # fmt: skip
-P0, P1, P2, P3, P4, P5, P6, P7, P8, P9 = ERFC
-ROOT_HALF, NORMAL, CUBE = f32(0.707106781), f32(0.398942280), f32(0.044715)
-ROOT_2_OVER_PI, THREE = f32(0.797884561), f32(3)
+NONE, RELU = NAMES.index("none"), NAMES.index("relu")
+OWN_WORDS = {**WORDS, "tanh": tanh32, "expm1_of_negative": expm1_32}
 
 
 @elementwise
-def tanh32(x):
-    """tanh(x)."""
-    size = absolute(x)
-    square = x * x
-    small = x + x * square * (T1 + square * (T2 + square * (T3 + square * (T4 + square * T5))))
-    left = exp32(size * -TWO)
-    large = (ONE - left) / (ONE + left) * select(x < ZERO, -ONE, ONE)
-    return select(size < TANH_BOUND, small, large)
-
-
-@elementwise
-def _tanh(x):
-    value = tanh32(x)
-    return value, ONE - value * value
-
-
-@elementwise
-def _gelu(x):
-    t = ONE / (ONE + absolute(x) * (ROOT_HALF * HALF))
-    p = P4 + t * (P5 + t * (P6 + t * (P7 + t * (P8 + t * P9))))
-    p = P0 + t * (P1 + t * (P2 + t * (P3 + t * p)))
-    bell = exp32(x * x * -HALF)
-    tail = t * bell * exp32(p) * HALF
-    below = select(x > ZERO, ONE - tail, tail)
-    return x * below, below + x * bell * NORMAL
-
-
-@elementwise
-def _gelu_by_tanh(x):
-    square = x * x
-    inner = tanh32(x * ROOT_2_OVER_PI * (ONE + square * CUBE))
-    slope = (ONE - inner * inner) * ROOT_2_OVER_PI * (ONE + square * (CUBE * THREE))
-    return x * HALF * (ONE + inner), HALF * (ONE + inner) + x * HALF * slope
-
-
-@elementwise
-def _value_and_slope(activation, x):
-    if activation == TANH:
-        return _tanh(x)
-    if activation == GELU:
-        return _gelu(x)
-    if activation == GELU_TANH:
-        return _gelu_by_tanh(x)
+def _as_it_is(activation, x, a, b):
     return x, splat(ONE)
 
 
+def _element_or_other(activation, x, a, b):
+    """One link of the chain: this activation's function, or else the remaining links."""
+    if activation == CODE:  # noqa: F821
+        return ELEMENT(x, a, b)  # noqa: F821
+    return OTHERS(activation, x, a, b)  # noqa: F821
+
+
+def _chain(activations: Sequence[Activation]) -> Any:
+    chain = _as_it_is
+    for each in activations:
+        names = {
+            "CODE": NAMES.index(each.name),
+            "ELEMENT": compiled(each.element, OWN_WORDS, f"element_of_{each.name}"),
+            "OTHERS": chain,
+        }
+        chain = compiled(_element_or_other, names, f"{each.name}_or_other")
+    return chain
+
+
+# (activation, x, a, b) -> (value, derivative) for vectors: of those in every stack, and of all.
+_COMPILED = [each for each in ACTIVATIONS if each.element is not None]
+usual_value_and_slope = _chain([each for each in _COMPILED if each.always])
+value_and_slope = _chain(_COMPILED)
+
+
 @helper
-def activate(n, layer, norms, drop, first, rows, factors, words):
+def activate(n, layer, norms, batch_norms, options, drop, first, rows, factors, words):
     """Outputs of rows first.., from products with the weight: add the bias, normalise, activate, drop.
 
-    n: the layer's number. norms: records of NORM, one a layer; None if no layer has a LayerNorm.
+    n: the layer's number. norms, batch_norms: records of NORM or BATCH_NORM, one a layer; None if no layer has such a
+    norm. options (layers, 2): of activations; None if all are among the usual ones.
     factors: zeros at first, for at least the layer's outputs in whole vectors; words: scratch of draw_factors.
     """
     H, ld, activation, drops = layer["rows"], layer["ld"], layer["activation"], drop["threshold"] > 0
     added = layer["padded_bias"]
     if norms is not None and norms[n]["here"]:
         added = norms[n]["zeros"]
+    if batch_norms is not None and batch_norms[n]["here"]:
+        added = batch_norms[n]["shift"]
     n_bytes, factor = FLOAT_BYTES * round_up(H, WIDTH), address_of(factors)
     for i in range(first, first + rows):
         outputs, slopes = (
@@ -103,6 +79,8 @@ def activate(n, layer, norms, drop, first, rows, factors, words):
             draw_factors(factors[:H], H, drop["key"], i, drop["threshold"], drop["kept"], words)
         if norms is not None and norms[n]["here"]:
             normalise(layer, norms[n], i)
+        if batch_norms is not None and batch_norms[n]["here"]:
+            standardise(layer, batch_norms[n], i)
         for at in range(0, n_bytes, FLOAT_BYTES * WIDTH):
             x = load(outputs + at) + load(added + at)
             if activation == RELU:
@@ -110,7 +88,10 @@ def activate(n, layer, norms, drop, first, rows, factors, words):
                 if drops:
                     x = x * load(factor + at)
             elif activation != NONE or drops:
-                x, slope = _value_and_slope(activation, x)
+                if options is None:
+                    x, slope = usual_value_and_slope(activation, x, ZERO, ZERO)
+                else:
+                    x, slope = value_and_slope(activation, x, options[n, 0], options[n, 1])
                 if drops:
                     x, slope = x * load(factor + at), slope * load(factor + at)
                 store(slope, slopes + at)
@@ -118,8 +99,11 @@ def activate(n, layer, norms, drop, first, rows, factors, words):
 
 
 @helper
-def deactivate(n, layer, norms, drop, tile, first, rows):
-    """Backward through dropout, activation and LayerNorm: the gradients of rows first.., and their sums for a tile."""
+def deactivate(n, layer, norms, batch_norms, drop, tile, first, rows):
+    """Backward through dropout, activation and norm: the gradients of rows first.., and their sums for a tile.
+
+    Not through a BatchNorm that takes the batch's statistics.
+    """
     H, ld, activation, drops = layer["rows"], layer["ld"], layer["activation"], drop["threshold"] > 0
     kept = drop["kept"] if drops else ONE
     sums = scratch(1, round_up(H, WIDTH))
@@ -145,7 +129,23 @@ def deactivate(n, layer, norms, drop, tile, first, rows):
     of_added = layer["d_bias"]
     if norms is not None and norms[n]["here"]:
         of_added = layer["d_norm_bias"]
+    if batch_norms is not None and batch_norms[n]["here"]:
+        of_added = layer["d_norm_bias"]
     _copy(sums, of_added + FLOAT_BYTES * tile * H, H)
+    if batch_norms is not None and batch_norms[n]["here"]:
+        sum_products(layer, batch_norms[n], first, rows, total)
+        _copy(sums, layer["d_norm_weight"] + FLOAT_BYTES * tile * H, H)
+        if batch_norms[n]["of_batch"] == 0:
+            undo_standardise(layer, batch_norms[n], tile, first, rows)
+
+
+@helper
+def undo_standardise(layer, norm, tile, first, rows):
+    """Backward through a BatchNorm: the gradients of rows first.., and those of the layer's bias for a tile."""
+    H = layer["rows"]
+    sums = scratch(1, round_up(H, WIDTH))
+    differentiate(layer, norm, first, rows, address_of(sums))
+    _copy(sums, layer["d_bias"] + FLOAT_BYTES * tile * H, H)
 
 
 @helper

@@ -33,7 +33,7 @@ LAYER = np.dtype(
         ("d_outputs", np.int64),
         ("slopes", np.int64),  # derivatives of the outputs by what they were before activation and dropout
         ("d_bias", np.int64),  # (tiles, H)
-        ("d_norm_weight", np.int64),  # (tiles, H), of a LayerNorm before the activation
+        ("d_norm_weight", np.int64),  # (tiles, H), of a norm before the activation
         ("d_norm_bias", np.int64),
         ("forward", np.int64),  # the weight, packed by panels of H
         ("backward", np.int64),  # packed by panels of F

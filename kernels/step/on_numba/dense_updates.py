@@ -105,7 +105,7 @@ def _sum_of_tiles(sums, ld, n_tiles, gradient, n):
 
 @helper
 def _gradient_of_vector(piece, column_of, n_tiles, dense, gradient):
-    """The gradient of a bias, or of a LayerNorm's weight; column_of (K,): -1 = not computed, which is 0."""
+    """The gradient of a bias, or of a norm's weight; column_of (K,): -1 = not computed, which is 0."""
     n = piece["rows"] * piece["columns"]
     if piece["of"] != HEAD_BIAS:
         layer = dense.layers[piece["index"]]

@@ -1,4 +1,4 @@
-"""LayerNorm of a row of a layer, forward and backward, while the row is in cache."""
+"""LayerNorm or RMSNorm of a row of a layer, forward and backward, while the row is in cache."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def normalise(layer, norm, i):
         value = x[h] + added[h]
         normed[h] = value
         total += value
-    mean = total / n
+    mean = total / n if norm["centred"] else ZERO
     for h in range(H):
         value = normed[h] - mean
         squares += value * value
@@ -63,7 +63,7 @@ def denormalise(layer, norm, tile, i, is_first):
         of_sum += value
         of_product += value * normed[h]
     scale = numba.carray(pointer_to_float32(norm["scales"]), (i + 1,))[i]
-    of_sum, of_product = of_sum / n, of_product / n
+    of_sum, of_product = of_sum / n if norm["centred"] else ZERO, of_product / n
     for h in range(H):
         value = (d[h] * weight[h] - of_sum - normed[h] * of_product) * scale
         d[h] = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,8 +11,10 @@ import numpy as np
 from ...heads.on_numba.stages import SKEW
 from ...machine.gemm import PANEL
 from ...machine.simd import WIDTH
+from ..activations import ALWAYS, MOST_OPTIONS, NAMES
 from ..model import EVERYTHING
-from ..stack_model import ACTIVATIONS, Layer, StackModel
+from ..stack_model import Layer, StackModel
+from .batch_norm_memory import batch_norm_records
 from .dense_memory import LAYER, DenseBuffers, dense_buffers, floats, parameter_address, up
 from .front_memory import FrontMemory
 from .norm_memory import norm_records
@@ -37,6 +39,8 @@ class Memory(NamedTuple):
     pack_pieces: int
     front: FrontMemory
     norms: np.ndarray | None  # (layers,), see norm_memory.py
+    batch_norms: np.ndarray | None  # (layers,), see batch_norm_memory.py
+    options: np.ndarray | None  # (layers, 2) of activations; None if all are among those of every stack
     dense: DenseBuffers
     held: list[np.ndarray]
 
@@ -76,13 +80,27 @@ def _new_memory(model: StackModel, N: int, n_tiles: int) -> Memory:
     for record, layer in zip(layers, model.layers, strict=True):
         _lay_out(record, layer, (inputs, ld, d_x), padded, n_tiles, make)
         inputs, ld, d_x = (int(record[name]) for name in ("outputs", "ld", "d_outputs"))
-    norms = norm_records(model.layers, layers, padded, n_tiles, make)
+    norms, batch_norms = (
+        records(model.layers, layers, padded, n_tiles, make) for records in (norm_records, batch_norm_records)
+    )
     pieces = model.moving(EVERYTHING).dense.pieces
     dense = dense_buffers(
         layers, model.heads, model.layout, pieces, (inputs, ld, model.n_features), n_tiles, MOST_TILE_ROWS
     )
     n_floats = sum(layer.weight.parameter.numel() for layer in model.layers if layer.weight is not None)
-    return Memory(N, n_tiles, _packs(model), max(1, n_floats // FLOATS_A_PIECE), front, norms, dense, held)
+    return Memory(
+        N, n_tiles, _packs(model), max(1, n_floats // FLOATS_A_PIECE), front, norms, batch_norms,
+        _options(model.layers), dense, held,
+    )  # fmt: skip
+
+
+def _options(layers: Sequence[Layer]) -> np.ndarray | None:
+    if all(layer.activation in ALWAYS for layer in layers):
+        return None
+    options = np.zeros((len(layers), MOST_OPTIONS), np.float32)
+    for row, layer in zip(options, layers, strict=True):
+        row[: len(layer.numbers)] = layer.numbers
+    return options
 
 
 def _lay_out(
@@ -96,7 +114,7 @@ def _lay_out(
     """Fill in a record of LAYER; before: its inputs, their row stride, and the gradients of them, 0 for none."""
     H, F = layer.shape
     record["weight"], record["bias"] = map(parameter_address, layer.linear)
-    record["rows"], record["columns"], record["activation"] = H, F, ACTIVATIONS.index(layer.activation)
+    record["rows"], record["columns"], record["activation"] = H, F, NAMES.index(layer.activation)
     record["inputs"], record["ld_inputs"], d_inputs = before
     ld = up(H, PANEL) + SKEW
     record["outputs"], record["ld"] = make(padded, ld), ld

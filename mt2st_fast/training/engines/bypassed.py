@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.optim import optimizer as torch_optimizer
 
+from mt2st_fast.kernels import ACTIVATIONS
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 
@@ -74,8 +75,10 @@ def replaced_obstacle(modules: Iterable[nn.Module]) -> str | None:
 
 # By class of module, the options that kernels were told of, and that may be set at any time.
 _OPTIONS: dict[type[nn.Module], Callable[[Any], Any]] = {
-    nn.GELU: attrgetter("approximate"),
+    **{each.module: attrgetter(*each.watched) for each in ACTIVATIONS if each.watched},
     nn.LayerNorm: attrgetter("normalized_shape", "eps"),
+    nn.RMSNorm: attrgetter("normalized_shape", "eps"),
+    nn.BatchNorm1d: attrgetter("num_features", "eps", "momentum", "track_running_stats", "training"),
     nn.Flatten: attrgetter("start_dim", "end_dim"),
     nn.Embedding: attrgetter("padding_idx", "max_norm", "scale_grad_by_freq", "sparse"),
     nn.EmbeddingBag: attrgetter(

@@ -96,7 +96,7 @@ def group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:
 class HeldParameters:
     """Which parameters move, and the addresses of them and their optimizer state, which were given to kernels.
 
-    modules: those that the parameters were found in.
+    modules: those that the parameters were found in. buffers: of them, those whose addresses were given to kernels.
     """
 
     def __init__(
@@ -104,8 +104,9 @@ class HeldParameters:
         parameters: Sequence[nn.Parameter],
         optimizer: torch.optim.Optimizer,
         modules: Sequence[nn.Module] = (),
+        buffers: Sequence[Tensor] = (),
     ) -> None:
-        self._optimizer, self._parameters = optimizer, list(parameters)
+        self._optimizer, self._parameters, self._buffers = optimizer, list(parameters), list(buffers)
         self._hooks_of_modules = hooks_of(modules)
         parts = [part for module in modules for part in module.modules()]
         self._places: list[dict[str, Any]] = [
@@ -129,7 +130,8 @@ class HeldParameters:
         """Return where and how parameters lie, which of them train, and the parameters and momentum of each group."""
         parameters, groups = self._parameters, self._optimizer.param_groups
         grouped = [(list(map(id, group["params"])), bool(group.get("momentum"))) for group in groups]
-        return [*(list(map(ask, parameters)) for ask in _ASKED), grouped]
+        at = list(map(Tensor.data_ptr, self._buffers))
+        return [*(list(map(ask, parameters)) for ask in _ASKED), grouped, at]
 
     def _state_values(self) -> list[Any]:
         # Of all parameters: looking up a few would cost more, as a tensor's hash is a call of Python's.

@@ -1,33 +1,32 @@
-"""An encoder of torch's layers as a stack that one kernel call trains: linear layers, LayerNorms and what follows them.
+"""An encoder of torch's layers as a stack that one kernel call trains: linear layers, norms and what follows them.
 
 Before the layers, or instead of them, there may be a table of words (stack_front.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
+from mt2st_fast.kernels import ACTIVATIONS, chosen_activation, is_activation
+from mt2st_fast.kernels.step.activations import UNCHANGED, Chosen
 from mt2st_fast.training.engines.stack_front import FrontTable, front_table, is_table
+from mt2st_fast.training.engines.stack_norms import NORMS, AnyNorm, norm_obstacle, width_of
 
-TAKEN = "nn.Linear, LayerNorm, ReLU, Tanh, GELU, Dropout and Identity"
-_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], str]] = {
-    nn.ReLU: lambda module: "relu",
-    nn.Tanh: lambda module: "tanh",
-    nn.GELU: lambda module: "gelu" if module.approximate == "none" else "gelu_tanh",
-}
+_CLASSES = dict.fromkeys(each.module.__name__ for each in ACTIVATIONS[1:])
+TAKEN = f"nn.Linear, {', '.join(each.__name__ for each in NORMS)}, Dropout, Identity, {', '.join(_CLASSES)}"
 
 
 @dataclass(slots=True)
 class StackLayer:
-    """A linear layer, a LayerNorm, or both in this order, and the name of the activation after them."""
+    """A linear layer, a norm, or both in this order, and the activation after them."""
 
     linear: nn.Linear | None
-    norm: nn.LayerNorm | None = None
-    activation: str = "none"
+    norm: AnyNorm | None = None
+    activation: Chosen = UNCHANGED
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -40,7 +39,7 @@ class StackLayer:
         if self.linear is not None:
             return self.linear.out_features, self.linear.in_features
         assert self.norm is not None
-        return self.norm.normalized_shape[0], self.norm.normalized_shape[0]
+        return width_of(self.norm), width_of(self.norm)
 
 
 class StackLayers(NamedTuple):
@@ -106,15 +105,15 @@ def _add(module: nn.Module, found: StackLayers) -> str | None:
         assert isinstance(module, nn.Linear)
         found.layers.append(StackLayer(module))
         found.dropouts.append(None)
-    elif kind is nn.LayerNorm:
-        assert isinstance(module, nn.LayerNorm)
+    elif kind in NORMS:
+        assert isinstance(module, AnyNorm)
         return _normalise(module, found)
     elif kind is nn.Dropout:
         assert isinstance(module, nn.Dropout)
         if found.dropouts[-1] is not None:
             return "two Dropouts follow each other in the encoder"
         found.dropouts[-1] = module
-    elif kind in _ACTIVATIONS:
+    elif is_activation(module):
         return _activate(module, found)
     elif kind is not nn.Identity:
         here = "a" if not is_table(module) else "after the first module a"
@@ -122,16 +121,15 @@ def _add(module: nn.Module, found: StackLayers) -> str | None:
     return None
 
 
-def _normalise(module: nn.LayerNorm, found: StackLayers) -> str | None:
-    shape = tuple(module.normalized_shape)
-    if len(shape) != 1:
-        return f"its kernel takes a LayerNorm over the last axis, not over {len(shape)} axes"
-    if any(p.shape != shape for p in module.parameters()):  # torch raises an error
-        return f"a parameter of a LayerNorm over {shape[0]} numbers has another shape"
-    last = found.layers[-1] if found.layers else None
-    if last is not None and last.shape[0] != shape[0]:  # here, too
-        return f"a LayerNorm is over {shape[0]} numbers, and what comes before it has {last.shape[0]} outputs"
-    if last is None or last.norm or last.activation != "none" or found.dropouts[-1] is not None:
+def _normalise(module: AnyNorm, found: StackLayers) -> str | None:
+    if (reason := norm_obstacle(module)) is not None:
+        return reason
+    last, width = found.layers[-1] if found.layers else None, width_of(module)
+    if last is not None and last.shape[0] != width:  # torch raises an error
+        return (
+            f"a {_name(module)} is over {width} numbers, and what comes before it has {last.shape[0]} outputs"
+        )
+    if last is None or last.norm or last.activation != UNCHANGED or found.dropouts[-1] is not None:
         found.layers.append(StackLayer(None, module))
         found.dropouts.append(None)
     else:  # in the pass over the outputs of the linear layer
@@ -142,12 +140,15 @@ def _normalise(module: nn.LayerNorm, found: StackLayers) -> str | None:
 def _activate(module: nn.Module, found: StackLayers) -> str | None:
     if not found.layers:  # after a table, too
         return f"a {_name(module)} comes before the first layer of the encoder"
-    if found.layers[-1].activation != "none":
+    if found.layers[-1].activation != UNCHANGED:
         return "two activations follow each other in the encoder"
     # Dropout and ReLU give the same in either order.
     if found.dropouts[-1] is not None and type(module) is not nn.ReLU:
         return f"a Dropout comes before a {_name(module)} in the encoder"
-    found.layers[-1].activation = _ACTIVATIONS[type(module)](module)
+    chosen = chosen_activation(module)
+    if isinstance(chosen, str):
+        return chosen
+    found.layers[-1].activation = chosen
     return None
 
 

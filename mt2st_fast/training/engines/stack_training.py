@@ -17,7 +17,6 @@ from mt2st_fast.kernels import (
     HeadLayout,
     Layer,
     Moves,
-    Norm,
     RowState,
     StackModel,
     stack_inputs_obstacle,
@@ -43,6 +42,7 @@ from mt2st_fast.training.engines.held_parameters import (
 )
 from mt2st_fast.training.engines.kept_models import MOST_MODELS, KeptModels
 from mt2st_fast.training.engines.stack_layers import StackLayer, StackLayers, stack_layers
+from mt2st_fast.training.engines.stack_norms import made_norm, statistics_of, takes_batch
 
 NOT_DROPPED = Dropout(0.0, 0)
 # Numbers in the memory of a step whose batches are joined: who takes many batches a step may not have room for them.
@@ -116,7 +116,16 @@ class StackTraining:
             self._hold()
         reason = option_obstacle(self._optimizer) or self._held.obstacle()
         reason = reason or next(filter(None, map(self._inputs_obstacle, inputs)), None)
+        if reason is None and self._takes_batch:
+            reason = self._batch_obstacle(inputs)
         return reason or (self._joined_obstacle(inputs) if len(inputs) > 1 else None)
+
+    def _batch_obstacle(self, inputs: Sequence[Tensor]) -> str | None:
+        if len(inputs) > 1:
+            return f"a BatchNorm1d takes the statistics of each of a step's {len(inputs)} batches, not of all rows"
+        if len(inputs[0]) < 2:
+            return f"a BatchNorm1d needs a batch of at least 2 rows, not {len(inputs[0])}"
+        return None
 
     def _joined_obstacle(self, inputs: Sequence[Tensor]) -> str | None:
         if len({each.shape[-1] for each in inputs}) > 1:
@@ -138,6 +147,10 @@ class StackTraining:
             return "the inputs are not one plain tensor on the CPU"
         if (reason := stack_inputs_obstacle(self._rows_of(inputs), self._n_inputs, self._front)) is not None:
             return reason
+        if inputs.dim() > 2 and self._has_channels:
+            return (
+                f"a BatchNorm1d has its channels on the second of {inputs.dim()} axes, its kernel on the last"
+            )
         return "the inputs want a gradient" if inputs.requires_grad else None
 
     def __call__(
@@ -201,7 +214,12 @@ class StackTraining:
         if table is not None:  # of which a model has no copies, but a number for each row
             n_weights += len(table) - table.numel()
         self._models: KeptModels[StackModel] = KeptModels(max(1, min(MOST_MODELS, KEPT_WEIGHTS // n_weights)))
-        self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
+        norms = [layer.norm for layer in layers.layers]
+        batch_norms = [norm for norm in norms if isinstance(norm, nn.BatchNorm1d)]
+        self._has_channels, self._takes_batch = bool(batch_norms), any(map(takes_batch, batch_norms))
+        self._held = HeldParameters(
+            parameters, self._optimizer, (self._encoder, self._heads), statistics_of(batch_norms)
+        )
 
     def _made(self, parameter: Tensor, group: int) -> Dense:
         if group == FROZEN:
@@ -229,11 +247,8 @@ class StackTraining:
 
     def _layer(self, layer: StackLayer) -> Layer:
         weight, bias = (None, None) if layer.linear is None else self._linear(layer.linear)
-        norm = layer.norm
-        if norm is None:
-            return Layer(weight, bias, layer.activation)
-        of_norm = self._found(norm.weight), self._found(norm.bias)
-        return Layer(weight, bias, layer.activation, Norm(norm.normalized_shape[0], norm.eps, *of_norm))
+        norm = None if layer.norm is None else made_norm(layer.norm, self._found)
+        return Layer(weight, bias, layer.activation.name, norm, layer.activation.numbers)
 
     def _linear(self, linear: nn.Linear) -> tuple[Dense, Dense | None]:
         return self._dense[id(linear.weight)], self._found(linear.bias)

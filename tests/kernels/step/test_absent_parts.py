@@ -1,4 +1,4 @@
-"""A step on a stack of layers is compiled without what its model does not have: a table, clipping, a LayerNorm."""
+"""A step on a stack of layers is compiled without what its model does not have: a table, clipping, norms and so on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numba.core.compiler import run_frontend
 
 from mt2st_fast.kernels.step.on_numba import activations, front, stack_step, stack_tiles
 
-TABLE, CLIPPING, NORMS = "table_pieces", "clip_norm", "norms"
+TABLE, CLIPPING, NORMS, BATCH_NORMS, OPTIONS = "table_pieces", "clip_norm", "norms", "batch_norms", "options"
 
 
 def _called(function, absent):
@@ -39,6 +39,11 @@ def _called(function, absent):
         (stack_tiles.run_tile, TABLE, {"store_vector_gradients"}),
         (activations.activate, NORMS, {"normalise"}),
         (activations.deactivate, NORMS, {"denormalise"}),
+        (activations.activate, BATCH_NORMS, {"standardise"}),
+        (activations.activate, OPTIONS, {"value_and_slope"}),
+        (activations.deactivate, BATCH_NORMS, {"sum_products", "undo_standardise"}),
+        (stack_tiles.run_tile, BATCH_NORMS, {"measure", "undo_standardise"}),
+        (stack_step._step_on_stack, BATCH_NORMS, {"begin_norms", "_combine"}),
         (front.load_rows, TABLE, {"_load_vectors"}),
     ],
 )

@@ -1,0 +1,51 @@
+"""The passes of a step over all tiles of rows: one, and two more for every BatchNorm that takes the batch's statistics.
+
+Such a norm needs all rows. So a pass ends where it has measured its own tile, and the next one begins there; the same
+holds on the way back. In between, one thread combines what the tiles have measured.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+# Layers are numbered from the inputs to the heads; ends are exclusive.
+LEG = np.dtype(
+    [
+        (
+            "begins",
+            np.int64,
+        ),  # 1: from the inputs; else from the norm of layer `up`, whose products are there
+        ("up", np.int64),
+        ("up_end", np.int64),
+        ("measures", np.int64),  # 1: the last of these layers is not normalised yet
+        ("turns", np.int64),  # 1: computes the heads, and turns back
+        ("down", np.int64),
+        ("down_end", np.int64),
+        ("pauses", np.int64),  # 1: the last of these is not differentiated through its norm yet
+        ("ends", np.int64),  # 1: reaches what is before the layers
+    ]
+)
+
+
+@lru_cache
+def legs_of(L: int, reach: int, cuts: tuple[int, ...]) -> np.ndarray:
+    """Return (passes,) LEG for L layers.
+
+    reach: how many layers gradients are computed for. cuts: the layers whose norms need all rows.
+    """
+    ups = [0, *cuts]
+    lowest = max(-1, L - 1 - reach)
+    downs = [L - 1, *(cut for cut in reversed(cuts) if cut > lowest)]
+    legs = [
+        (int(n == 0), up, (cuts[n] + 1 if n < len(cuts) else L), int(n < len(cuts)), 0, 0, 0, 0, 0)
+        for n, up in enumerate(ups)
+    ]
+    last = len(downs) - 1
+    back = [
+        (down, downs[n + 1] - 1 if n < last else lowest, int(n < last), int(n == last))
+        for n, down in enumerate(downs)
+    ]
+    legs[-1] = (*legs[-1][:4], 1, *back[0])
+    return np.array([*legs, *((0, 0, 0, 0, 0, *each) for each in back[1:])], LEG)

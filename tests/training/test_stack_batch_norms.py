@@ -1,0 +1,493 @@
+"""BatchNorms in an MLP whose step is one kernel call: what torch and its autograd do, up to rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mt2st_fast import FAMO, AlternateSteps, Diminish, MultiTask, MultiTaskHeads, Switch, Trainer, Uncertainty
+from mt2st_fast.kernels import NOTHING
+from mt2st_fast.kernels.step.on_numba.dropout import drop_of, factors_of
+from mt2st_fast.training.engines.held_parameters import MOVES
+from mt2st_fast.training.engines.stack_training import StackTraining
+from tests.training.small_runs import ActAfter, Stop, assert_same
+from tests.training.test_stack_training import (
+    OPTIMIZERS,
+    TASKS,
+    WEIGHTS,
+    batch,
+    eager,
+    largest_error,
+    optimizer_of,
+    parameters,
+    stepped,
+)
+
+V = 40
+# What is normalised has small gradients, and a small eps would make whole steps of their rounding.
+CALM = {"lr": 0.005, "weight_decay": 0.1, "eps": 0.1}
+
+
+def calm_adamw(parameters):
+    return torch.optim.AdamW(parameters, **CALM)
+
+
+def evaluated(*modules):
+    """With running statistics, which do not move, in the first BatchNorm."""
+    made = nn.Sequential(*modules)
+    norm = next(module for module in made if isinstance(module, nn.BatchNorm1d))
+    torch.nn.init.normal_(norm.running_mean)
+    torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    norm.eval()
+    return made
+
+
+ENCODERS = {
+    "before an activation": lambda: nn.Sequential(
+        nn.Linear(7, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 33), nn.BatchNorm1d(33), nn.GELU()
+    ),
+    "after it": lambda: nn.Sequential(
+        nn.Linear(7, 130), nn.SiLU(), nn.BatchNorm1d(130, eps=0.1), nn.Linear(130, 33), nn.ReLU(), nn.BatchNorm1d(33)
+    ),
+    "of inputs, and last": lambda: nn.Sequential(
+        nn.BatchNorm1d(7, momentum=None), nn.Linear(7, 33, bias=False), nn.BatchNorm1d(33, momentum=0.5)
+    ),
+    "without parameters": lambda: nn.Sequential(
+        nn.Linear(7, 300), nn.BatchNorm1d(300, affine=False), nn.ReLU(), nn.Linear(300, 33)
+    ),
+    "without running statistics, twice": lambda: nn.Sequential(
+        nn.Linear(7, 33), nn.BatchNorm1d(33, track_running_stats=False), nn.BatchNorm1d(33, momentum=0), nn.GELU("tanh")
+    ),
+    "beside other norms": lambda: nn.Sequential(
+        nn.Linear(7, 20), nn.LayerNorm(20), nn.BatchNorm1d(20), nn.Tanh(), nn.RMSNorm(20), nn.Linear(20, 33)
+    ),
+    "without a linear layer": lambda: nn.Sequential(nn.BatchNorm1d(33), nn.Tanh(), nn.BatchNorm1d(33)),
+    "evaluated": lambda: evaluated(
+        nn.Linear(7, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 33), nn.BatchNorm1d(33), nn.ELU()
+    ),
+    "evaluated, of inputs": lambda: evaluated(nn.BatchNorm1d(7), nn.Linear(7, 33)),
+}  # fmt: skip
+BAGS = {
+    "of bags": lambda: nn.Sequential(nn.EmbeddingBag(V, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 33)),
+    "of vectors side by side": lambda: nn.Sequential(
+        nn.Embedding(V, 11), nn.Flatten(), nn.BatchNorm1d(33), nn.ReLU(), nn.BatchNorm1d(33)
+    ),
+}
+
+
+def made(encoder):
+    """Other weights than the ones and zeros that a norm begins with."""
+    torch.manual_seed(0)
+    made = (ENCODERS | BAGS)[encoder]()
+    for module in made:
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm1d):
+            for parameter in module.parameters():
+                nn.init.uniform_(parameter, -1.0, 2.0)
+    return made, MultiTaskHeads(33, TASKS, "a")
+
+
+def buffers(encoder):
+    return [buffer.clone() for buffer in encoder.buffers()]
+
+
+def inputs_of(encoder, N, seed):
+    draw = torch.Generator().manual_seed(seed)
+    if encoder in BAGS:
+        return torch.randint(V, (N, 3), generator=draw)
+    return torch.randn(N, 33 if encoder == "without a linear layer" else 7, generator=draw) * 2 + 1
+
+
+def batches_of(encoder, sizes):
+    return [(inputs_of(encoder, N, seed), batch(N, seed=seed)[1]) for seed, N in enumerate(sizes)]
+
+
+def by_torch(encoder, heads, optimizer, batches, clip_norm=None):
+    """As `eager`, also on words."""
+    losses, dtype = [], heads.linear("a").weight.dtype
+    for inputs, targets in batches:
+        out = heads(encoder(inputs.to(dtype) if inputs.is_floating_point() else inputs), targets, WEIGHTS)
+        out.total.backward()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_([*encoder.parameters(), *heads.parameters()], clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(out.losses.detach())
+    return torch.stack(losses), parameters(encoder, heads)
+
+
+def assert_as_accurate_as_torch(make_model, make_optimizer, batches, clip_norm=None):
+    """What is normalised by a few rows can be next to 0, and the rounding of its gradients large: in torch, too."""
+    runs, states = [], []
+    for dtype, run in ((torch.float64, by_torch), (torch.float32, by_torch), (torch.float32, stepped)):
+        model = [part.to(dtype) for part in make_model()]
+        held = make_optimizer([p for part in model for p in part.parameters() if p.requires_grad])
+        losses, moved = run(*model, held, batches, clip_norm=clip_norm)
+        runs.append(([losses], moved, buffers(model[0])))
+        states.append(held.state_dict())
+    for truth, of_torch, ours in zip(*runs, strict=True):
+        if truth:
+            error, theirs = largest_error(ours, truth), largest_error(of_torch, truth)
+            assert error <= 3 * theirs + 1e-6, (error, theirs)
+    return states
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+@pytest.mark.parametrize("N", [2, 50, 300])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_it_is_as_accurate_as_torch(encoder, N, clip_norm):
+    batches = batches_of(encoder, [N] * 4)
+    assert_as_accurate_as_torch(lambda: made(encoder), calm_adamw, batches, clip_norm)
+
+
+@pytest.mark.parametrize("width", [1, 33, 500])
+def test_columns_far_from_0_keep_their_digits(width):
+    encoder, heads = nn.Sequential(nn.BatchNorm1d(width)), MultiTaskHeads(width, TASKS, "a")
+    inputs, targets = torch.randn(140, width) + 3000, batch(140)[1]
+    truth = heads.double()(encoder.double()(inputs.double()), targets, WEIGHTS).losses
+    encoder, heads = encoder.float(), heads.float()
+    theirs = float((heads(encoder(inputs), targets, WEIGHTS).losses - truth).abs().max())
+    training = StackTraining(encoder, heads, optimizer_of(OPTIMIZERS["AdamW"], encoder, heads))
+    error = float((training(inputs, targets, WEIGHTS, NOTHING) - truth).abs().max())
+    assert error <= 2 * theirs + 2e-7, (error, theirs)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.2])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_moves_as_in_eager_steps(optimizer, clip_norm):
+    def slowed(parameters):  # at whose own rates some of them diverge here
+        made = OPTIMIZERS[optimizer](parameters)
+        for group in made.param_groups:
+            group["lr"] = group["lr"] * 0.05
+        return made
+
+    batches = [batch(seed=seed) for seed in range(5)]
+    _, wanted, found = assert_as_accurate_as_torch(lambda: made("after it"), slowed, batches, clip_norm)
+    torch.testing.assert_close(found["state"], wanted["state"], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD with momentum", "our SGD"])
+@pytest.mark.parametrize("encoder", BAGS)
+def test_a_table_before_it_moves_as_in_eager_steps(encoder, optimizer):
+    batches = batches_of(encoder, [50, 9, 140])
+    assert_as_accurate_as_torch(lambda: made(encoder), OPTIMIZERS[optimizer], batches)
+
+
+@pytest.mark.parametrize("encoder", [*ENCODERS, *BAGS])
+def test_the_bits_do_not_depend_on_the_number_of_threads(encoder):
+    before, found = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2, 4):
+            torch.set_num_threads(n_threads)
+            model = made(encoder)
+            held = optimizer_of(OPTIMIZERS["AdamW"], *model)
+            losses, moved = stepped(*model, held, batches_of(encoder, [33, 200, 64]), clip_norm=0.1)
+            found.append([losses, *moved, *buffers(model[0])])
+    finally:
+        torch.set_num_threads(before)
+    for each in found[1:]:
+        assert all(map(torch.equal, each, found[0]))
+
+
+@pytest.mark.parametrize("N", [2, 33, 100])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_what_a_larger_batch_has_left_in_memory_does_not_count(encoder, N):
+    found = []
+    for before in ([], batches_of(encoder, [400])):
+        model = made(encoder)
+        training = StackTraining(*model, optimizer_of(OPTIMIZERS["AdamW"], *model))
+        for inputs, targets in before:
+            training(torch.full_like(inputs, float("nan")), targets, WEIGHTS, NOTHING)
+        [one] = batches_of(encoder, [N])
+        found.append([training(*one, WEIGHTS), *parameters(*model), *buffers(model[0])])
+    assert torch.isfinite(found[0][0]).all()
+    assert all(map(torch.equal, found[0], found[1]))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.2])
+@pytest.mark.parametrize(
+    "encoder", ["before an activation", "after it", "of inputs, and last", "evaluated", "beside other norms"]
+)
+def test_what_is_frozen_stays_and_all_else_moves_as_beside_it(encoder, clip_norm):
+    names = [name for name, _ in made(encoder)[0].named_parameters()]
+    norms = [f"{n}." for n, module in enumerate(made(encoder)[0]) if isinstance(module, nn.BatchNorm1d)]
+    for frozen in [
+        *[(name,) for name in names],
+        tuple(norms),
+        tuple(names[:4]),
+        tuple(names[:-2]),
+        tuple(names),
+    ]:
+        found = []
+        for run in (eager, stepped):
+            model = made(encoder)
+            for name, parameter in model[0].named_parameters():
+                parameter.requires_grad_(not name.startswith(frozen))
+            before = parameters(*model)
+            moving = [p for part in model for p in part.parameters() if p.requires_grad]
+            optimizer = calm_adamw(moving)
+            done = run(*model, optimizer, batches_of(encoder, [50, 50]), clip_norm=clip_norm)
+            found.append((*done, buffers(model[0])))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=2e-6)
+        of_encoder = zip(names, before, found[1][1], strict=False)
+        assert all(torch.equal(a, b) == name.startswith(frozen) for name, a, b in of_encoder)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_one_side_moves_alone_and_losses_alone_move_nothing(encoder):
+    for part, of_encoder in (("shared", True), ("tasks", False)):
+        model = made(encoder)
+        training = StackTraining(*model, optimizer_of(OPTIMIZERS["AdamW"], *model))
+        [one] = batches_of(encoder, [50])
+        before = [*parameters(*model), *buffers(model[0])]
+        losses = training(*one, WEIGHTS, NOTHING)
+        assert all(map(torch.equal, before, [*parameters(*model), *buffers(model[0])]))
+        assert torch.equal(training(*one, WEIGHTS, MOVES[part]), losses)
+        n = len(list(model[0].parameters()))
+        same = [torch.equal(*pair) for pair in zip(before, parameters(*model), strict=False)]
+        assert same == [not of_encoder] * n + [of_encoder] * (len(same) - n)
+        other = made(encoder)[0]
+        other(one[0])
+        torch.testing.assert_close(buffers(model[0]), buffers(other), rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_is_that_of_its_keys_on_both_sides_of_it():
+    parts = [
+        (nn.Dropout(0.1),), (nn.BatchNorm1d(7), nn.Dropout(0.4)),
+        (nn.Linear(7, 20), nn.BatchNorm1d(20), nn.GELU(), nn.Dropout(0.3)),
+        (nn.Linear(20, 33), nn.ReLU(), nn.Dropout(0.3)), (nn.BatchNorm1d(33), nn.Dropout(0.2)),
+    ]  # fmt: skip
+    encoder, heads = nn.Sequential(*(part for some in parts for part in some)), MultiTaskHeads(33, TASKS, "a")
+    optimizer = torch.optim.SGD([*encoder.parameters(), *heads.parameters()], lr=0.1)
+    training, before = StackTraining(encoder, heads, optimizer), parameters(encoder, heads)
+    inputs, targets = batch(130)
+    losses = training(inputs, targets, WEIGHTS)
+    moved = parameters(encoder, heads)
+    with torch.no_grad():
+        for parameter, value in zip([*encoder.parameters(), *heads.parameters()], before, strict=True):
+            parameter.copy_(value)
+    x = inputs
+    for some, dropout in zip(parts, training._dropped, strict=True):
+        x = nn.Sequential(*some[:-1])(x)
+        drop = drop_of(dropout)
+        x = x * torch.from_numpy(factors_of(*x.shape, drop.key, drop.threshold, drop.kept))
+    out = heads(x, targets, WEIGHTS)
+    out.total.backward()
+    optimizer.step()
+    torch.testing.assert_close(losses, out.losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(moved, parameters(encoder, heads), rtol=1e-4, atol=1e-5)
+
+
+def test_a_column_of_one_value_is_as_in_torch():
+    inputs, targets = batch()
+    inputs[:, 3] = 5.0
+    assert_as_accurate_as_torch(lambda: made("of inputs, and last"), calm_adamw, [(inputs, targets)])
+
+
+def test_a_diverged_step_shows():
+    model = made("before an activation")
+    training = StackTraining(*model, optimizer_of(OPTIMIZERS["AdamW"], *model))
+    inputs, targets = batch()
+    inputs[3, 2] = float("nan")
+    assert training(inputs, targets, WEIGHTS).isnan().any()
+    assert model[0][1].running_mean.isnan().all()
+
+
+def test_a_wrong_class_moves_nothing():
+    model = made("before an activation")
+    training = StackTraining(*model, optimizer_of(OPTIMIZERS["AdamW"], *model))
+    inputs, targets = batch()
+    before = [*parameters(*model), *buffers(model[0])]
+    with pytest.raises(ValueError, match="7"):
+        training(inputs, targets | {"a": torch.full((50,), 7)}, WEIGHTS)
+    assert all(map(torch.equal, before, [*parameters(*model), *buffers(model[0])]))
+
+
+# --- what is not taken --------------------------------------------------------------------------------------
+
+
+def changed(**attributes):
+    norm = nn.BatchNorm1d(33)
+    for name, value in attributes.items():
+        setattr(norm, name, value)
+    return norm
+
+
+REFUSED = {
+    "a parameter of a BatchNorm1d over 33 numbers has another shape": lambda: changed(
+        weight=nn.Parameter(torch.ones(32))
+    ),
+    "a BatchNorm1d is over 32 numbers, and what comes before it has 33 outputs": lambda: nn.BatchNorm1d(32),
+    "has a OwnNorm": lambda: type("OwnNorm", (nn.BatchNorm1d,), {})(33),
+    "has a SyncBatchNorm": lambda: nn.SyncBatchNorm(33),
+    "has a BatchNorm2d": lambda: nn.BatchNorm2d(33),
+    "has a InstanceNorm1d": lambda: nn.InstanceNorm1d(33),
+    "(33,) of float32": lambda: changed(running_var=torch.ones(33, dtype=torch.float64)),
+    "running statistics of a BatchNorm1d that are": lambda: changed(running_var=None),
+    "counts no batches": lambda: changed(momentum=None, num_batches_tracked=None),
+    "one number of int64": lambda: changed(num_batches_tracked=torch.tensor(0.0)),
+    "a finite number, not nan": lambda: changed(momentum=float("nan")),
+    "no negative momentum of a BatchNorm1d, which is -0.1": lambda: changed(momentum=-0.1),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_another_norm_is_not_taken(reason):
+    encoder, heads = nn.Sequential(nn.Linear(7, 33), REFUSED[reason]()), MultiTaskHeads(33, TASKS, "a")
+    assert reason in StackTraining.obstacle(encoder, heads, optimizer_of(OPTIMIZERS["AdamW"], encoder, heads))
+
+
+def test_one_row_is_refused_before_anything_moves():
+    model = made("before an activation")
+    training = StackTraining(*model, optimizer_of(OPTIMIZERS["AdamW"], *model))
+    before = [*parameters(*model), *buffers(model[0])]
+    with pytest.raises(ValueError, match="a BatchNorm needs a batch of at least 2 rows, not 1"):
+        training(*batch(1), WEIGHTS)
+    assert all(map(torch.equal, before, [*parameters(*model), *buffers(model[0])]))
+
+
+# --- in runs ------------------------------------------------------------------------------------------------
+
+
+def loader():
+    return [batch(N, seed=N) for N in (31, 20, 64, 90)]
+
+
+def trainer(backward="auto", callbacks=(), encoder="after it", **options):
+    options = {"schedule": Switch(at=0.5), "optimizer": calm_adamw} | options
+    return Trainer(*made(encoder), backward=backward, callbacks=list(callbacks), device="cpu", **options)
+
+
+def of_two_loaders():
+    """Of tasks a, b and c, and of d and e, in batches of other sizes."""
+    first = [(inputs, {n: targets[n] for n in "abc"}) for inputs, targets in loader()]
+    return {
+        "a": first,
+        "d": [(inputs, {n: targets[n] for n in "de"}) for inputs, targets in map(batch, (5, 70))],
+    }
+
+
+def assert_alike(runs):
+    ours, theirs = ([*parameters(run.encoder, run.heads), *buffers(run.encoder)] for run in runs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"clip_norm": 0.3}, {"optimizer": OPTIMIZERS["SGD with momentum"]}, {"schedule": AlternateSteps()},
+    {"schedule": Diminish(eta=1.0), "encoder": "of inputs, and last"}, {"schedule": FAMO()},
+    {"schedule": Uncertainty()},
+])  # fmt: skip
+def test_a_run_takes_it_and_is_that_of_autograd(options):
+    runs, evaluated = [trainer(backward, **options) for backward in ("auto", "autograd")], []
+    for run in runs:
+        history = run.fit(loader(), val=loader(), epochs=3)
+        evaluated.append(run.evaluate(loader()))
+        wanted = "one kernel call" if run is runs[0] else "eager"
+        assert {phase.engine for phase in history.phases} == {wanted}
+        assert all("one kernel call" not in phase.passed_over for phase in history.phases) == (run is runs[0])
+    assert_alike(runs)
+    for name, metrics in evaluated[0].items():
+        assert metrics == pytest.approx(evaluated[1][name], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("data", "options", "reason"), [
+    (loader, {"accumulate": 3}, "takes the statistics of each of a step's 3 batches, not of all rows"),
+    (of_two_loaders, {}, "takes the statistics of each of a step's 2 batches, not of all rows"),
+    (lambda: [batch(6)] * 3 + [batch(1)], {}, "a BatchNorm1d needs a batch of at least 2 rows, not 1"),
+])  # fmt: skip
+def test_steps_of_several_batches_or_one_row_are_left_to_torch(data, options, reason):
+    runs, raised = [trainer(backward, **options) for backward in ("auto", "autograd")], []
+    for run in runs:
+        try:
+            run.fit(data(), epochs=2)
+        except ValueError as error:
+            raised.append(str(error))
+    assert "in some steps: a BatchNorm1d" in runs[0].history.phases[0].passed_over["one kernel call"]
+    assert reason in runs[0].history.phases[0].passed_over["one kernel call"]
+    assert raised == [
+        "Expected more than 1 value per channel when training, got input size torch.Size([1, 130])"
+    ] * (2 if "not 1" in reason else 0)
+    assert_alike(runs)
+
+
+def test_batches_of_running_statistics_are_joined():
+    def evaluate(trainer):
+        trainer.encoder[2].eval()
+        trainer.encoder[5].eval()
+
+    runs = [
+        trainer(way, schedule=MultiTask(), accumulate=3, callbacks=[ActAfter(1, evaluate)])
+        for way in ("auto", "autograd")
+    ]
+    for run in runs:
+        run.fit(loader(), epochs=3)
+    assert_alike(runs)
+
+
+def test_channels_on_another_axis_are_left_to_torch():
+    encoder, heads = nn.Sequential(nn.Linear(7, 33), nn.BatchNorm1d(4)), MultiTaskHeads(33, TASKS, "a")
+    optimizer = optimizer_of(OPTIMIZERS["AdamW"], encoder, heads)
+    assert "is over 4 numbers" in StackTraining.obstacle(encoder, heads, optimizer)
+    encoder[1] = nn.BatchNorm1d(33)
+    training = StackTraining(encoder, heads, optimizer_of(OPTIMIZERS["AdamW"], encoder, heads))
+    assert training.declines([torch.randn(6, 7)]) is None
+    assert "channels on the second of 3 axes" in training.declines([torch.randn(6, 33, 7)])
+
+
+@pytest.mark.parametrize("stop", [3, 9])
+@pytest.mark.parametrize("encoder", ["after it", "of inputs, and last"])
+def test_a_resumed_run_goes_on_with_the_same_bits(encoder, stop, tmp_path):
+    whole, resumed = trainer(encoder=encoder), trainer(encoder=encoder)
+    stopped = trainer(encoder=encoder, callbacks=[Stop(stop)])
+    whole.fit(loader(), epochs=4)
+    stopped.fit(loader(), epochs=4, checkpoint=tmp_path / "c")
+    resumed.fit(loader(), epochs=4, checkpoint=tmp_path / "c", resume=True)
+    assert resumed.history.phases[-1].engine == "one kernel call"
+    assert_same(whole, resumed)
+    assert all(map(torch.equal, buffers(whole.encoder), buffers(resumed.encoder)))
+
+
+def replace_statistics(encoder):
+    encoder[2].running_mean = torch.ones(130)
+
+
+def move_statistics(encoder):
+    encoder[2].running_mean.data = torch.ones(130)
+
+
+@pytest.mark.parametrize("act", [
+    lambda encoder: setattr(encoder[2], "eps", 0.5), lambda encoder: setattr(encoder[2], "momentum", 0.7),
+    lambda encoder: setattr(encoder[2], "momentum", None), lambda encoder: encoder[2].eval(),
+    lambda encoder: setattr(encoder[2], "track_running_stats", False), lambda encoder: encoder[2].reset_running_stats(),
+    lambda encoder: setattr(encoder[2], "weight", nn.Parameter(torch.full((130,), 0.5))),
+    lambda encoder: setattr(encoder[2], "bias", None), lambda encoder: encoder[2].requires_grad_(False),
+    lambda encoder: encoder.pop(2), lambda encoder: encoder.insert(0, nn.BatchNorm1d(7)), replace_statistics,
+    move_statistics, lambda encoder: setattr(encoder, "1", nn.LeakyReLU(0.3)),
+])  # fmt: skip
+def test_what_a_callback_changes_counts_from_the_next_step_on(act):
+    runs = [
+        trainer(way, schedule=MultiTask(), callbacks=[ActAfter(2, lambda trainer: act(trainer.encoder))])
+        for way in ("auto", "autograd")
+    ]
+    for run in runs:
+        run.fit(loader(), epochs=2)
+    assert not runs[0].history.phases[0].passed_over
+    assert_alike(runs)
+
+
+def test_an_option_of_an_activation_counts_from_the_next_step_on():
+    def act(trainer):
+        trainer.encoder[1].negative_slope = 0.5
+
+    runs = []
+    for way in ("auto", "autograd"):
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Linear(7, 33), nn.LeakyReLU(0.1))
+        run = Trainer(
+            encoder, MultiTaskHeads(33, TASKS, "a"), backward=way, callbacks=[ActAfter(2, act)], device="cpu"
+        )
+        assert run.fit(loader(), epochs=2).phases[0].engine == (
+            "one kernel call" if way == "auto" else "eager"
+        )
+        runs.append(run)
+    assert_alike(runs)
