@@ -15,6 +15,7 @@ from bench.markdown import table
 from bench.pages import PAGES
 from bench.pages import written as with_tables
 from bench.step_cases import STEP_CASES, TAGGER, step_cases
+from bench.step_peers import LIBRARIES, RATIOS
 from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, gpu_verdicts, is_disturbed
 from bench.word_report import gpu_word_section, job_section, word_sections
 
@@ -110,6 +111,7 @@ def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKin
     if kind == "cpu":
         lines += ["**Heads, forward**", "", *heads_table(found, "forward", kind), ""]
         lines += ["**Training step**", "", *_step_table(found), ""]
+        lines += ["**Training step by other libraries**", "", *_libraries_table(found), ""]
         lines += ["**Held-out rows, all tasks**", "", *_held_out_table(found), ""]
         lines += word_sections(found)
     else:
@@ -218,6 +220,20 @@ def _step_table(found: Sequence[Record]) -> list[str]:
                 _rounds(records),
             ]
         )
+    return _table(heading, rows)
+
+
+def _libraries_table(found: Sequence[Record]) -> list[str]:
+    """Return a row per model: the median of each library's step, and its ratio to ours that takes the same step."""
+    rows = []
+    for case in STEP_CASES:
+        records = by_peer(found, "step", case.name, LIBRARIES)
+        shape = next((f": {record['shape']}" for record in records.values()), "")
+        times = [_time(records, peer) for peer in ("ours", *RATIOS)]
+        ratios = [_ratio(records.get(peer)) for peer in RATIOS]
+        if case.libraries:
+            rows.append([case.name + shape, *times, *ratios, _rounds(records)])
+    heading = ["model", "ours", *RATIOS, *(" / ".join(pair) for pair in RATIOS.values()), "rounds"]
     return _table(heading, rows)
 
 
