@@ -279,9 +279,11 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Start a new PhaseController for this run."""
+        """Start a new PhaseController for this run, and enter its first phase: labels are counted before a step."""
         _check_smoothing(args)
-        self.controller = PhaseController(heads_of(others["model"]), self.schedule, encoder=others["model"])
+        model = others["model"]
+        self.controller = PhaseController(heads_of(model), self.schedule, encoder=model, prune=self.prune)
+        self._step(args, state, others)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
@@ -289,8 +291,11 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
         """Enter the phase that is due."""
         if self.controller is None:
             self.on_train_begin(args, state, control, **others)
+        self._step(args, state, others)
+
+    def _step(self, args: TrainingArguments, state: TrainerState, others: Mapping[str, Any]) -> None:
         assert self.controller is not None
-        self.controller.optimizer = others.get("optimizer") if self.prune else None
+        self.controller.optimizer = others.get("optimizer")
         self.controller.step(state.global_step, state.max_steps, _steps_per_epoch(args, state, others))
 
 
