@@ -42,14 +42,16 @@ brackets. A case is measured only after its results have passed the accuracy rul
 "Disturbed" gives the share of the processors that other processes used meanwhile: do not quote such a row. Cores that
 are "apart" share no cache (`bench/cores.py`).
 
-`ours` is the fused op on packed parameters; `heads_module` is `MultiTaskHeads`, as used in a model; `ours_no_bias`
-is `ours` on heads without a bias, for cut-cross-entropy 25.1.1, which supports none; `gemms` are torch's matrix
-products alone, without padding, so ours may be faster than these; `–` is a peer that was not measured there. Our
-variants must meet the accuracy rule; each peer must meet a looser rule of its own, stated in its record: Liger-Kernel's
-total in bfloat16 is off by 2.6e-5 to 7.6e-5. Memory is the peak of one call, forward and backward, beyond inputs and
-gradients (`bench/memory.py` says how it is measured). Until 2026-11-28 the dense and compiled peers of the tagger's
-step ran this package's encoder under separate heads (now torch's own layers), and `heads_module` packed one
-`nn.Linear` per task in every step.
+`ours` is the fused op on packed parameters; `heads_module` is `MultiTaskHeads`, as used in a model; `ours_no_bias` is
+`ours` on heads without a bias, for cut-cross-entropy 25.1.1, which supports none; `gemms` are torch's matrix products
+alone, without padding, so ours may be faster than these; `–` is a peer that was not measured there. Our variants must
+meet the accuracy rule; each peer must meet a looser rule of its own, stated in its record: Liger-Kernel's total in
+bfloat16 is off by 2.6e-5 to 7.6e-5. Memory is the peak of one call, forward and backward, beyond inputs and gradients
+(`bench/memory.py` says how it is measured). Until 2026-11-28 the dense and compiled peers of the tagger's step ran this
+package's encoder under separate heads (now torch's own layers), and `heads_module` packed one `nn.Linear` per task in
+every step. LibMTL is its repository at 4336804 of 2025-05-14, which calls itself 1.1.5; its steps have the optimizer of
+all others, and leave out what it does between epochs. `TorchJD, X` computes a gradient per task on separate heads and
+aggregates them by X; `ours, X` does the same on `MultiTaskHeads.task_losses`.
 """
 
 
