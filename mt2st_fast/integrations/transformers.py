@@ -269,21 +269,21 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
             self._evaluated.add(labels, losses)
         return (loss, outputs) if return_outputs else loss
 
-    def evaluation_loop(self, *args: Any, **options: Any) -> Any:
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
         """Evaluate as transformers does, with the loss over all labels in place of the mean of the batches' losses."""
         evaluated = self._evaluated = Evaluated(heads_of(self.accelerator.unwrap_model(self.model)))
         given = self.compute_metrics
         if given is not None and not self.args.batch_eval_metrics:
             self.compute_metrics = lambda seen: evaluated.mark(seen.label_ids) or given(seen)
         try:
-            output = super().evaluation_loop(*args, **options)
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
         finally:
             self._evaluated, self.compute_metrics = None, given
         parts = evaluated.parts()
         if self.args.world_size > 1:
             parts = {name: self.accelerator.reduce(part, "sum") for name, part in parts.items()}
-        for name in [name for name in output.metrics if name.endswith("_loss")][: bool(parts)]:
-            output.metrics[name] = evaluated.loss(parts)
+        if parts:
+            output.metrics[f"{metric_key_prefix}_loss"] = evaluated.loss(parts)
         evaluated.mark(output.label_ids)
         return output
 

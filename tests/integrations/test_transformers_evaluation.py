@@ -34,8 +34,10 @@ def test_the_loss_of_an_evaluation_is_that_of_one_batch_whatever_labels_are_miss
     model.eval()
     expected = float(model(**COLLATE(rows)).loss)
     for size in (2, 7, 30):
-        trainer = evaluation(tmp_path, model, rows, size)
-        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-6)
+        trainer = evaluation(tmp_path, model, rows, size, lambda seen: {"other_loss": 7.0})
+        measured = trainer.evaluate()
+        assert measured["eval_loss"] == pytest.approx(expected, abs=1e-6)
+        assert measured["eval_other_loss"] == 7.0
         assert trainer.predict(rows).metrics["test_loss"] == pytest.approx(expected, abs=1e-6)
     model.heads.set_active(["tag"])
     expected = float(model(**COLLATE(rows)).loss)
