@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mt2st_fast.model.heads import MultiTaskHeads
@@ -17,8 +18,8 @@ class Evaluated:
 
     def __init__(self, heads: MultiTaskHeads) -> None:
         self._heads = heads
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
+        self._sums = dict.fromkeys(heads.active, 0.0)
+        self._counts = dict.fromkeys(heads.active, 0.0)
         self._widths: dict[
             str, list[tuple[int, int]]
         ] = {}  # by task on tokens: (rows, places) of the batches
@@ -26,24 +27,31 @@ class Evaluated:
     def add(self, labels: Mapping[str, Tensor], losses: Tensor) -> None:
         """Add a batch with its losses (K,), the means over its labels."""
         counts = self._heads.label_counts(labels)
-        for name, loss in zip(self._heads.active, losses.double(), strict=True):
-            if name in counts:
-                count = counts[name].double()
-                self._sums[name] = self._sums.get(name, 0.0) + loss * count
-                self._counts[name] = self._counts.get(name, 0.0) + count
+        counts_k = [counts.get(name, losses.new_zeros(())) for name in self._heads.active]
+        read = torch.stack([losses.float(), torch.stack(counts_k).to(losses.device)]).tolist()
+        for name, loss, count in zip(self._heads.active, *read, strict=True):
+            self._sums[name] += loss * count
+            self._counts[name] += count
         for name, task in self._heads.tasks.items():
             if name in labels and pooling_of(task) == "none":
                 rows, places = labels[name].shape[:2]
                 self._widths.setdefault(name, []).append((rows, places))
 
-    def parts(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the sum of the losses and the number of labels () float64 by task."""
-        return {name: (self._sums[name], self._counts[name]) for name in self._sums}
+    def parts(self) -> Tensor:
+        """Return the sums of the losses and the numbers of labels (2, K) float64, which processes may add up."""
+        return torch.tensor(
+            [[*self._sums.values()], [*self._counts.values()]], dtype=torch.float64, device="cpu"
+        )
 
-    def loss(self, parts: Mapping[str, tuple[Tensor, Tensor]]) -> float:
-        """Return the weighted loss over all labels, of which a task without any has none."""
+    def loss(self, parts: Tensor) -> float | None:
+        """Return the weighted loss over all labels, of which a task without any has none; None without any label."""
         weights = self._heads.weights
-        return sum(weights[name] * float(total / n) for name, (total, n) in parts.items() if float(n))
+        found = [
+            weights[name] * total / count
+            for name, total, count in zip(self._sums, *parts.tolist(), strict=True)
+            if count
+        ]
+        return sum(found) if found else None
 
     def mark(self, labels: Any) -> None:
         """Mark as missing, in labels (N, T, ...) of all batches by task, every place behind those of its batch."""

@@ -259,11 +259,15 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         return batches, counts
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **options: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """Compute the loss as transformers does; in an evaluation, its sums are kept."""
         labels = inputs.get("labels")
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         losses = outputs.get("losses") if isinstance(outputs, Mapping) else None
         if self._evaluated is not None and isinstance(labels, Mapping) and losses is not None:
             self._evaluated.add(labels, losses)
@@ -274,16 +278,22 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         evaluated = self._evaluated = Evaluated(heads_of(self.accelerator.unwrap_model(self.model)))
         given = self.compute_metrics
         if given is not None and not self.args.batch_eval_metrics:
-            self.compute_metrics = lambda seen: evaluated.mark(seen.label_ids) or given(seen)
+
+            def of_marked(seen: Any, **options: Any) -> dict[str, float]:
+                evaluated.mark(seen.label_ids)
+                return given(seen, **options)
+
+            self.compute_metrics = of_marked
         try:
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
+            output = super().evaluation_loop(*args, **options | {"metric_key_prefix": metric_key_prefix})
         finally:
             self._evaluated, self.compute_metrics = None, given
         parts = evaluated.parts()
         if self.args.world_size > 1:
-            parts = {name: self.accelerator.reduce(part, "sum") for name, part in parts.items()}
-        if parts:
-            output.metrics[f"{metric_key_prefix}_loss"] = evaluated.loss(parts)
+            parts = self.accelerator.reduce(parts.to(self.accelerator.device), "sum")
+        loss, name = evaluated.loss(parts), f"{metric_key_prefix}_loss"
+        if loss is not None and output.metrics is not None and name in output.metrics:
+            output.metrics[name] = loss
         evaluated.mark(output.label_ids)
         return output
 
@@ -293,7 +303,8 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         super()._set_signature_columns_if_needed()
         model = _bare(self.accelerator.unwrap_model(self.model))
         if not known and isinstance(model, MultiTaskModel):
-            self._signature_columns += list(inspect.signature(_bare(model.encoder).forward).parameters)
+            columns: Any = self._signature_columns
+            columns += list(inspect.signature(_bare(model.encoder).forward).parameters)
 
 
 def _bare(model: Any) -> Any:

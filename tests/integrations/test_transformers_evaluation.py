@@ -32,7 +32,7 @@ def test_the_loss_of_an_evaluation_is_that_of_one_batch_whatever_labels_are_miss
     model, rows = small_model(), made_up(30)
     model.heads.set_weights(weights_of or None)
     model.eval()
-    expected = float(model(**COLLATE(rows)).loss)
+    expected = model(**COLLATE(rows)).loss.item()
     for size in (2, 7, 30):
         trainer = evaluation(tmp_path, model, rows, size, lambda seen: {"other_loss": 7.0})
         measured = trainer.evaluate()
@@ -40,7 +40,7 @@ def test_the_loss_of_an_evaluation_is_that_of_one_batch_whatever_labels_are_miss
         assert measured["eval_other_loss"] == 7.0
         assert trainer.predict(rows).metrics["test_loss"] == pytest.approx(expected, abs=1e-6)
     model.heads.set_active(["tag"])
-    expected = float(model(**COLLATE(rows)).loss)
+    expected = model(**COLLATE(rows)).loss.item()
     assert evaluation(tmp_path, model, rows, 4).evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-6)
 
 
