@@ -17,7 +17,16 @@ from mt2st_fast.environment import processor, version
 ROOT = Path(__file__).resolve().parent.parent
 # Measuring writes these files; they do not change the measured code.
 WRITTEN_HERE = ("bench/records", "bench/RESULTS.md", "bench/*.png")
-PACKAGES = ("torch", "numba", "triton", "mt2st-fast", "liger-kernel", "cut-cross-entropy")
+PACKAGES = (
+    "torch",
+    "numba",
+    "triton",
+    "mt2st-fast",
+    "liger-kernel",
+    "cut-cross-entropy",
+    "torchjd",
+    "LibMTL",
+)
 # Gives the commit if the measured tree is a copy without git, or inside the checkout of something else.
 COMMIT_VARIABLE = "MT2ST_COMMIT"
 

@@ -45,6 +45,7 @@ from bench.step_cases import (
     switched_and_stl,
 )
 from bench.step_models import StepModel
+from bench.step_peers import LIBRARIES, RATIOS, library_steps
 
 console = Console(width=150)
 
@@ -295,22 +296,28 @@ def measure_step(case: StepCase, m: Measurement) -> bool:
     except InaccurateError as error:
         console.print(f"[red]{case.name}: not measured, {error}[/red]")
         return False
-    for title, build, ratios in (
+    groups: list[tuple[str, str, Callable[..., dict[str, Step]], Mapping[str, tuple[str, str]]]] = [
         (
             "training step",
+            "step",
             partial(multi_and_single, compiled=lambda: m.has_time_to_build),
             step_ratios(m.device),
         ),
-        ("step after the switch", switched_and_stl, SWITCHED_PEERS),
-    ):
+        ("step after the switch", "step", switched_and_stl, SWITCHED_PEERS),
+    ]
+    if case.libraries:
+        groups.append(("training step by other libraries", LIBRARIES, library_steps, RATIOS))
+    for title, direction, build, ratios in groups:
         steps = build(model, skip=_skip)
+        if not steps:
+            continue
         timings = m.interleave(
             {name: Candidate(step) for name, step in steps.items()},
             STEP_BURST_US[m.device.type],
             settles=True,
         )
         title = f"{case.name}: {model.shape}, {title}"
-        _report("step", case.name, model.shape, "step", title, timings, _present(ratios, steps), m)
+        _report("step", case.name, model.shape, direction, title, timings, _present(ratios, steps), m)
     return model.held_out is None or _measure_held_out(case.name, model, m)
 
 

@@ -15,6 +15,7 @@ from bench.environment import ROOT
 from bench.ledger import Record
 from bench.markdown import table
 from bench.step_cases import TAGGER, TREEBANK_TAGGER
+from bench.step_peers import LIBRARIES
 from bench.verdicts import is_disturbed
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "claims.md")
@@ -36,6 +37,7 @@ _shape = {case.name: case.shape for case in HEAD_CASES}
 _tagger = ("step", TAGGER, STEP)
 _bags = ("step", "embedding model", STEP)
 _mlp = ("step", "two linear layers", STEP)
+_libraries = ("step", "two linear layers", LIBRARIES)
 _documents = ("bags", "documents", DOCUMENTS)
 
 CPU_ROWS = (
@@ -64,6 +66,8 @@ CPU_ROWS = (
         "torch eager, fused AdamW",
     ),
     Row("", _mlp, "ours multi", "compiled multi", "the same under `torch.compile`"),
+    Row("", _libraries, "ours", "LibMTL", "LibMTL's `Trainer`, equal weights"),
+    Row("", _libraries, "ours", "TorchJD, Sum", "TorchJD, sum of the tasks' gradients"),
     Row("its step with the main head alone", _mlp, "ours single", "eager single", "torch eager"),
     Row(
         "step of a plain `nn.EmbeddingBag` with 8 heads, 2,048 rows",
@@ -169,7 +173,12 @@ def _rows(kind: str, rows: Sequence[Row]) -> Callable[[Sequence[Record]], list[s
     def of_records(found: Sequence[Record]) -> list[str]:
         name, records = _of_newest(found, kind, "step")
         by = {(r["suite"], r["case"], r["direction"], r["peer"]): r for r in records}
-        cells = [_cells(row, by[*row.of, row.ours], by[*row.of, row.other], kind) for row in rows]
+        cells = [
+            _cells(row, by[*row.of, row.ours], by[*row.of, row.other], kind)
+            for row in rows
+            # Libraries are optional where steps are measured; without a record, a row would have no number.
+            if row.of[2] != LIBRARIES or (*row.of, row.other) in by
+        ]
         memory = ["memory, ours and theirs"] if kind == "cuda" else []
         return table([f"on {name}", "ours", "against", "theirs", "theirs / ours", *memory], cells)
 

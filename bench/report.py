@@ -15,6 +15,7 @@ from bench.markdown import table
 from bench.pages import PAGES
 from bench.pages import written as with_tables
 from bench.step_cases import STEP_CASES, TAGGER, step_cases
+from bench.step_peers import LIBRARIES, RATIOS
 from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, gpu_verdicts, is_disturbed
 from bench.word_report import gpu_word_section, job_section, word_sections
 
@@ -41,14 +42,16 @@ brackets. A case is measured only after its results have passed the accuracy rul
 "Disturbed" gives the share of the processors that other processes used meanwhile: do not quote such a row. Cores that
 are "apart" share no cache (`bench/cores.py`).
 
-`ours` is the fused op on packed parameters; `heads_module` is `MultiTaskHeads`, as used in a model; `ours_no_bias`
-is `ours` on heads without a bias, for cut-cross-entropy 25.1.1, which supports none; `gemms` are torch's matrix
-products alone, without padding, so ours may be faster than these; `–` is a peer that was not measured there. Our
-variants must meet the accuracy rule; each peer must meet a looser rule of its own, stated in its record: Liger-Kernel's
-total in bfloat16 is off by 2.6e-5 to 7.6e-5. Memory is the peak of one call, forward and backward, beyond inputs and
-gradients (`bench/memory.py` says how it is measured). Until 2026-11-28 the dense and compiled peers of the tagger's
-step ran this package's encoder under separate heads (now torch's own layers), and `heads_module` packed one
-`nn.Linear` per task in every step.
+`ours` is the fused op on packed parameters; `heads_module` is `MultiTaskHeads`, as used in a model; `ours_no_bias` is
+`ours` on heads without a bias, for cut-cross-entropy 25.1.1, which supports none; `gemms` are torch's matrix products
+alone, without padding, so ours may be faster than these; `–` is a peer that was not measured there. Our variants must
+meet the accuracy rule; each peer must meet a looser rule of its own, stated in its record: Liger-Kernel's total in
+bfloat16 is off by 2.6e-5 to 7.6e-5. Memory is the peak of one call, forward and backward, beyond inputs and gradients
+(`bench/memory.py` says how it is measured). Until 2026-11-28 the dense and compiled peers of the tagger's step ran this
+package's encoder under separate heads (now torch's own layers), and `heads_module` packed one `nn.Linear` per task in
+every step. LibMTL is its repository at 4336804 of 2025-05-14, which calls itself 1.1.5; its steps have the optimizer of
+all others, and leave out what it does between epochs. `TorchJD, X` computes a gradient per task on separate heads and
+aggregates them by X; `ours, X` does the same on `MultiTaskHeads.task_losses`.
 """
 
 
@@ -110,6 +113,7 @@ def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKin
     if kind == "cpu":
         lines += ["**Heads, forward**", "", *heads_table(found, "forward", kind), ""]
         lines += ["**Training step**", "", *_step_table(found), ""]
+        lines += ["**Training step by other libraries**", "", *_libraries_table(found), ""]
         lines += ["**Held-out rows, all tasks**", "", *_held_out_table(found), ""]
         lines += word_sections(found)
     else:
@@ -218,6 +222,20 @@ def _step_table(found: Sequence[Record]) -> list[str]:
                 _rounds(records),
             ]
         )
+    return _table(heading, rows)
+
+
+def _libraries_table(found: Sequence[Record]) -> list[str]:
+    """Return a row per model: the median of each library's step, and its ratio to ours that takes the same step."""
+    rows = []
+    for case in STEP_CASES:
+        records = by_peer(found, "step", case.name, LIBRARIES)
+        shape = next((f": {record['shape']}" for record in records.values()), "")
+        times = [_time(records, peer) for peer in ("ours", *RATIOS)]
+        ratios = [_ratio(records.get(peer)) for peer in RATIOS]
+        if case.libraries:
+            rows.append([case.name + shape, *times, *ratios, _rounds(records)])
+    heading = ["model", "ours", *RATIOS, *(" / ".join(pair) for pair in RATIOS.values()), "rounds"]
     return _table(heading, rows)
 
 

@@ -37,11 +37,15 @@ Skip = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class StepCase:
-    """A named model; `obstacle` says why it cannot be built here, or is None."""
+    """A named model; `obstacle` says why it cannot be built here, or is None.
+
+    libraries: whether steps of other libraries are measured on it (bench/step_peers.py).
+    """
 
     name: str
     build: Callable[[torch.device], StepModel]
     obstacle: Callable[[], str | None] = lambda: None
+    libraries: bool = False
 
 
 def _ewt_obstacle() -> str | None:
@@ -55,7 +59,7 @@ TAGGER = "EWT tagger"
 STEP_CASES = (
     StepCase("embedding model", lambda device: embedding_model(10_000, 128, 2048, 20, MODEL_HEADS, device)),
     StepCase(TAGGER, ewt_model, _ewt_obstacle),
-    StepCase("two linear layers", lambda device: mlp_model(8, 128, device)),
+    StepCase("two linear layers", lambda device: mlp_model(8, 128, device), libraries=True),
 )
 TREEBANK_TAGGER = "treebank tagger, N=512"
 GPU_STEP_CASES = (

@@ -63,7 +63,7 @@ def main(steps=60, folder=None, **more):
     model = MultiTaskModel.from_encoder(small_encoder(), TASKS, main="tag")
     arguments = TrainingArguments(
         folder or tempfile.mkdtemp(), max_steps=steps, learning_rate=5e-3, gradient_accumulation_steps=2,
-        remove_unused_columns=False, report_to=[], use_cpu=True, disable_tqdm=True, **more,
+        report_to=[], use_cpu=True, disable_tqdm=True, **more,
     )  # fmt: skip
     trainer = MultiTaskTrainer(
         model, arguments, train_dataset=rows, eval_dataset=rows[:60], compute_metrics=right_tags,

@@ -11,6 +11,7 @@ A row is the output of the tokenizer and "labels": {task: labels}; the labels of
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from transformers.utils import ModelOutput
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.integrations.encoder_making import AUTO, Making, made, making_of, way_to_load
+from mt2st_fast.integrations.evaluated import Evaluated
 from mt2st_fast.integrations.finding import heads_of
 from mt2st_fast.integrations.padding import TokenSpan, label_batch
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
@@ -181,6 +183,7 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
         labels: Mapping[str, Tensor] | None = None,
         num_items_in_batch: Mapping[str, Tensor] | None = None,
         return_dict: bool | None = None,
+        token_type_ids: Tensor | None = None,
         **of_encoder: Any,
     ) -> MultiTaskOutput | tuple[Any, ...]:
         """Compute the loss if there are labels, and logits if there are none or the model is not in training mode.
@@ -188,8 +191,11 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
         Logits are those of the active tasks, as only these were trained to the end. labels: by task, (N, T), or (N,)
         for a task that pools, with a last axis C for values; without labels no loss is computed. num_items_in_batch: by
         task, the divisor of the loss: the number of labels in all batches of a step, which a MultiTaskTrainer passes.
-        return_dict: False for a tuple of what is not None; by default as the configuration says.
+        return_dict: False for a tuple of what is not None; by default as the configuration says. token_type_ids and
+        all others are the encoder's; the former are named for Trainer, which drops columns without a parameter.
         """
+        if token_type_ids is not None:
+            of_encoder["token_type_ids"] = token_type_ids
         if not (num_items_in_batch is None or isinstance(num_items_in_batch, Mapping)):
             raise InputError(
                 "num_items_in_batch must be {task: labels}, as MultiTaskTrainer counts them; one number does not "
@@ -223,13 +229,16 @@ def _loss(
 
 
 class MultiTaskTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer, extended to count the labels of every task in all batches of a step.
+    """transformers' Trainer, extended to count the labels of every task in all batches of a step or an evaluation.
 
-    This makes gradient accumulation exact, whichever labels are missing: transformers itself only counts `labels` that
-    are one tensor, and otherwise averages the means of the batches. Raises InputError for a label_smoothing_factor.
+    This makes gradient accumulation and `eval_loss` exact, whichever labels are missing: transformers itself only
+    counts `labels` that are one tensor, and otherwise averages the means of the batches. In an evaluation, places
+    behind a batch's rows have the marks of missing labels (in several processes transformers' own, -100). With
+    remove_unused_columns, columns that the encoder takes are kept. Raises InputError for a label_smoothing_factor.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        self._evaluated: Evaluated | None = None
         super().__init__(*args, **options)
         _check_smoothing(self.args)
 
@@ -248,6 +257,59 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         if self.args.world_size > 1 and self.args.average_tokens_across_devices:
             counts = {name: self.accelerator.reduce(count, "sum") for name, count in counts.items()}
         return batches, counts
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Compute the loss as transformers does; in an evaluation, its sums are kept."""
+        labels = inputs.get("labels")
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        losses = outputs.get("losses") if isinstance(outputs, Mapping) else None
+        if self._evaluated is not None and isinstance(labels, Mapping) and losses is not None:
+            self._evaluated.add(labels, losses)
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
+        """Evaluate as transformers does, with the loss over all labels in place of the mean of the batches' losses."""
+        evaluated = self._evaluated = Evaluated(heads_of(self.accelerator.unwrap_model(self.model)))
+        given = self.compute_metrics
+        if given is not None and not self.args.batch_eval_metrics:
+
+            def of_marked(seen: Any, **options: Any) -> dict[str, float]:
+                evaluated.mark(seen.label_ids)
+                return given(seen, **options)
+
+            self.compute_metrics = of_marked
+        try:
+            output = super().evaluation_loop(*args, **options | {"metric_key_prefix": metric_key_prefix})
+        finally:
+            self._evaluated, self.compute_metrics = None, given
+        parts = evaluated.parts()
+        if self.args.world_size > 1:
+            parts = self.accelerator.reduce(parts.to(self.accelerator.device), "sum")
+        loss, name = evaluated.loss(parts), f"{metric_key_prefix}_loss"
+        if loss is not None and output.metrics is not None and name in output.metrics:
+            output.metrics[name] = loss
+        evaluated.mark(output.label_ids)
+        return output
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the encoder's inputs as well, which the model passes on: without token types, BERT takes all for one."""
+        known = self._signature_columns is not None
+        super()._set_signature_columns_if_needed()
+        model = _bare(self.accelerator.unwrap_model(self.model))
+        if not known and isinstance(model, MultiTaskModel):
+            columns: Any = self._signature_columns
+            columns += list(inspect.signature(_bare(model.encoder).forward).parameters)
+
+
+def _bare(model: Any) -> Any:
+    """Return what peft has wrapped, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _check_smoothing(args: TrainingArguments) -> None:
@@ -279,9 +341,11 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Start a new PhaseController for this run."""
+        """Start a new PhaseController for this run, and enter its first phase: labels are counted before a step."""
         _check_smoothing(args)
-        self.controller = PhaseController(heads_of(others["model"]), self.schedule, encoder=others["model"])
+        model = others["model"]
+        self.controller = PhaseController(heads_of(model), self.schedule, encoder=model, prune=self.prune)
+        self._step(args, state, others)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
@@ -289,8 +353,11 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
         """Enter the phase that is due."""
         if self.controller is None:
             self.on_train_begin(args, state, control, **others)
+        self._step(args, state, others)
+
+    def _step(self, args: TrainingArguments, state: TrainerState, others: Mapping[str, Any]) -> None:
         assert self.controller is not None
-        self.controller.optimizer = others.get("optimizer") if self.prune else None
+        self.controller.optimizer = others.get("optimizer")
         self.controller.step(state.global_step, state.max_steps, _steps_per_epoch(args, state, others))
 
 

@@ -250,6 +250,11 @@ class MultiTaskHeads(HeadBank):
         self._check_known(weights or ())
         self._default_weights = None if weights is None else dict(weights)
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the active tasks in calls that give none."""
+        return {name: float((self._default_weights or {}).get(name, 1.0)) for name in self._active}
+
     def _fused_loss(self, features: Tensor, targets: Mapping[str, Tensor], weights: Weights) -> MultitaskLoss:
         """Return the weighted loss of the tasks with a head."""
         call = self._fused_call(features, targets, weights)

@@ -10,7 +10,7 @@ from torch import nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.numbers import check_count
+from mt2st_fast.numbers import check_count, check_positive
 from mt2st_fast.training.given_parts import check_heads
 from mt2st_fast.training.optimizer_upkeep import release
 from mt2st_fast.training.phases import of_retired, set_active
@@ -42,7 +42,8 @@ class PhaseController:
     When a task retires, its head is no longer computed, its parameters need no gradient, and the optimizer drops their
     state. They keep their places in its groups, so that schedulers and stored states still fit. `weights` are those of
     the current step, by active task; the heads use them if a call gives none. optimizer: one, several, or None (retired
-    parameters then still occupy the memory of their moments); it may be set later. encoder: give it if a head shares a
+    parameters then still occupy the memory of their moments); it may be set later. prune=False keeps that state in any
+    case. encoder: give it if a head shares a
     parameter with it (tied embeddings), which then trains on when the head retires, and if it is or contains a
     `TaskAdaptedEncoder`, whose task-specific layers retire with the tasks.
 
@@ -61,6 +62,8 @@ class PhaseController:
         schedule: Schedule,
         optimizer: Optimizers = None,
         encoder: nn.Module | None = None,
+        *,
+        prune: bool = True,
     ) -> None:
         check_heads(heads)
         check_allowed(
@@ -70,7 +73,7 @@ class PhaseController:
             "on the step alone, such as Switch or Diminish",
         )
         self.heads, self.schedule = heads, schedule
-        self.optimizer, self.encoder = optimizer, encoder
+        self.optimizer, self.encoder, self.prune = optimizer, encoder, prune
         self.weights: dict[str, float] = {}
         self._phase: Phase | None = None
 
@@ -79,17 +82,19 @@ class PhaseController:
         """The current phase; None before the first step."""
         return self._phase
 
-    def step(self, step: int, total_steps: int, steps_per_epoch: int) -> Phase | None:
+    def step(self, step: int, total_steps: int, steps_per_epoch: float) -> Phase | None:
         """Call this before every optimizer step, counted from 0: returns the phase that begins with it, or None.
 
-        Step 0 begins a run, with all tasks. Raises InputError for an invalid number of steps, and whatever the schedule
-        raises.
+        Step 0 begins a run, with all tasks. steps_per_epoch: where epochs differ in length, the mean of those so far.
+        Raises InputError for an invalid number of steps, for tasks that become active again while no optimizer has
+        their parameters, and whatever the schedule raises.
         """
         check_count(0, step=step)
-        check_count(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        check_count(total_steps=total_steps)
+        check_positive(steps_per_epoch=steps_per_epoch)
         step = int(step)  # the state of a phase holds it, and NumPy's number would be no JSON
         main, *auxiliary = self.heads.names
-        moment = Moment(step, steps_per_epoch, total_steps)
+        moment = Moment(step, steps_per_epoch, total_steps)  # type: ignore[arg-type]
         weights = checked_weights(
             self.schedule, self.schedule.task_weights(moment, main, auxiliary), main, auxiliary
         )
@@ -105,11 +110,24 @@ class PhaseController:
         return self._phase
 
     def _enter(self, phase: Phase) -> None:
+        returning = [name for name in phase.active if name not in self.heads.active]
+        frozen = of_retired(self.encoder, self.heads)
         set_active(phase.active, self.encoder, self.heads)
+        self._check_held(returning, [p for p in frozen if p.requires_grad])
         self._phase = phase
         gone = of_retired(self.encoder, self.heads)
-        for optimizer in self._optimizers():
+        for optimizer in self._optimizers() if self.prune else []:
             release(optimizer, gone)
+
+    def _check_held(self, returning: list[str], parameters: list[nn.Parameter]) -> None:
+        """Refuse tasks that an earlier run retired, where the optimizer was made without their parameters."""
+        optimizers = self._optimizers()
+        held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
+        if optimizers and any(id(p) not in held for p in parameters):
+            raise InputError(
+                f"{', '.join(returning)} had retired in an earlier run, and the optimizer does not have the parameters "
+                "again; call heads.set_active(heads.names) before it is made"
+            )
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         if self.optimizer is None:

@@ -155,6 +155,119 @@ def test_two_processes_go_over_the_switch_without_looking_for_unused_parameters(
     assert len(set(ends)) == 1  # resumed before and after the switch
 
 
+class Watching(L.Callback):
+    """Keeps how many tasks every batch trained."""
+
+    def __init__(self):
+        self.tasks = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.tasks.append(len(pl_module.heads.active))
+
+
+class ManualTagger(EXAMPLE.Tagger):
+    """Steps by itself: every `each` batches, `times` times."""
+
+    each, times = 1, 1
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        for _ in range(self.times):
+            self.manual_backward(super().training_step(batch, batch_idx) / self.each)
+            if (batch_idx + 1) % self.each == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+class EveryFourthTagger(ManualTagger):
+    each = 4
+
+
+class TwiceTagger(ManualTagger):
+    times = 2
+
+
+class TwoOptimizersTagger(ManualTagger):
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.encoder, self.heads)]
+
+    def training_step(self, batch, batch_idx):
+        encoder, heads = self.optimizers()
+        self.manual_backward(super(ManualTagger, self).training_step(batch, batch_idx))
+        for optimizer in (encoder, heads)[batch_idx % 2 :]:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("module", [ManualTagger, EveryFourthTagger, TwiceTagger, TwoOptimizersTagger])
+def test_in_manual_optimization_a_step_is_a_batch(monkeypatch, module):
+    watching = Watching()
+    run(monkeypatch, module, callbacks=[watching])
+    assert watching.tasks == [2] * 15 + [1] * 9  # of 24
+
+
+def test_in_manual_optimization_the_last_step_is_lightnings(monkeypatch):
+    watching = Watching()
+    trainer, _ = run(monkeypatch, TwoOptimizersTagger, callbacks=[watching], max_steps=24)
+    assert trainer.global_step == 24
+    assert watching.tasks == [2] * 10 + [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("schedule", "switch"), [(Switch(at=0.6), 8), (Switch(at_epoch=2), 10), (Switch(at_step=9), 9)]
+)
+def test_epochs_may_accumulate_differently(schedule, switch):
+    scheduler = L.pytorch.callbacks.GradientAccumulationScheduler({0: 1, 1: 4})  # 8, 2 and 2 steps
+    callback = PhaseCallback(schedule)
+    fit(EXAMPLE.Tagger(), callback, scheduler)
+    assert callback.controller.phase.first_step == switch
+
+
+def test_epochs_may_differ_in_length():
+    class Growing(L.LightningDataModule):
+        def train_dataloader(self):
+            rows = (64, 64, 256)[self.trainer.current_epoch]
+            data = torch.utils.data.TensorDataset(*(t[:rows] for t in EXAMPLE.made_up().tensors))
+            return torch.utils.data.DataLoader(data, batch_size=32)
+
+    for schedule, switch in ((Switch(at=0.6), 8), (Switch(at_epoch=2), 4)):  # of 12 steps
+        callback = PhaseCallback(schedule)
+        fit(EXAMPLE.Tagger(), callback, data=Growing(), reload_dataloaders_every_n_epochs=1)
+        assert callback.controller.phase.first_step == switch
+
+
+def test_a_task_that_comes_back_must_be_in_the_optimizer():
+    class TrainableTagger(EXAMPLE.Tagger):
+        def configure_optimizers(self):
+            return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.01)
+
+    module = TrainableTagger()
+    fit(module, PhaseCallback(Switch(at=0.6)))
+    for prune in (True, False):
+        with pytest.raises(
+            InputError, match=r"quarter had retired .* call heads.set_active\(heads.names\) before"
+        ):
+            fit(module, PhaseCallback(Switch(at=0.6), prune=prune))
+        assert module.heads.active == ("sign", "quarter")
+        module.heads.set_active(["sign"])
+    module.heads.set_active(module.heads.names)
+    before = module.heads.linear("quarter").weight.detach().clone()
+    fit(module, PhaseCallback(Switch(at=0.6)))
+    assert not torch.equal(module.heads.linear("quarter").weight, before)
+
+
+def fit(module, *callbacks, data=None, **options):
+    trainer = L.Trainer(
+        max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, callbacks=[*callbacks], **options,
+    )  # fmt: skip
+    trainer.fit(module, data or torch.utils.data.DataLoader(EXAMPLE.made_up(), batch_size=32))
+
+
 def test_the_active_tasks_are_those_of_the_checkpoint(tmp_path, monkeypatch):
     run(monkeypatch, callbacks=[Saving(tmp_path)])
     assert EXAMPLE.Tagger.load_from_checkpoint(tmp_path / "16.ckpt").heads.active == ("sign",)

@@ -194,6 +194,79 @@ def test_resumed_before_at_and_after_the_switch_it_goes_on_bit_for_bit(tmp_path)
         assert len(resumed.optimizer.state) == len(end.optimizer.state)
 
 
+@pytest.mark.parametrize("kind", [MultiTaskTrainer, transformers.Trainer])
+@pytest.mark.parametrize("as_columns", [False, True])
+def test_columns_of_the_encoder_are_not_removed(tmp_path, kind, as_columns):
+    rows = [
+        {
+            **row,
+            "labels": {"genre": k % 2},
+            "token_type_ids": [place % 2 for place in range(len(row["input_ids"]))],
+        }
+        for k, row in enumerate(made_up(12))
+    ]
+    if as_columns:
+        rows = pytest.importorskip("datasets").Dataset.from_list(rows)
+
+    def losses(removed):
+        arguments = transformers.TrainingArguments(
+            str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True, remove_unused_columns=removed,
+            logging_steps=1, train_sampling_strategy="sequential", **DEFAULTS | {"max_steps": 3},
+        )  # fmt: skip
+        trainer = kind(small_model(), arguments, train_dataset=rows, data_collator=COLLATE)
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    assert losses(True) == losses(False)
+
+
+def test_columns_of_any_encoder_are_kept(tmp_path):
+    arguments = transformers.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    trainer = MultiTaskTrainer(small_model(), arguments, train_dataset=made_up(4), data_collator=COLLATE)
+    trainer.get_train_dataloader()
+    assert {"position_ids", "inputs_embeds", "token_type_ids", "labels"} <= set(trainer._signature_columns)
+
+
+def test_a_second_run_begins_with_all_tasks(tmp_path):
+    """By the same Trainer, whose optimizer has all parameters: labels of all tasks are counted from the start."""
+    rows, options = made_up(32), {"gradient_accumulation_steps": 2, "max_steps": 4}
+    trainer = train(small_model(), tmp_path, rows, schedule=Switch(at_step=2), **options)
+    assert trainer.model.heads.active == ("tag",)
+    counted = []
+    original = trainer.get_batch_samples
+
+    def counting(*arguments):
+        batches, counts = original(*arguments)
+        counted.append(sorted(counts))
+        return batches, counts
+
+    trainer.get_batch_samples = counting
+    trainer.train()
+    assert counted[0] == sorted(TASKS)
+    assert counted[3] == ["tag"]
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_a_task_that_comes_back_must_be_in_the_optimizer(tmp_path, prune):
+    model = small_model()
+    model.heads.set_active(["tag"])
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True, remove_unused_columns=False, **DEFAULTS
+    )
+    trainer = MultiTaskTrainer(
+        model, arguments, train_dataset=made_up(8), data_collator=COLLATE,
+        callbacks=[PhaseCallback(Switch(at_step=2), prune=prune)],
+    )  # fmt: skip
+    with pytest.raises(
+        InputError, match=r"genre, length had retired .* call heads.set_active\(heads.names\) before"
+    ):
+        trainer.train()
+    model.heads.set_active(model.heads.names)
+    before = weights(model)
+    trainer = train(model, tmp_path, made_up(8), schedule=Switch(at_step=2))
+    assert not torch.equal(weights(model)["heads.linears.genre.weight"], before["heads.linears.genre.weight"])
+
+
 def test_a_model_is_kept_with_its_tasks_and_which_of_them_are_active(tmp_path):
     model = small_model()
     model.heads.set_active(["tag", "length"])
