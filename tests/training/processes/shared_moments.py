@@ -62,9 +62,15 @@ def sharing_small_tables() -> Iterator[None]:
 
 
 def learnt(
-    n_rows: int, n_words: int, *, epochs: int, dtype: torch.dtype = torch.float32, **options: Any
+    n_rows: int,
+    n_words: int,
+    *,
+    epochs: int,
+    batches: int = 10,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> Any:
-    """What a tagger with a table of so many rows learns of a text of so many words, by the default dtype."""
+    """What a tagger with a table of so many rows learns of a text of so many words, so many batches an epoch."""
     torch.manual_seed(3)
     chance = np.random.default_rng(4)
     tokens = np.minimum(chance.zipf(1.2, n_words) - 1, n_rows - 1).astype(np.int32)
@@ -80,7 +86,7 @@ def learnt(
         **{"schedule": Switch(at=0.5)} | options,
     )  # fmt: skip
     with counting() as shared:
-        trainer.fit(TokenBatches(text, n_words // 10, 1, "main"), epochs=epochs, **fit)
+        trainer.fit(TokenBatches(text, n_words // batches, 1, "main"), epochs=epochs, **fit)
     return runs.learnt(trainer) | {"shared": shared}
 
 
@@ -202,11 +208,13 @@ def _set_trap(folder: Path, steps: _Steps) -> None:
         setattr(owner, name, _dying(getattr(owner, name), lambda: steps.n >= at, after=after))
 
 
-def _until_lost(folder: Path, steps: _Steps, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """Goes on where there is a checkpoint, which is written all the time."""
+def _until_lost(
+    folder: Path, steps: _Steps, every_seconds: float, run: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    """Goes on where there is a checkpoint, which is written every so many seconds."""
     path = folder / "last.safetensors"
     try:
-        return run(callbacks=[steps], checkpoint=path, checkpoint_seconds=0.05, resume=path.exists())
+        return run(callbacks=[steps], checkpoint=path, checkpoint_seconds=every_seconds, resume=path.exists())
     except LostProcessError as error:
         print(f"ended: {error}", flush=True)
         os._exit(3)
@@ -217,10 +225,14 @@ def trapped(folder: Path) -> dict[str, Any]:
     steps = _Steps(folder, 0.02)
     _set_trap(folder, steps)
     with sharing_small_tables():
-        return _until_lost(folder, steps, lambda **options: learnt(FEW, 600, epochs=6, **options))
+        return _until_lost(folder, steps, 0.05, lambda **options: learnt(FEW, 600, epochs=6, **options))
 
 
 def fast(folder: Path) -> dict[str, Any]:
-    """A large table, and nothing but steps and checkpoints, so that whoever kills it meets one of them."""
+    """A large table, and little but steps, so that whoever kills a process meets one of them."""
     steps = _Steps(folder, 0.0)
-    return _until_lost(folder, steps, lambda **options: learnt(MANY, 40_000, epochs=500, **options))
+
+    def run(**options: Any) -> dict[str, Any]:
+        return learnt(MANY, 40_000, batches=200, epochs=50, **options)
+
+    return _until_lost(folder, steps, 0.4, run)
