@@ -233,6 +233,6 @@ def fast(folder: Path) -> dict[str, Any]:
     steps = _Steps(folder, 0.0)
 
     def run(**options: Any) -> dict[str, Any]:
-        return learnt(MANY, 40_000, batches=200, epochs=50, **options)
+        return learnt(MANY, 40_000, batches=200, epochs=20, **options)
 
     return _until_lost(folder, steps, 0.4, run)
