@@ -100,13 +100,15 @@ def summed_step(
     pieces: Sequence[Piece],
     present: bytes,
     share: Share = EVERY_ROW,
+    room: np.ndarray | None = None,
 ) -> np.ndarray:
     """Move the table's rows and dense parameters by the sums of their gradients over all pieces, in place.
 
     rules: those that the model's parameters refer to, with the rates of this step. decays (len(rules),): how each
     decays dense parameters. present: a byte for the table and one for each dense parameter, 0 if it has no gradient in
     any piece, and is not moved. share: of the rows; `take_rows` then brings those of the other shares. Returns the new
-    values of the rows of this share (n, D), which the next step overwrites; none if it moves every row.
+    values of the rows of this share (n, D), which the next step overwrites; none if it moves every row. They lie at the
+    beginning of `room`, float32, if they fit there.
 
     Raises ValueError for pieces whose arrays do not fit the model.
     """
@@ -120,7 +122,7 @@ def summed_step(
         if [each.dtype for each in piece] != [np.float32, np.int32, np.float32]:
             raise ValueError("gradients of a piece must be float32, and its rows int32")
     moving = model.moving(present)
-    moved = _kernels(model).step(model, moving, rules, decays, pieces, share)
+    moved = _kernels(model).step(model, moving, rules, decays, pieces, share, room)
     increment_version(moving.parameters)
     return moved
 
@@ -157,6 +159,7 @@ class SummedKernels(Protocol):
         decays: Sequence[Decay],
         pieces: Sequence[Piece],
         share: Share,
+        room: np.ndarray | None,
     ) -> np.ndarray:
         """Move and return what `summed_step` does."""
 

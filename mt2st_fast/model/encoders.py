@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.huge_pages import prefer_huge_pages
 from mt2st_fast.kernels import (
     DeviceBags,
     TypeRows,
@@ -64,6 +65,7 @@ class _TypeEmbedding(nn.Module):
         self._waits_for_rows = table_device is not None and torch.device(table_device).type == "meta"
         with naming_table(n_rows, dim):
             self.table = nn.Parameter(torch.empty(n_rows, dim, device=table_device))
+        prefer_huge_pages(self.table)
         nn.init.normal_(self.table, std=TABLE_STD)
         if rows_of_type is not None:
             with torch.no_grad():
@@ -79,7 +81,9 @@ class _TypeEmbedding(nn.Module):
                 'the encoder was made with table_device="meta" and has no rows yet; call shard_rows(encoder) in '
                 "every process before you create the Trainer, or omit table_device"
             )
-        return super()._apply(fn, recurse)
+        moved = super()._apply(fn, recurse)
+        prefer_huge_pages(self.table)  # `to_empty` makes another one
+        return moved
 
     def configuration(self) -> dict[str, Any]:
         """Return the arguments that make such an encoder."""

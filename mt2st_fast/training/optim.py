@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.huge_pages import move_to_huge_pages, prefer_huge_pages
 from mt2st_fast.kernels import (
     FusedUpdate,
     RowRule,
@@ -133,6 +134,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             for name, value in state_dict["state"].get(index, {}).items():
                 if name.startswith(self.of_rule) and isinstance(value, Tensor):
                     self.state[parameter][name] = value.to(parameter.device, torch.float32)
+                    move_to_huge_pages(self.state[parameter][name])
 
     def row_state(self, table: Tensor) -> RowState:
         """Return the rule's state of a table (V, D), made at its first step."""
@@ -260,7 +262,9 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
 
         def kept(name: str, shape: tuple[int, ...]) -> Tensor:
             if prefix + name not in state:
-                state[prefix + name] = torch.zeros(shape, dtype=torch.float32, device=parameter.device)
+                made = torch.empty(shape, dtype=torch.float32, device=parameter.device)
+                prefer_huge_pages(made)
+                state[prefix + name] = made.zero_()
             found = state[prefix + name]
             if found.shape != shape:  # kernels read and write it by its address
                 raise InputError(

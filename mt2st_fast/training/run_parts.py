@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.huge_pages import move_to_huge_pages
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.sharded import is_dtensor, let_go_of_gathered
 from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
@@ -102,6 +103,7 @@ def _make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a run, and log a weight decay that some of its parameters do not have."""
     tables = [*row_sparse_tables(encoder), *row_sparse_tables(heads)]
+    move_to_huge_pages(*tables)  # those that were made elsewhere, such as copies
     if options.optimizer is not None:
         optimizer = options.optimizer(parameters)
         _check_is_optimizer(optimizer, options)

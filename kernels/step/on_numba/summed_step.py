@@ -228,13 +228,13 @@ def _move_rows(p, pieces, rules, table, work, moved, n_mine):
 
 
 def _step_on_pieces(  # type: ignore[no-untyped-def]
-    team, rules, decays, pieces, moves_table, table, parts, starts, counts, rank, work, moved
+    team, rules, decays, pieces, moves_table, table, parts, starts, counts, rank, work, room, most, moved
 ):
     """Move parts of dense parameters, and this process's share of the rows of the table in any piece.
 
     pieces (P, 4): the addresses of DENSE, ROWS and D_ROWS, and N_ROWS. parts: PIECE of dense parameters. starts: where
-    the gradient of each part begins. counts: addresses of the counters of steps of dense parameters. moved: the address
-    of what the rows are copied to, 0 for nothing.
+    the gradient of each part begins. counts: addresses of the counters of steps of dense parameters. The rows are
+    copied to `room`, an address, if they have at most `most` numbers, else to `moved`, another one; 0 for nothing.
     """
     if moves_table and table.steps:
         rules[table.rule]["table_steps"] = count_step(table.steps)
@@ -244,7 +244,7 @@ def _step_on_pieces(  # type: ignore[no-untyped-def]
     if moves_table:
         n_mine = work.sizes[rank]
         in_parallel(team, -(-n_mine // ROWS_A_PIECE), _move_rows, (
-            pieces, rules, table, work, moved, n_mine
+            pieces, rules, table, work, room if n_mine * table.D <= most else moved, n_mine
         ))  # fmt: skip
     for i in range(len(counts)):
         count_step(counts[i])
@@ -280,7 +280,9 @@ class Memory(NamedTuple):
     """What a model keeps between steps: the rows of the last step, and what this process's own are copied to."""
 
     work: Work
-    moved: np.ndarray  # (M, D), or (0, D) if nobody else moves rows
+    moved: (
+        np.ndarray
+    )  # (M * D,), of which nothing is written if it has room elsewhere; () if nobody else moves rows
 
 
 def step(
@@ -290,15 +292,20 @@ def step(
     decays: Sequence[Decay],
     pieces: Sequence[Piece],
     share: Share,
+    room: np.ndarray | None,
 ) -> np.ndarray:
     """Move what `summed_step` in step/summed.py moves; return the rows moved here (n, D), if there are other shares."""
     addresses = np.array([(*map(_address, piece), len(piece.rows)) for piece in pieces], np.int64)
     memory = _memory_of(model, int(addresses[:, N_ROWS].sum()), share.total)
+    others, table = share.total > 1, model.table.parameter
+    rooms = [each if others and each is not None else _NO_NUMBERS for each in (room, memory.moved)]
     step_on_pieces(
         packed(rules), np.array(decays, np.float32), addresses, moving.moves_table, _table(model), moving.pieces,
-        moving.starts, moving.counts, share.number, memory.work, _address(memory.moved) if len(memory.moved) else 0,
+        moving.starts, moving.counts, share.number, memory.work,
+        _address(rooms[0]), len(rooms[0]), _address(rooms[1]) if others else 0,
     )  # fmt: skip
-    return memory.moved[: memory.work.sizes[share.number]] if moving.moves_table else memory.moved[:0]
+    n, D = int(memory.work.sizes[share.number]) if others and moving.moves_table else 0, table.shape[1]
+    return rooms[n * D > len(rooms[0])][: n * D].reshape(n, D)
 
 
 def sizes(model: SummedModel) -> list[int]:
@@ -320,11 +327,11 @@ def _memory_of(model: SummedModel, M: int, count: int) -> Memory:
     if held is None or len(held.work.found) < M or len(held.work.sizes) != count:
         M = M if held is None else int(GROWTH * M)
         found, sources, places, mine, theirs = (np.empty(M, np.int64) for _ in range(5))
-        D = model.table.parameter.shape[1]
         work = Work(
             found, np.empty(M + 1, np.int64), sources, places, mine, theirs, np.zeros(count, np.int64)
         )
-        held = model.memory = Memory(work, np.empty((M if count > 1 else 0, D), np.float32))
+        D = model.table.parameter.shape[1]
+        held = model.memory = Memory(work, np.empty(M * D if count > 1 else 0, np.float32))
     return held
 
 

@@ -146,6 +146,7 @@ class PostedSteps:
             pieces,
             bytes(map(max, *(each.present for each in found))),
             share,
+            self._parts.processes.room() if share.total > 1 else None,
         )
         losses = found[0].losses.copy()
         for each in found[1:]:

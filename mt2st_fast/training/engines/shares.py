@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,7 +94,8 @@ def shares_of_numbers(
         shares = [
             [count / (total or 1.0) for count, total in zip(own, totals, strict=True)] for own in counts
         ]
-        shares_mk = torch.tensor(shares, dtype=torch.float32, device=device).view(-1, len(totals))
+        # Without an operator of torch, as in `label_numbers`.
+        shares_mk = torch.from_numpy(np.array(shares, np.float32).reshape(-1, len(totals))).to(device)
         return Shares(shares_mk, {}, tasks, step)
     counts_mk = torch.tensor(counts, dtype=torch.float64, device="cpu").view(-1, len(totals))
     totals_k = torch.tensor(totals, dtype=torch.float64, device="cpu")

@@ -92,19 +92,26 @@ class Board:
                 found[rank] += self._content[begin : begin + len(part)]
         return found
 
+    def room(self) -> np.ndarray:
+        """Return where this process's next message goes, float32: an array made there need not be copied."""
+        begin = self._begin_of(self._rank)
+        return self._array[begin : begin + SLOT].view(np.float32)
+
     def gather_arrays(
         self, arrays: Sequence[np.ndarray], check: Callable[[], None]
     ) -> list[np.ndarray] | None:
         """Return the bytes of all processes, which may differ in length, until the next message.
 
-        A process's arrays are one after another, each at the next multiple of ALIGNED. None, in every process, if those
-        of any process take more than SLOT bytes.
+        A process's arrays are one after another, each at the next multiple of ALIGNED; the first may lie there already
+        (`room`). None, in every process, if those of any process take more than SLOT bytes.
         """
         length = sum(padded(each.nbytes) for each in arrays)
         if fits := length <= SLOT:
             begin = self._begin_of(self._rank)
             for each in arrays:
-                self._array[begin : begin + each.nbytes] = each.reshape(-1).view(np.uint8)
+                place = self._array[begin : begin + each.nbytes]
+                if place.__array_interface__["data"] != each.__array_interface__["data"]:
+                    place[:] = each.reshape(-1).view(np.uint8)
                 begin += padded(each.nbytes)
         self._post(length if fits else TOO_LONG)
         found = self._wait(check)

@@ -133,6 +133,11 @@ class Processes:
         """The most bytes of a message that goes through memory in one part; 0 if the processes share none."""
         return 0 if self._board is None else board.SLOT
 
+    def room(self) -> np.ndarray:
+        """Return where the next message of this process goes, as `Board.room` does; only with `most_bytes`."""
+        assert self._board is not None
+        return self._board.room()
+
     def gather_arrays(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
         """Return the arrays' bytes of all processes, as `Board.gather_arrays` does; only with `most_bytes`."""
         assert self._board is not None

@@ -51,9 +51,11 @@ class Parts:
             for n in sizes
         ]
 
-    def step(self, present: bytes = bytes([1, 1, 1]), share: Share = EVERY_ROW) -> np.ndarray:
+    def step(
+        self, present: bytes = bytes([1, 1, 1]), share: Share = EVERY_ROW, room: np.ndarray | None = None
+    ) -> np.ndarray:
         decays = [Decay(1 - RATE * DECAY), Decay()]
-        return summed_step(self.model, RULES, decays, self.pieces, present, share)
+        return summed_step(self.model, RULES, decays, self.pieces, present, share, room)
 
     def sum_of_dense(self, n: int) -> torch.Tensor:
         start = self.model.starts[n]
@@ -127,6 +129,19 @@ def test_shares_together_move_what_one_step_moves(n_pieces: int, threads: int) -
         assert torch.equal(parts.table, whole.table)
         assert all(map(torch.equal, parts.dense, whole.dense))
     assert all(map(torch.equal, each[0].state, whole.state))
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_moved_rows_lie_in_the_room_that_is_given_if_they_fit(missing: int) -> None:
+    share, parts = Share(1, 2), Parts(24, 2)
+    expected = parts.step(share=share).copy()
+    torch.manual_seed(3)
+    parts, room = Parts(24, 2), np.full(expected.size - missing + 9, -7, np.float32)
+    moved = parts.step(share=share, room=room[:-9])
+    np.testing.assert_array_equal(moved, expected)
+    assert np.may_share_memory(moved, room) == (not missing)
+    assert (room[expected.size :] == -7).all()
+    assert (room == -7).all() == bool(missing)
 
 
 def test_what_has_no_gradient_in_any_piece_is_not_moved() -> None:
