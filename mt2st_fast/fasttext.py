@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.memory import MOST_DIM
-from mt2st_fast.numbers import check_at_most, check_count, check_positive
+from mt2st_fast.numbers import check_at_most, check_count, check_positive_in_float32
 from mt2st_fast.serving.load import load
 from mt2st_fast.words.fasttext_models import Classifier, FastTextModel, Vectors, words_of
 from mt2st_fast.words.fasttext_options import UNSUPERVISED_LOSSES, check_refused
@@ -84,7 +84,7 @@ def train_unsupervised(
     check_count(dim=dim, ws=ws, epoch=epoch, bucket=bucket, thread=thread)
     check_at_most(MOST_DIM, dim=dim)
     check_count(0, minCount=minCount, minn=minn, maxn=maxn, seed=seed)
-    check_positive(lr=lr)
+    check_positive_in_float32(lr=lr)
     if loss == "ns":
         check_count(neg=neg)
     if maxn and minn > maxn:

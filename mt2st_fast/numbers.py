@@ -50,10 +50,16 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def check_positive(**options: Any) -> None:
-    """Raise InputError, naming the option, unless all options are finite numbers above 0, in float32 as well."""
+    """Raise InputError, naming the option, unless all options are finite numbers above 0."""
     for name, value in options.items():
         if not (is_number(value) and value > 0):
             raise InputError(f"{name} must be positive and finite, not {value!r}")
+
+
+def check_positive_in_float32(**options: Any) -> None:
+    """Raise InputError, naming the option, unless all options are finite and above 0 in float32."""
+    check_positive(**options)
+    for name, value in options.items():
         if not LEAST <= value <= LARGEST:
             what = "infinite" if value > LARGEST else "0"
             raise InputError(

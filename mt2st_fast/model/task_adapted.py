@@ -20,7 +20,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.head_bank import HeadBank
 from mt2st_fast.model.module_names import check_module_names, module_name
 from mt2st_fast.model.task_features import TaskFeatures
-from mt2st_fast.numbers import check_not_negative, check_positive
+from mt2st_fast.numbers import check_not_negative, check_positive_in_float32
 
 THRESHOLD = 0.1  # as in the paper
 _WITH_WEIGHT = (
@@ -114,7 +114,7 @@ class TaskAdaptedEncoder(nn.Module):
         penalty: float = 0.01,
     ) -> None:
         super().__init__()
-        check_positive(threshold=threshold)
+        check_positive_in_float32(threshold=threshold)
         check_not_negative(penalty=penalty)
         self.tasks = _names("tasks", tasks)
         check_module_names(self.tasks)

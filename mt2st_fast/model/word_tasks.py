@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, embedding_bag, multitask_loss
 from mt2st_fast.kernels.context.batch import LocalBatch
 from mt2st_fast.kernels.context.op import context_loss
-from mt2st_fast.numbers import check_positive
+from mt2st_fast.numbers import check_positive_in_float32
 
 VectorsOf = Callable[[Tensor], Tensor]  # word types (...) to their vectors (..., D)
 
@@ -63,7 +63,7 @@ class WordAnalogy(WordTask):
 
     def __init__(self, temperature: float = 0.1, *, backend: str = "auto") -> None:
         super().__init__()
-        check_positive(temperature=temperature)
+        check_positive_in_float32(temperature=temperature)
         self.temperature, self.backend = temperature, backend
 
     def forward(self, vectors_of: VectorsOf, inputs: Tensor, target: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from mt2st_fast.data.batches import batch_size_for, batch_size_where_main_is_rar
 from mt2st_fast.data.sampler import MAIN_SHARE, main_is_rare
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import OPS
-from mt2st_fast.runs.options import check_options, one_of, option, positive
+from mt2st_fast.runs.options import check_options, one_of, option, positive, positive_in_float32
 from mt2st_fast.training.learning_rate import Decay
 from mt2st_fast.training.run_options import Backward, Precision
 from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, strategies, strategy_options
@@ -125,14 +125,16 @@ class Config:
         min=0.0,
         max=1.0,
     )
-    lr: float = option(1e-2, "Training", "learning rate for Adam", test=positive)
+    lr: float = option(1e-2, "Training", "learning rate for Adam", test=positive_in_float32)
     lr_decay: str = option(
         "linear", "Training", "linear (to 0 at the end) or none", test=one_of(get_args(Decay))
     )
     weight_decay: float = option(
         0.0, "Training", "decoupled weight decay for dense layers; not applied to word vectors", min=0.0
     )
-    clip_norm: float | None = option(None, "Training", "maximum total norm of all gradients", test=positive)
+    clip_norm: float | None = option(
+        None, "Training", "maximum total norm of all gradients", test=positive_in_float32
+    )
     accumulate: int = option(1, "Training", "batches per step", min=1)
     precision: str = option(
         "float32", "Training", "float32, bfloat16 or float16 (autocast)", test=one_of(get_args(Precision))

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.numbers import check_count, check_positive, check_within, is_whole
+from mt2st_fast.numbers import check_count, check_positive, check_positive_in_float32, check_within, is_whole
 from mt2st_fast.spelling import meant, twice
 from mt2st_fast.training.schedules import StrategyOption, strategy_options
 
@@ -178,6 +178,11 @@ def in_flags(message: str, options: Mapping[str, Option]) -> str:
 def positive(shown: str, value: Any) -> None:
     """Raise InputError unless the value is a finite number above 0."""
     check_positive(**{shown: value})
+
+
+def positive_in_float32(shown: str, value: Any) -> None:
+    """Raise InputError unless the value is above 0 and finite in float32."""
+    check_positive_in_float32(**{shown: value})
 
 
 def one_of(known: Sequence[str]) -> Test:

@@ -30,7 +30,12 @@ from mt2st_fast.kernels import (
     update_rows,
 )
 from mt2st_fast.kernels.bags import rules
-from mt2st_fast.numbers import check_finite_number, check_not_negative, check_positive, check_within
+from mt2st_fast.numbers import (
+    check_finite_number,
+    check_not_negative,
+    check_positive_in_float32,
+    check_within,
+)
 
 ROW_STATE = "row_"  # prefix of state that changes only with the rows of a batch
 FROZEN_ROWS = "frozen_rows"  # (V,) 1 for a row of a table that does not move
@@ -298,7 +303,7 @@ def unfuse(tables: Iterable[Tensor]) -> None:
 def _check_rate(lr: float | Tensor) -> None:
     """Raises InputError for a rate that is not positive; skips tensors, as reading one may wait for a device."""
     if not isinstance(lr, Tensor):
-        check_positive(lr=lr)
+        check_positive_in_float32(lr=lr)
 
 
 class SGD(RowSparseOptimizer, torch.optim.SGD):
@@ -388,7 +393,7 @@ class RowwiseAdagrad(RuleOptimizer):
     kind = rules.ADAGRAD
 
     def __init__(self, params: Any, lr: float = 0.1, *, eps: float = 1e-10) -> None:
-        check_positive(eps=eps)
+        check_positive_in_float32(eps=eps)
         super().__init__(params, lr, eps=eps)
 
 
@@ -415,7 +420,7 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         **options: Any,
     ) -> None:
         _check_rate(lr)
-        check_positive(eps=eps)
+        check_positive_in_float32(eps=eps)
         check_not_negative(weight_decay=weight_decay)
         check_within(0.0, 1.0, **{f"betas[{i}]": beta for i, beta in enumerate(betas)})
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)

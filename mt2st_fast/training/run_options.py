@@ -15,7 +15,14 @@ from torch import nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.task_adapted import adapted_in
-from mt2st_fast.numbers import check_at_most, check_count, check_not_negative, check_positive, given
+from mt2st_fast.numbers import (
+    check_at_most,
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_positive_in_float32,
+    given,
+)
 from mt2st_fast.training.learning_rate import Decay, SchedulerFactory, check_rates
 from mt2st_fast.training.own_metrics import Metric, metric_name
 from mt2st_fast.training.schedules import Schedule
@@ -53,7 +60,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_is_schedule(self.schedule)
-        check_positive(lr=self.lr, **given(clip_norm=self.clip_norm))
+        check_positive_in_float32(lr=self.lr, **given(clip_norm=self.clip_norm))
         check_not_negative(weight_decay=self.weight_decay)
         if self.optimizer is not None and self.weight_decay:
             raise InputError(

@@ -28,7 +28,14 @@ from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.modes import check_records
 from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
-from mt2st_fast.numbers import check_at_most, check_count, check_positive, given, is_number
+from mt2st_fast.numbers import (
+    check_at_most,
+    check_count,
+    check_positive,
+    check_positive_in_float32,
+    given,
+    is_number,
+)
 from mt2st_fast.training.optim import RowwiseAdagrad
 from mt2st_fast.training.schedules import MultiTask, Schedule
 from mt2st_fast.training.trained_heads import heads_without, untrained
@@ -77,7 +84,8 @@ class BagOptions:
             **given(batch_size=self.batch_size, threads=self.threads),
         )
         check_count(0, minn=self.minn, maxn=self.maxn, seed=self.seed)
-        check_positive(epoch=self.epoch, **given(lr=self.lr))
+        check_positive(epoch=self.epoch)
+        check_positive_in_float32(**given(lr=self.lr))
         if self.minn > self.maxn:
             raise InputError(f"minn ({self.minn}) and maxn ({self.maxn}) must satisfy 0 <= minn <= maxn")
         check_at_most(MOST_BUCKETS, bucket=self.bucket)

@@ -99,8 +99,19 @@ def test_compare_shows_all_that_it_was_asked_for(
         "--label-fraction",
         "0.2",
     ]
-    options += ["--engine", "fused,torch", "--tune", "2", "--patience", "3", "--min-delta", "0.01"]
-    options += ["--target", "0.5", "--plateau-margin", "0.05"]
+    options += [
+        "--main-share",
+        "0.5",
+        "--engine",
+        "fused,torch",
+        "--tune",
+        "2",
+        "--patience",
+        "3",
+        "--min-delta",
+        "0.01",
+    ]
+    options += ["--main-share", "0.5", "--target", "0.5", "--plateau-margin", "0.05"]
     run("compare", "--data", treebank, *options, "--aux", "xpos", "--out", str(out))
     comparison = json.loads((out / "compare.json").read_text())
     assert list(comparison["strategies"]) == ["stl", "switch", "stl (torch)", "switch (torch)"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mt2st_fast.numbers import check_positive
+from mt2st_fast.numbers import check_positive_in_float32
 from mt2st_fast.training.schedules.base import Moment
 from mt2st_fast.training.schedules.shown import Observation
 from mt2st_fast.training.schedules.strategy import RunFacts, Strategy, StrategyOption, required
@@ -31,7 +31,7 @@ class DynamicWeightAverage:
     _seen: int = field(default=0, init=False, repr=False)  # all steps so far
 
     def __post_init__(self) -> None:
-        check_positive(temperature=self.temperature)
+        check_positive_in_float32(temperature=self.temperature)
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
         """Return the weights of all tasks, from the finished epochs; a new run starts without any."""

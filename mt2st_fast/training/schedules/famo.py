@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.module_names import module_name
-from mt2st_fast.numbers import check_not_negative, check_positive
+from mt2st_fast.numbers import check_not_negative, check_positive_in_float32
 from mt2st_fast.training.schedules.base import Moment
 from mt2st_fast.training.schedules.shown import Observation
 from mt2st_fast.training.schedules.strategy import RunFacts, Strategy, StrategyOption, required
@@ -42,7 +42,7 @@ class FAMO(nn.Module):
 
     def __init__(self, rate: float = 0.025, decay: float = 0.01) -> None:
         super().__init__()
-        check_positive(rate=rate)
+        check_positive_in_float32(rate=rate)
         check_not_negative(decay=decay)
         self.rate, self.decay = rate, decay
         # Buffers: checkpoints hold them, and the model's optimizer does not move them.

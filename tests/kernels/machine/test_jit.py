@@ -195,13 +195,11 @@ STARTS = {
     "import": "import mt2st_fast",
     "help": "from mt2st_fast.cli import main; main(['--help'])",
     "info": "from mt2st_fast.cli import main; main(['info'])",
-    "prepare": "from mt2st_fast.cli import main; main('prepare text.txt --out t.tokens --min-count 1'.split())",
 }
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_starting_loads_no_compiler(start, tmp_path):
-    (tmp_path / "text.txt").write_text("a b a\n" * 10)
     program = f"""
         import sys
         try:
