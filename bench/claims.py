@@ -11,13 +11,14 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bench.environment import ROOT
 from bench.ledger import FOLDER
 from bench.markdown import table
 from mt2st_fast.runs.arms import Arm
 from mt2st_fast.runs.comparison import compare_runs
+from mt2st_fast.runs.comparison_schema import ComparisonFacts
 
 CLAIMS = FOLDER / "claims"
 Comparison = dict[str, Any]
@@ -34,8 +35,8 @@ def keep(name: str, folder: Path) -> Path:
     found = json.loads((folder / "compare.json").read_text("utf-8"))
     runs = {arm: of_arm["seeds"] for arm, of_arm in found["strategies"].items()}
     arms = [Arm(name, of_arm["strategy"], of_arm["engine"]) for name, of_arm in found["strategies"].items()]
-    facts = {key: found[key] for key in ("metric", "n_seeds", "engines", "environment", "load")}
     # Computed again from the runs, so that every record has what `compare` now reports.
+    facts = cast(ComparisonFacts, {key: found[key] for key in ComparisonFacts.__required_keys__})
     compared = compare_runs(runs, arms, facts, None, found["plateau_margin"])
     for of_arm in compared["strategies"].values():
         for seed in of_arm["seeds"]:

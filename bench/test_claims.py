@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import reviews
+from bench import claims, reviews
+from mt2st_fast.cli import main
 
 
 def test_reviews_are_drawn_trained_on_and_measured(
@@ -73,3 +74,21 @@ def test_a_transformer_is_trained_by_every_strategy(
     assert f"{task}, 30 labelled sentences, 20 steps, seeds: 1; medians" in printed
     for name in ("stl", "mtl", "switch"):
         assert f"seed 0, {name}: " in printed
+
+
+def test_a_comparison_becomes_the_record_that_tables_are_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record is made of what `compare` writes today."""
+    treebank, out = tmp_path / "small.conllu", tmp_path / "out"
+    treebank.write_text("".join(map(sentence, range(60))), encoding="utf-8")
+    asked = ["--main", "upos", "--aux", "xpos", "--strategies", "stl,mtl,switch", "--label-fraction", "0.1"]
+    asked += ["--seeds", "2", "--epochs", "1", "--dim", "4", "--hidden", "4", "--out", str(out)]
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "--data", f"conllu:{treebank}", *asked])
+    assert not ended.value.code
+    monkeypatch.setattr(claims, "CLAIMS", tmp_path / "claims")
+    assert claims.keep("small", out).name == "small.json"
+    rows = claims.of_strategies("small")
+    assert [row.split("|")[1].strip() for row in rows[2:]] == ["stl", "mtl", "switch"]
+    assert claims.read("small")["n_seeds"] == 2
