@@ -314,9 +314,10 @@ def as_int32(ids: Tensor, V: int | None = None) -> Tensor:
     """
     if ids.dtype == torch.int64:
         if V is not None and ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            largest = int(ids.abs().max()) if len(ids) else 0
-            if largest > MOST_ID:
-                raise ValueError(f"ids contain {largest}, but the table has {V:,} rows")
+            # Not by abs(), which is negative for the least int64: what a cast makes of NaN would become row 0.
+            for end in ids.aminmax() if len(ids) else ():
+                if not -MOST_ID <= (id_ := int(end)) <= MOST_ID:
+                    raise ValueError(f"ids contain {id_}, but the table has {V:,} rows")
         else:
             ids = ids.clamp(NONE, MOST_ID)
     return ids.to(torch.int32).contiguous()

@@ -5,7 +5,9 @@ No GPU: see graphs_on_cpu. tests/on_gpu/test_trainer.py does the same with CUDA 
 
 from __future__ import annotations
 
+import copy
 import json
+import weakref
 
 import pytest
 import torch
@@ -170,6 +172,32 @@ def test_what_a_callback_changes_makes_another_graph(toy, change):
     )
     assert_same(eager, graphed)
     assert trainer.capturer.captured == 2
+
+
+def test_a_state_that_a_callback_replaces_again_and_again_is_freed_with_its_graphs(toy):
+    class Reload(Callback):
+        def on_step(self, trainer):
+            optimizer = trainer.run.optimizer
+            if trainer.step % 4:
+                return
+            earlier.extend(weakref.ref(state["momentum_buffer"]) for state in optimizer.state.values())
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            alive.append(sum(one() is not None for one in earlier) / len(optimizer.state))
+
+    alive: list[float] = []
+    earlier: list[weakref.ref] = []
+    eager, graphed, trainer = both(
+        toy,
+        toy.batches(6),
+        epochs=MOST_GRAPHS,
+        schedule=MultiTask(),
+        optimizer=lambda p: torch.optim.SGD(p, lr=RATE, momentum=0.9),
+        callbacks=lambda: [Reload()],
+    )
+    assert_same(eager, graphed)
+    assert trainer.capturer.captured == 6 * MOST_GRAPHS // 4
+    assert graphed[0].phases[0].graph == "captured"
+    assert max(alive) == 1  # the state just replaced, of which the engine lets go in the next step
 
 
 def test_rows_that_freeze_make_another_graph():

@@ -129,7 +129,9 @@ def launch(chunk: Chunk, groups: Groups, head_of_column: Tensor) -> None:
 
 @cache
 def _variant(specialization: Specialization, groups: Groups) -> Variant:
-    return Variant(narrow_kernel, constexprs_of(specialization, groups), BLOCKS.options)
+    return Variant(
+        narrow_kernel, constexprs_of(specialization, groups), BLOCKS.options(specialization.layout)
+    )
 
 
 def constexprs_of(specialization: Specialization, groups: Groups) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         types = {**signature(dtype), "p_head_of_column": "*i64", "S": "i32"}
         constexprs = constexprs_of(Specialization(layout, True, True, False, True), groups)
         name = f"{dtype} {rows_of(groups)}x{groups.columns}{' values' * (kinds is of_values)}"
-        variants.append((name, narrow_kernel, types, constexprs, BLOCKS.options))
+        variants.append((name, narrow_kernel, types, constexprs, BLOCKS.options(layout)))
     return variants
 
 

@@ -144,7 +144,7 @@ def _variant(
         "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights, "BLOCK_N": blocks.rows(columns),
         "BLOCK_S": columns,
     }  # fmt: skip
-    return Variant(row_loss_kernel, constexprs, blocks.options)
+    return Variant(row_loss_kernel, constexprs, blocks.options(layout))
 
 
 def blocks_of(call: HeadsCall) -> RowBlocks:
@@ -189,10 +189,17 @@ def take_row_losses(call: HeadsCall, logits: Tensor) -> RowLosses:
     return RowLosses(sums, bias_parts)
 
 
-def _layout_of(widest: int, has_values: bool) -> HeadLayout:
-    """Make heads with these outputs: of classes, or of every kind."""
+def _layout_of(widest: int, what: str) -> HeadLayout:
+    """Make heads with these outputs: of classes, of every kind ("values"), or of "weighted" and smoothed classes."""
     sizes = (widest, 30, 13, 5)
-    kinds = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER) if has_values else (Kind.SOFTMAX,) * 4
+    if what == "weighted":
+        return HeadLayout(
+            tuple(
+                HeadSpec(Kind.SOFTMAX, size, label_smoothing=0.1, class_weights=(0.5,) * size)
+                for size in sizes
+            )
+        )
+    kinds = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER) if what == "values" else (Kind.SOFTMAX,) * 4
     return HeadLayout(tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True)))
 
 
@@ -200,8 +207,10 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
     """Variants that are launched: (name, kernel, signature, constexprs, options)."""
     variants = []
     for dtype in ("fp32", "bf16", "fp16"):
-        for blocks, widest, has_values in itertools.product(CHOICES.values(), (40, WIDEST), (False, True)):
-            layout = _layout_of(widest, has_values)
+        for blocks, widest, what in itertools.product(
+            CHOICES.values(), (40, WIDEST), ("weighted", "", "values")
+        ):
+            layout = _layout_of(widest, what)
             groups = head_groups(layout, 8 * cdiv(layout.width, 8))
             signature = {
                 **dict.fromkeys(("p_logits", "p_bias"), f"*{dtype}"),
@@ -215,9 +224,10 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
                 "SIDE_BY_SIDE": False, "SKIP_ZERO_WEIGHTS": True, "BLOCK_N": blocks.rows(groups.columns),
                 "BLOCK_S": groups.columns,
             }  # fmt: skip
-            limit = "" if blocks.registers is None else f" {blocks.registers} registers"
-            name = f"{dtype} {blocks.rows(groups.columns)}x{groups.columns}{' values' * has_values}{limit}"
-            variants.append((name, row_loss_kernel, signature, constexprs, blocks.options))
+            most = blocks.options(layout).get("maxnreg")
+            limit = "" if most is None else f" {most} registers"
+            name = f"{dtype} {blocks.rows(groups.columns)}x{groups.columns}{f' {what}'.rstrip()}{limit}"
+            variants.append((name, row_loss_kernel, signature, constexprs, blocks.options(layout)))
     return variants
 
 

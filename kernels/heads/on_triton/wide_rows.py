@@ -329,7 +329,9 @@ def choose_blocks(size: int, itemsize: int, is_smoothed: bool, has_bias: bool, i
     """
     if size <= ONE_BLOCK:
         columns = next_power_of_2(size)
-        return Blocks(1, columns, columns // 256, 80 if columns > 1024 else 72 if is_weighted else 64)
+        if columns > 1024 or (is_weighted and is_smoothed):
+            return Blocks(1, columns, columns // 256, 80)
+        return Blocks(1, columns, columns // 256, 72 if is_weighted else 64)
     if size <= 4096:
         return Blocks(1, 1024, 4, 112)
     if size <= 32768:
@@ -371,6 +373,7 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         *itertools.product(("bf16",), (150, 2001, 30_001), (0.0, 0.1), ("",)),
         *itertools.product(("bf16",), (1001, 150_001), (0.0, 0.1), ("no gradient", "no bias", "weighted")),
         *itertools.product(("fp32", "bf16"), (1008, 151_936), (0.0,), ("", "aligned")),
+        ("fp32", 150, 0.1, "weighted"),
     ]
     variants = []
     for dtype, size, smoothing, how in cases:

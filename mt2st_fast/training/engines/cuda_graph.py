@@ -42,6 +42,7 @@ class CudaGraphSteps(Engine):
         self._parts = parts
         self._parameters: list[nn.Parameter] = []
         self._placed: list[nn.Parameter] = []  # those that have memory
+        self._memory: Hashable = None  # of a phase that captures: see _memory_now
         self._obstacle: str | None = None
         self._steps: GraphedSteps | None = None
         if parts.options.captures:
@@ -86,6 +87,7 @@ class CudaGraphSteps(Engine):
                 )
         if parts.processes.are_several:
             self._obstacle = "the size of what processes exchange varies by step"
+        self._memory = self._memory_now() if self._obstacle is None else None
         self._steps.enter_phase(self._obstacle)
 
     def obstacle(self) -> str | None:
@@ -95,7 +97,15 @@ class CudaGraphSteps(Engine):
     def __call__(self, micro_steps: Any) -> Tensor:
         """Take one step; returns the losses (K,)."""
         assert self._steps is not None
+        if self._obstacle is None and (memory := self._memory_now()) != self._memory:
+            # Not part of the fingerprint: nobody returns to memory that is given up, and its graphs would hold it.
+            self._memory = memory
+            self._steps.forget()
         return self._steps(micro_steps)
+
+    def _memory_now(self) -> Hashable:
+        """Return where what a captured step reads and writes is, beside its inputs and what it makes itself."""
+        return tuple(map(Tensor.data_ptr, self._placed)), optimizer_memory(self._parts.optimizer)
 
     def _fingerprint(self) -> Hashable:
         """Return what a captured step has frozen, beside the shapes of its inputs."""
@@ -103,9 +113,7 @@ class CudaGraphSteps(Engine):
             self._parts.encoder.training,
             self._parts.state.part,
             tuple([p.requires_grad for p in self._parameters]),
-            tuple(map(Tensor.data_ptr, self._placed)),
             optimizer_constants(self._parts.optimizer),
-            optimizer_memory(self._parts.optimizer),
             self._frozen_rows(),
         )
 

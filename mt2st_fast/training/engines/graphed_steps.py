@@ -22,7 +22,8 @@ log = logging.getLogger("mt2st_fast")
 
 WARM_UP_STEPS = 3  # eager steps of a signature before its capture, which create lazy state
 MOST_GRAPHS = 8  # per phase; each holds its inputs, and the driver's copy of its kernels
-MOST_SIGNATURES = 256  # counted per phase; batches with ever new shapes are not worth counting
+# Counted per phase, with the times that memory moved; batches with ever new shapes are not worth counting.
+MOST_SIGNATURES = 256
 
 
 class _Graph(NamedTuple):
@@ -55,15 +56,26 @@ class GraphedSteps:
     def enter_phase(self, obstacle: str | None) -> None:
         """Drop all graphs; with an `obstacle`, every step of the phase is eager."""
         self._capturer.release()
-        self._graphs: dict[Hashable, _Graph] = {}
-        self._inputs: dict[Hashable, StaticInputs] = {}  # of signatures whose next step is captured
-        self._seen: Counter[Hashable] = Counter()
-        self._declined: set[Hashable] = set()
+        self._clear()
+        self._forgotten = 0
         self._reasons: list[str] = []
         self._obstacle = obstacle
         self.verdict = f"not captured: no batch shape occurred more than {WARM_UP_STEPS} times"
         if obstacle is not None:
             self._give_reason(obstacle)
+
+    def forget(self) -> None:
+        """Drop all graphs within a phase, as the memory that they read and write is no longer the model's."""
+        if self._graphs:
+            self._capturer.release()
+        self._clear()
+        self._forgotten += 1
+
+    def _clear(self) -> None:
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._inputs: dict[Hashable, StaticInputs] = {}  # of signatures whose next step is captured
+        self._seen: Counter[Hashable] = Counter()
+        self._declined: set[Hashable] = set()
 
     def __call__(self, micro_steps: Any) -> Tensor:
         """Take one step; returns the losses (K,)."""
@@ -95,7 +107,7 @@ class GraphedSteps:
         if len(self._graphs) >= MOST_GRAPHS:
             self._give_reason(f"a phase keeps at most {MOST_GRAPHS} graphs")
             return False
-        return key in self._seen or len(self._seen) < MOST_SIGNATURES
+        return key in self._seen or len(self._seen) + self._forgotten < MOST_SIGNATURES
 
     def _probed(self, key: Hashable, micro_steps: Any) -> Tensor:
         """Take the last eager step on the memory that the graph will read.

@@ -288,7 +288,7 @@ def run_edges(store: dict[str, np.ndarray]) -> None:
     beyond = everything(case, batch._replace(starts=batch.starts + torch.tensor([-3, *[0] * 6, 10**6])))
     store["beyond"] = np.array(all(bool(tensor.isfinite().all()) for tensor in beyond))
     # int64 ids that are a row in their lower 32 bits alone.
-    table, wrapped = make_table(case), torch.tensor([3, 2**32 + 3, 3 - 2**32, 2**31 + 3])
+    table, wrapped = make_table(case), torch.tensor([3, 2**32 + 3, 3 - 2**32, 2**31 + 3, -(2**63)])
     pooled = embedding_bag_of_types(table, None, wrapped, backend="triton")
     store["wrapped"] = np.array(torch.equal(pooled[0], table[3]) and not pooled[1:].any())
     empty = Batch(batch.ids[:0], torch.zeros(8, dtype=torch.int64), batch.upstream)
