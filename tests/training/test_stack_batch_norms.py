@@ -328,6 +328,7 @@ REFUSED = {
     "one number of int64": lambda: changed(num_batches_tracked=torch.tensor(0.0)),
     "a finite number, not nan": lambda: changed(momentum=float("nan")),
     "no negative momentum of a BatchNorm1d, which is -0.1": lambda: changed(momentum=-0.1),
+    "takes a positive eps of a BatchNorm1d, not 0.0": lambda: changed(eps=0.0),
 }
 
 

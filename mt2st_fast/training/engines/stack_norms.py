@@ -27,7 +27,13 @@ def norm_obstacle(norm: AnyNorm) -> str | None:
     width = width_of(norm)
     if any(p.shape != (width,) for p in norm.parameters()):  # torch raises an error
         return f"a parameter of a {name} over {width} numbers has another shape"
-    return _statistics_obstacle(norm) if isinstance(norm, nn.BatchNorm1d) else None
+    return _batch_norm_obstacle(norm) if isinstance(norm, nn.BatchNorm1d) else None
+
+
+def _batch_norm_obstacle(norm: nn.BatchNorm1d) -> str | None:
+    if not norm.eps > 0:  # torch raises an error, at least in training
+        return f"its kernel takes a positive eps of a BatchNorm1d, not {norm.eps!r}"
+    return _statistics_obstacle(norm)
 
 
 def _statistics_obstacle(norm: nn.BatchNorm1d) -> str | None:
