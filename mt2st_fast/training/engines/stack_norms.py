@@ -38,7 +38,8 @@ def _batch_norm_obstacle(norm: nn.BatchNorm1d) -> str | None:
 
 def _statistics_obstacle(norm: nn.BatchNorm1d) -> str | None:
     if norm.running_mean is None and norm.running_var is None:
-        return None
+        counts = norm.track_running_stats and norm.num_batches_tracked is not None
+        return "a BatchNorm1d counts batches, but has no running statistics" if counts else None
     if norm.momentum is not None and not (isinstance(norm.momentum, float | int) and isfinite(norm.momentum)):
         return f"its kernel takes a momentum of a BatchNorm1d that is a finite number, not {norm.momentum!r}"
     if norm.momentum is not None and norm.momentum < 0:
