@@ -291,6 +291,7 @@ def test_a_diverged_step_shows():
     inputs[3, 2] = float("nan")
     assert training(inputs, targets, WEIGHTS).isnan().any()
     assert model[0][1].running_mean.isnan().all()
+    assert all(parameter.isnan().all() for parameter in model[0].parameters())
 
 
 def test_a_wrong_class_moves_nothing():
