@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 LEAST_BYTES = 1 << 23  # of a tensor; a processor remembers about as much in pages of 4 KB
 PAGE = 1 << 21
@@ -44,7 +44,10 @@ def _advise(tensors: Iterable[Tensor], *advices: int) -> None:
 
 def _whole_pages(tensor: Tensor) -> tuple[int, int]:
     """Return where the huge pages begin that a large tensor fills, and how many bytes they have; 0 for another."""
-    if tensor.device.type != "cpu" or tensor.nbytes < LEAST_BYTES or not tensor.is_contiguous():
+    # Others, such as a part of a sharded table or a fake tensor, do not lie where their address says.
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.device.type != "cpu":
+        return 0, 0
+    if tensor.nbytes < LEAST_BYTES or not tensor.is_contiguous():
         return 0, 0
     try:
         begin = tensor.data_ptr()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mt2st_fast import BagEncoder, Classification, LazyAdam, MultiTaskHeads, Trainer, huge_pages
 
@@ -101,6 +102,30 @@ def test_numbers_stay_as_they_are() -> None:
     before = numbers.clone()
     huge_pages.move_to_huge_pages(numbers, numbers.view(-1)[3:], torch.empty(4), numbers.to("meta"))
     assert torch.equal(numbers, before)
+
+
+class _Wrapper(Tensor):
+    """A tensor whose numbers another one has, as those of a sharded table."""
+
+    @staticmethod
+    def __new__(cls, inside: Tensor) -> _Wrapper:
+        return Tensor._make_wrapper_subclass(cls, inside.shape, dtype=inside.dtype, device=inside.device)  # type: ignore[attr-defined,no-any-return]
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError
+
+
+def test_the_system_is_not_told_of_what_has_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, ...]] = []
+    monkeypatch.setattr(huge_pages, "_system_call", lambda: lambda *args: told.append(args))
+    numbers = torch.zeros(ROWS, D)
+    huge_pages.move_to_huge_pages(_Wrapper(numbers))
+    with FakeTensorMode():  # which warns of whoever asks for an address
+        BagEncoder(ROWS, D, sparse=True)
+    assert not told
+    huge_pages.move_to_huge_pages(numbers, torch.nn.Parameter(numbers))
+    assert len(told) == 4
 
 
 def test_a_system_without_them_trains_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:

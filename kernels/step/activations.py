@@ -7,7 +7,6 @@ file, float literals and arithmetic, without annotations; backends compile it wi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ..heads.elements import absolute, exp_of_negative, log1p_and_reciprocal, where
 
 MOST_OPTIONS = 2
+LARGEST = torch.finfo(torch.float32).max
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -223,8 +223,8 @@ def chosen_activation(module: nn.Module) -> Chosen | str:
 
 def _number_obstacle(activation: Activation, name: str, numbers: Sequence[Any]) -> str | None:
     for option, number in zip(activation.options, numbers, strict=True):
-        if type(number) not in (int, float) or not math.isfinite(number):
-            return f"its kernel takes a {name} whose {option} is a finite number, not {number!r}"
+        if type(number) not in (int, float) or not abs(number) <= LARGEST:  # nor is NaN
+            return f"its kernel takes a {name} whose {option} is a finite number of float32, not {number!r}"
         if option in activation.positive and not number > 0:
             return f"its kernel takes a {name} with a positive {option}, not {number}"
     if activation.rising and list(numbers) != sorted(numbers):  # torch raises an error

@@ -43,9 +43,8 @@ class PhaseController:
     state. They keep their places in its groups, so that schedulers and stored states still fit. `weights` are those of
     the current step, by active task; the heads use them if a call gives none. optimizer: one, several, or None (retired
     parameters then still occupy the memory of their moments); it may be set later. prune=False keeps that state in any
-    case. encoder: give it if a head shares a
-    parameter with it (tied embeddings), which then trains on when the head retires, and if it is or contains a
-    `TaskAdaptedEncoder`, whose task-specific layers retire with the tasks.
+    case. encoder: give it if a head shares a parameter with it (tied embeddings), which then trains on when the head
+    retires, and if it is or contains a `TaskAdaptedEncoder`, whose task-specific layers retire with the tasks.
 
     To resume: make heads and optimizer as at the beginning, load modules, optimizer and this state in any order, and
     continue with the next step. The optimizer may also be made after loading the modules, from the trainable

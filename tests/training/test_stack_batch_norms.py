@@ -291,6 +291,7 @@ def test_a_diverged_step_shows():
     inputs[3, 2] = float("nan")
     assert training(inputs, targets, WEIGHTS).isnan().any()
     assert model[0][1].running_mean.isnan().all()
+    assert all(parameter.isnan().all() for parameter in model[0].parameters())
 
 
 def test_a_wrong_class_moves_nothing():
@@ -324,10 +325,12 @@ REFUSED = {
     "has a InstanceNorm1d": lambda: nn.InstanceNorm1d(33),
     "(33,) of float32": lambda: changed(running_var=torch.ones(33, dtype=torch.float64)),
     "running statistics of a BatchNorm1d that are": lambda: changed(running_var=None),
+    "counts batches, but has no running statistics": lambda: changed(running_mean=None, running_var=None),
     "counts no batches": lambda: changed(momentum=None, num_batches_tracked=None),
     "one number of int64": lambda: changed(num_batches_tracked=torch.tensor(0.0)),
     "a finite number, not nan": lambda: changed(momentum=float("nan")),
     "no negative momentum of a BatchNorm1d, which is -0.1": lambda: changed(momentum=-0.1),
+    "takes a positive eps of a BatchNorm1d, not 0.0": lambda: changed(eps=0.0),
 }
 
 
@@ -455,6 +458,10 @@ def move_statistics(encoder):
     encoder[2].running_mean.data = torch.ones(130)
 
 
+def drop_statistics(encoder):
+    encoder[2].track_running_stats, encoder[2].running_mean, encoder[2].running_var = False, None, None
+
+
 @pytest.mark.parametrize("act", [
     lambda encoder: setattr(encoder[2], "eps", 0.5), lambda encoder: setattr(encoder[2], "momentum", 0.7),
     lambda encoder: setattr(encoder[2], "momentum", None), lambda encoder: encoder[2].eval(),
@@ -462,7 +469,7 @@ def move_statistics(encoder):
     lambda encoder: setattr(encoder[2], "weight", nn.Parameter(torch.full((130,), 0.5))),
     lambda encoder: setattr(encoder[2], "bias", None), lambda encoder: encoder[2].requires_grad_(False),
     lambda encoder: encoder.pop(2), lambda encoder: encoder.insert(0, nn.BatchNorm1d(7)), replace_statistics,
-    move_statistics, lambda encoder: setattr(encoder, "1", nn.LeakyReLU(0.3)),
+    move_statistics, drop_statistics, lambda encoder: setattr(encoder, "1", nn.LeakyReLU(0.3)),
 ])  # fmt: skip
 def test_what_a_callback_changes_counts_from_the_next_step_on(act):
     runs = [

@@ -119,7 +119,7 @@ def deactivate(n, layer, norms, batch_norms, drop, tile, first, rows):
         for at in range(0, n_bytes, FLOAT_BYTES * WIDTH):
             d = load(gradients + at)
             if activation == RELU:
-                d = select(load(outputs + at) > ZERO, d * kept, ZERO)
+                d = select(splat(ZERO) >= load(outputs + at), ZERO, d * kept)  # NaN stays NaN
             elif activation != NONE or drops:
                 d = d * load(slopes + at)
             store(d, gradients + at)

@@ -13,10 +13,7 @@ import numpy as np
 # Layers are numbered from the inputs to the heads; ends are exclusive.
 LEG = np.dtype(
     [
-        (
-            "begins",
-            np.int64,
-        ),  # 1: from the inputs; else from the norm of layer `up`, whose products are there
+        ("begins", np.int64),  # 1: from the inputs; else from the norm of layer `up`, after its product
         ("up", np.int64),
         ("up_end", np.int64),
         ("measures", np.int64),  # 1: the last of these layers is not normalised yet

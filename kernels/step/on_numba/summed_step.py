@@ -277,12 +277,13 @@ _NO_NUMBERS = np.zeros(0, np.float32)
 
 
 class Memory(NamedTuple):
-    """What a model keeps between steps: the rows of the last step, and what this process's own are copied to."""
+    """What a model keeps between steps: the rows of the last step, and where this process's own are copied to.
+
+    moved: unless they have room elsewhere. (M * D,), or (0,) if nobody else moves rows.
+    """
 
     work: Work
-    moved: (
-        np.ndarray
-    )  # (M * D,), of which nothing is written if it has room elsewhere; () if nobody else moves rows
+    moved: np.ndarray
 
 
 def step(

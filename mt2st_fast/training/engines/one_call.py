@@ -31,7 +31,7 @@ SEVERAL_BATCHES = "a step consists of several batches"
 class OneCallSteps(Engine):
     """One kernel call per step, if `BagTraining`, `TextTraining` or `StackTraining` can take the phase.
 
-    The last takes any number of batches: its rows do not depend on each other.
+    The last takes any number of batches together, unless a norm makes their rows depend on each other.
     """
 
     name = "one kernel call"

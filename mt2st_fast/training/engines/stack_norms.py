@@ -27,12 +27,19 @@ def norm_obstacle(norm: AnyNorm) -> str | None:
     width = width_of(norm)
     if any(p.shape != (width,) for p in norm.parameters()):  # torch raises an error
         return f"a parameter of a {name} over {width} numbers has another shape"
-    return _statistics_obstacle(norm) if isinstance(norm, nn.BatchNorm1d) else None
+    return _batch_norm_obstacle(norm) if isinstance(norm, nn.BatchNorm1d) else None
+
+
+def _batch_norm_obstacle(norm: nn.BatchNorm1d) -> str | None:
+    if not norm.eps > 0:  # torch raises an error, at least in training
+        return f"its kernel takes a positive eps of a BatchNorm1d, not {norm.eps!r}"
+    return _statistics_obstacle(norm)
 
 
 def _statistics_obstacle(norm: nn.BatchNorm1d) -> str | None:
     if norm.running_mean is None and norm.running_var is None:
-        return None
+        counts = norm.track_running_stats and norm.num_batches_tracked is not None
+        return "a BatchNorm1d counts batches, but has no running statistics" if counts else None
     if norm.momentum is not None and not (isinstance(norm.momentum, float | int) and isfinite(norm.momentum)):
         return f"its kernel takes a momentum of a BatchNorm1d that is a finite number, not {norm.momentum!r}"
     if norm.momentum is not None and norm.momentum < 0:

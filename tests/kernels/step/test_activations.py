@@ -118,8 +118,14 @@ def falling(module):
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (lambda: nn.ELU(float("inf")), "takes a ELU whose alpha is a finite number, not inf"),
-        (lambda: nn.LeakyReLU(torch.tensor(0.1)), r"negative_slope is a finite number, not tensor\(0.1000\)"),
+        (lambda: nn.ELU(float("inf")), "takes a ELU whose alpha is a finite number of float32, not inf"),
+        (
+            lambda: nn.LeakyReLU(torch.tensor(0.1)),
+            r"negative_slope is a finite number of float32, not tensor\(0.1",
+        ),
+        # torch raises an error for these, in a forward pass on float32
+        (lambda: nn.Hardtanh(-1.0, 1e39), "max_val is a finite number of float32, not 1e\\+39"),
+        (lambda: nn.Softplus(1, 10**400), "threshold is a finite number of float32, not 1000"),
         (lambda: nn.CELU(-1.0), "takes a CELU with a positive alpha, not -1.0"),
         (lambda: nn.Softplus(0), "takes a Softplus with a positive beta, not 0"),
         (lambda: falling(nn.ReLU6()), "the min_val and max_val of a ReLU6 are 0.0 and -1.0"),
