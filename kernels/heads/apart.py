@@ -56,7 +56,7 @@ def losses_apart(
             HeadsCall(rows, parameters.weight, parameters.bias, targets, scales.contiguous(), layout, needs)
         )
         losses = made.losses * scales
-        of_features = made.features or [None] * len(layout)
+        of_features: Sequence[Tensor | None] = made.features or (None,) * len(layout)
         of_weight = gradient_parts(made.weight if needs[1] else None, layout)
         of_bias = gradient_parts(made.bias if needs[2] else None, layout)
         own = [
