@@ -22,6 +22,7 @@ from .bags.op import (
 from .bags.prepared import PreparedBags, prepare_bags
 from .bags.rules import RULES as ROW_RULES
 from .bags.rules import RowRule, RowRuleKind, RowState
+from .heads.apart import losses_apart
 from .heads.kind import HeadSpec, Kind, task_of_column
 from .heads.layout import HeadLayout
 from .heads.op import MultitaskLoss, multitask_gradients, multitask_loss
@@ -136,6 +137,7 @@ __all__ = [
     "head_correct",
     "is_activation",
     "lay_adjacent",
+    "losses_apart",
     "multitask_gradients",
     "multitask_loss",
     "places_of",

@@ -36,6 +36,15 @@ class Forward(NamedTuple):
     total: Tensor | None = None  # () float32, the weighted sum of the losses; None: the op computes it
 
 
+class Apart(NamedTuple):
+    """Losses of K heads, and the gradients of each one's weighted loss; without values where nobody needs them."""
+
+    losses: Tensor  # (K,) float32, not weighted
+    features: list[Tensor]  # K, each (N, D) with memory of its own; or empty
+    weight: Tensor  # (S, D), the rows of every head from its own loss; or empty
+    bias: Tensor  # (S,), likewise
+
+
 class Plan(Protocol):
     """How a backend computes heads: a module with these functions."""
 

@@ -7,29 +7,20 @@ mode the dispatcher would cost 40 microseconds a call).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..heads.plans import (
-    Shape,
-    check_plan,
-    choose_plan,
-)
-from ..machine.registry import Op
 from . import reference
 from .arguments import check_arguments
 from .call import Forward, Gradients, HeadsCall, Needs, Plan
+from .chosen import chosen_backend, chosen_plan, takes_no_autograd
 from .layout import HeadLayout
 from .parts import Rows, gradient_parts, take_parameters
-
-log = logging.getLogger("mt2st_fast")
-
-OP = Op("heads", __package__)
+from .plans import check_plan
+from .upstream import is_batched, refuse_second_derivative
 
 
 class MultitaskLoss(NamedTuple):
@@ -76,7 +67,7 @@ def multitask_loss(
     # Like torch's own linear, leave float64 alone under autocast.
     if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
         features = features.to(torch.get_autocast_dtype(features.device.type))
-    chosen = _chosen_backend(features.device, features.dtype, backend)
+    chosen = chosen_backend(features.device, features.dtype, backend)
     # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
     skip_zero_weights = not (torch.is_grad_enabled() and task_weights.requires_grad)
     if chosen == "reference":
@@ -106,7 +97,7 @@ def multitask_loss(
             skip_zero_weights,
         )
         return MultitaskLoss(total, losses, correct)
-    how = _How(targets, layout, _implementation(chosen, plan, features, layout), needs, skip_zero_weights)
+    how = _How(targets, layout, chosen_plan(chosen, plan, features, layout), needs, skip_zero_weights)
     made: list[Tensor] = []
     total = _FusedLoss.apply(features, weight, bias, task_weights, how, made, *parts)
     losses, correct = made
@@ -155,15 +146,15 @@ def multitask_gradients(
     On a CPU the kernels make the gradients together with the losses, and for small heads autograd's record of that
     costs more than both. Arguments and errors are those of `multitask_loss`, with one tensor per head.
     """
-    if task_weights.requires_grad or not _takes_no_autograd(features):
+    if task_weights.requires_grad or not takes_no_autograd(features):
         return None
-    chosen = _chosen_backend(features.device, features.dtype, backend)
+    chosen = chosen_backend(features.device, features.dtype, backend)
     if chosen == "reference":
         return None
     parameters = take_parameters(weight, bias, layout)
     check_arguments(features, parameters.weight, parameters.bias, targets, task_weights, layout)
     needs = (features.requires_grad, *parameters.needs)
-    implementation = _implementation(chosen, plan, features, layout)
+    implementation = chosen_plan(chosen, plan, features, layout)
     with torch.no_grad():
         call = HeadsCall(
             features,
@@ -183,53 +174,6 @@ def multitask_gradients(
 
 
 _ONE = torch.ones((), dtype=torch.float32, device="cpu")
-
-
-def _takes_no_autograd(features: Tensor) -> bool:
-    """Return whether nothing between the features and the losses has to be recorded."""
-    return (
-        features.device.type == "cpu"
-        and torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
-
-
-def _chosen_backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:
-    choice = OP.choose(device.type, dtype, requested)
-    if choice.name == "reference" and requested == "auto":
-        _log_once(choice.reason)
-    return choice.name
-
-
-# Dynamo must not trace into the choice. torch.compiler.assume_constant_result does the same, but loads all of Dynamo.
-_chosen_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _implementation(backend: str, requested_plan: str, features: Tensor, layout: HeadLayout) -> Plan:
-    """Return the plan that computes heads of this shape."""
-    N, D = features.shape
-    sizes = Shape(N, D, layout.width, layout.widest, features.element_size())
-    # A size that torch.compile keeps symbolic cannot be a cache key.
-    if isinstance(N, int) and isinstance(D, int):
-        return _cached_plan(backend, sizes, requested_plan, features.device, torch.get_num_threads())
-    return _plan(backend, sizes, requested_plan, features.device)
-
-
-@lru_cache(maxsize=4096)
-def _cached_plan(backend: str, sizes: Shape, requested_plan: str, device: torch.device, threads: int) -> Plan:
-    del threads  # only a cache key: a tuned table holds for one number of threads
-    return _plan(backend, sizes, requested_plan, device)
-
-
-def _plan(backend: str, sizes: Shape, requested_plan: str, device: torch.device) -> Plan:
-    return cast(Plan, OP.load(backend, choose_plan(backend, sizes, requested_plan, device).name))
-
-
-@lru_cache
-def _log_once(reason: str) -> None:
-    log.warning("the heads are computed in plain PyTorch: %s", reason)
 
 
 class _How(NamedTuple):
@@ -271,14 +215,14 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad_total is None:
             return (None,) * (6 + ctx.n_parts)
-        _refuse_second_derivative()
+        refuse_second_derivative()
         features, weight, bias, task_weights, losses, *_ = ctx.saved_tensors
         d_task_weights = grad_total * losses if ctx.needs_input_grad[3] else None
         targets, layout, _, needs, skip_zero_weights = ctx.how
         d_features, d_weight, d_bias = None, None, None
         if True in needs:
             call = HeadsCall(features, weight, bias, targets, task_weights, layout, needs, skip_zero_weights)
-            if _is_batched(grad_total):
+            if is_batched(grad_total):
                 # Under vmap over several gradients the kernels get 1: gradients are linear in the upstream one.
                 one = torch.ones((), dtype=losses.dtype, device=losses.device)
                 d_features, d_weight, d_bias = (
@@ -322,21 +266,8 @@ def _unrounded_gradients(ctx: Any, call: HeadsCall, grad_total: Tensor) -> Gradi
     return plan.backward(call, residual, grad_total, own=True)
 
 
-def _is_batched(grad_total: Tensor) -> bool:
-    functorch = torch._C._functorch
-    return functorch.is_batchedtensor(grad_total) or functorch.is_legacy_batchedtensor(grad_total)
-
-
 def _total(result: Forward, task_weights: Tensor) -> Tensor:
     return torch.dot(task_weights, result.losses) if result.total is None else result.total
-
-
-def _refuse_second_derivative() -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "multitask_loss has no second derivative (create_graph=True was asked for); "
-            'use backend="reference" for one'
-        )
 
 
 # --- under torch.compile -------------------------------------------------------------------------------
@@ -357,7 +288,7 @@ def _forward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return (total, losses, correct, and the three tensors of the backend's residual)."""
     layout = HeadLayout.from_key(layout_key)
-    result = _implementation(backend, plan, features, layout).forward(
+    result = chosen_plan(backend, plan, features, layout).forward(
         HeadsCall(features, weight, bias, targets, task_weights, layout, _triple(needs), skip_zero_weights)
     )
     return _total(result, task_weights), result.losses, result.correct, *result.residual
@@ -372,7 +303,7 @@ def _(features, weight, bias, targets, task_weights, layout_key, backend, plan, 
         torch.empty((), **as_float32),
         torch.empty(K, **as_float32),
         torch.empty(K, dtype=torch.int64, device=features.device),
-        *_implementation(backend, plan, features, layout).residual_like(
+        *chosen_plan(backend, plan, features, layout).residual_like(
             HeadsCall(features, weight, bias, targets, task_weights, layout, _triple(needs))
         ),
     )
@@ -395,7 +326,7 @@ def _backward_op(
     layout = HeadLayout.from_key(layout_key)
     call = HeadsCall(features, weight, bias, (), task_weights, layout, _triple(needs))
     first, second, third = residual
-    gradients = _implementation(backend, plan, features, layout).backward(
+    gradients = chosen_plan(backend, plan, features, layout).backward(
         call, (first, second, third), grad_total, own=False
     )
     d_features, d_weight, d_bias = (features.new_empty(0) if g is None else g for g in gradients)

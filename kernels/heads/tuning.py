@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .chosen import OP
 from .layout import HeadLayout, HeadSpec, Kind
-from .op import OP, multitask_loss
+from .op import multitask_loss
 from .plans import (
     PLANS_OF,
     ROW_BLOCKS,

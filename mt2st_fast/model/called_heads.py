@@ -28,6 +28,16 @@ class RowLosses(NamedTuple):
     counts: Tensor  # (N,) what each counts for in the mean
     correct: Tensor  # () int64
 
+    def loss(self, by_row: Tensor | None, *, as_sum: bool) -> Tensor:
+        """Return their mean, or their sum, (): each times its weight (N,) if there are any; 0 where nothing counts."""
+        losses, counts = self.losses, self.counts
+        if by_row is not None:
+            losses, counts = losses * by_row, counts * by_row
+        total, count = losses.sum(), counts.sum()
+        if as_sum:
+            return total
+        return torch.where(count > 0, total / count.clamp_min(torch.finfo(torch.float32).tiny), total * 0)
+
 
 def reason_to_call(layer: nn.Module) -> str | None:
     """Return why a head cannot be computed from its weight and bias; None for a plain torch.nn.Linear."""

@@ -40,6 +40,25 @@ def weights_of_rows(token_weights: TokenWeights, task: str) -> Tensor | None:
     return token_weights.get(task) if isinstance(token_weights, Mapping) else token_weights
 
 
+def as_number(given: float | Tensor, device: torch.device | None) -> Tensor:
+    """() float32 on a device, where a tensor may stay on its own if that is None.
+
+    A number is filled in: a CUDA graph cannot capture a copy to the device.
+    """
+    if isinstance(given, Tensor):
+        return given.to(device, torch.float32).reshape(())
+    return torch.full((), float(given), dtype=torch.float32, device=device)
+
+
+def scale_of(divisor: Tensor, count: Tensor | None) -> Tensor:
+    """() factor that turns a mean over `count` labels, or a sum if that is None, into a sum over the divisor.
+
+    0 if there are no labels at all, here or anywhere: 0 / 0 would poison the sum.
+    """
+    part = torch.ones_like(divisor) if count is None else count
+    return torch.where((divisor if count is None else part) == 0, 0.0, part / divisor)
+
+
 def check_denominators(
     denominators: Mapping[str, float | Tensor] | None, reduction: str, *, of_rows: bool = True
 ) -> None:

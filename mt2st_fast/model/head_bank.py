@@ -184,6 +184,19 @@ class HeadBank(nn.Module):
                     parameter.requires_grad_(False)
         self._activate(wanted, in_use, self.names)
 
+    def set_weights(self, weights: Mapping[str, float] | None) -> None:
+        """Set the weights for calls that give none, as a PhaseController does; None: 1 each.
+
+        Raises ValueError for an unknown task.
+        """
+        self._check_known(weights or ())
+        self._default_weights = None if weights is None else dict(weights)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the active tasks in calls that give none."""
+        return {name: float((self._default_weights or {}).get(name, 1.0)) for name in self._active}
+
     def _in_use(self, tasks: Iterable[str]) -> set[int]:
         """Return the id() of every parameter of these tasks."""
         return {id(parameter) for name in tasks for parameter in self._module(name).parameters()}

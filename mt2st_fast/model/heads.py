@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mt2st_fast.kernels import MultitaskLoss, Pooling, multitask_gradients, multitask_loss
+from mt2st_fast.kernels import MultitaskLoss, Pooling, losses_apart, multitask_gradients, multitask_loss
 from mt2st_fast.model.called_heads import (
     RowLosses,
     called,
@@ -20,13 +20,16 @@ from mt2st_fast.model.called_heads import (
 from mt2st_fast.model.denominators import (
     Reduction,
     TokenWeights,
+    as_number,
     check_denominators,
     label_count,
+    scale_of,
     weights_of_rows,
 )
 from mt2st_fast.model.fused_call import FusedCall, HeadBatch
 from mt2st_fast.model.head_bank import HeadBank
 from mt2st_fast.model.one_head import backward_of_one, is_for_torch
+from mt2st_fast.model.open_tasks import checked_loss
 from mt2st_fast.model.over_tasks import (
     check_features,
     check_tensor,
@@ -195,24 +198,57 @@ class MultiTaskHeads(HeadBank):
     ) -> dict[str, Tensor]:
         """Return the unweighted loss () of every active task that has a target here, each with its own gradient.
 
-        For methods that use the gradient of every task (TorchJD, GradNorm, PCGrad, DWA): one pass per task, and so
-        slower than one `forward`. Arguments and errors are those of `forward`. reduction="none" gives losses in the
-        shape of the rows instead, 0 for a row without a valid target: their sum divided by `label_counts` is the mean
-        loss. An OpenTask has no losses of rows.
+        For methods that use the gradient of every task (TorchJD, GradNorm, PCGrad, DWA): on a CPU one pass for all
+        heads on the rows of the features, elsewhere and for any other task one for each. Arguments and errors are those
+        of `forward`. reduction="none" gives losses in the shape of the rows instead, 0 for a row without a valid
+        target: their sum divided by `label_counts` is the mean loss. An OpenTask has no losses of rows.
         """
         check_denominators(denominators, reduction)
         present = self._present(targets)
         if reduction == "none":
             return self._losses_of_rows(features, targets, mask, present, token_weights)
-        found = {}
+        divisors = dict.fromkeys(present, 1.0) if reduction == "sum" else dict(denominators or {})
+        found = self._losses_apart(features, targets, present, divisors, token_weights)
         for name in present:
+            if name in found:
+                continue
             own, own_mask = features_of(features, name, mask)
             ones_k = torch.ones(len(self._active), dtype=torch.float32, device=own.device)
             found[name] = self.forward(
                 own, {name: targets[name]}, ones_k, mask=own_mask, denominators=denominators,
                 token_weights=token_weights, reduction=reduction,
             ).total  # fmt: skip
-        return found
+        return {name: found[name] for name in present}
+
+    def _losses_apart(
+        self,
+        features: Tensor | TaskFeatures,
+        targets: Mapping[str, Tensor],
+        present: Sequence[str],
+        divisors: Mapping[str, float | Tensor],
+        token_weights: TokenWeights,
+    ) -> dict[str, Tensor]:
+        """Return the losses of the tasks for which one kernel call can make the gradient of each; maybe none."""
+        if type(self) is not MultiTaskHeads or not isinstance(features, Tensor) or not features.is_cpu:
+            return {}
+        if reason_to_call_module(self) or not _records():
+            return {}
+        if isinstance(token_weights, Mapping):
+            self._check_known(token_weights)
+        self._check_known(divisors)
+        others = self.reasons_to_call().keys() | self._open | self._poolings.keys()
+        others |= self.uncounted & divisors.keys()
+        names = [n for n in present if n not in others and weights_of_rows(token_weights, n) is None]
+        if len(names) < 2:
+            return {}
+        some = {name: targets[name] for name in names}
+        scale_k = self._scales(some, {}, divisors, (), features.device)
+        call = self._fused_call(features, some, {} if scale_k is None else scale_k)
+        losses = losses_apart(
+            features, call.weight, call.bias, call.batch.targets, call.batch.weights, call.batch.layout,
+            backend=self.backend, plan=self.plan,
+        )  # fmt: skip
+        return {} if losses is None else dict(zip(names, losses, strict=True))
 
     def label_counts(
         self, targets: Mapping[str, Any], *, token_weights: TokenWeights = None
@@ -233,27 +269,9 @@ class MultiTaskHeads(HeadBank):
                 counts[name] = label_count(self._specs[name], target, weights_of_rows(token_weights, name))
                 continue
             count = self._module(name).count(target)  # type: ignore[operator]
-            # A number is filled in: a CUDA graph cannot capture a copy to the device.
-            device = target.device if isinstance(target, Tensor) else None
-            counts[name] = (
-                count.float()
-                if isinstance(count, Tensor)
-                else torch.full((), float(count), dtype=torch.float32, device=device)
-            )
+            moves = isinstance(target, Tensor) and not isinstance(count, Tensor)
+            counts[name] = as_number(count, target.device if moves else None)
         return counts
-
-    def set_weights(self, weights: Mapping[str, float] | None) -> None:
-        """Set the weights for calls that give none, as a PhaseController does; None: 1 each.
-
-        Raises ValueError for an unknown task.
-        """
-        self._check_known(weights or ())
-        self._default_weights = None if weights is None else dict(weights)
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weights of the active tasks in calls that give none."""
-        return {name: float((self._default_weights or {}).get(name, 1.0)) for name in self._active}
 
     def _fused_loss(self, features: Tensor, targets: Mapping[str, Tensor], weights: Weights) -> MultitaskLoss:
         """Return the weighted loss of the tasks with a head."""
@@ -305,12 +323,7 @@ class MultiTaskHeads(HeadBank):
         self, name: str, rows: RowLosses, by_row: Tensor | None, weights_k: Tensor, *, as_sum: bool
     ) -> MultitaskLoss:
         """Return the weighted loss of one task from its rows, as `forward` would with every other task missing."""
-        losses, counts = rows.losses, rows.counts
-        if by_row is not None:
-            losses, counts = losses * by_row, counts * by_row
-        total, count = losses.sum(), counts.sum()
-        mean = torch.where(count > 0, total / count.clamp_min(torch.finfo(torch.float32).tiny), total * 0)
-        loss = total if as_sum else mean
+        loss = rows.loss(by_row, as_sum=as_sum)
         k, K = self._active.index(name), len(self._active)
         correct = rows.correct
         if not (
@@ -383,15 +396,9 @@ class MultiTaskHeads(HeadBank):
         of_task = [torch.ones((), device=device, dtype=torch.float32)] * len(self._active)
         counts = self.label_counts({n: targets[n] for n in divisors if n in targets}, token_weights=by_row)
         for name, count in counts.items():
-            given = divisors[name]
-            if isinstance(given, Tensor):
-                divisor = given.to(device, torch.float32).reshape(())
-            else:
-                divisor = torch.full((), given, dtype=torch.float32, device=device)
-            part = torch.ones_like(divisor) if name in sums else count.to(device)
-            # If there are no labels at all, here or anywhere, 0 / 0 would poison the sum.
-            is_none = (divisor if name in sums else part) == 0
-            of_task[self._active.index(name)] = torch.where(is_none, 0.0, part / divisor)
+            of_task[self._active.index(name)] = scale_of(
+                as_number(divisors[name], device), None if name in sums else count.to(device)
+            )
         return torch.stack(of_task)
 
     def _open_loss(
@@ -399,13 +406,7 @@ class MultiTaskHeads(HeadBank):
     ) -> MultitaskLoss:
         """Return the weighted loss of one active OpenTask, as `forward` would with every other task missing."""
         k, K = self._active.index(name), len(self._active)
-        loss = self._module(name).loss(features, target, mask)  # type: ignore[operator]
-        if not isinstance(loss, Tensor):
-            raise TypeError(
-                f"the loss of {name} must be a tensor (), with its gradient, not a {type(loss).__name__}"
-            )
-        if loss.dim() != 0:
-            raise ValueError(f"the loss of {name} must be a number (), not {tuple(loss.shape)}")
+        loss = checked_loss(name, self._module(name).loss(features, target, mask))  # type: ignore[operator]
         correct = torch.zeros(1, dtype=torch.int64, device=loss.device)
         weighted = weights_k[k] * loss.float()
         return spread_losses(MultitaskLoss(weighted, loss.detach().float().reshape(1), correct), [k], K)

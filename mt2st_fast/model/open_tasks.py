@@ -48,3 +48,14 @@ class OpenTask(nn.Module, ABC):
     def value(self, sums: Tensor) -> float:
         """Return the metric, where higher is better, from the sums; by default the first over the second."""
         return float(sums[0] / sums[1])
+
+
+def checked_loss(name: str, loss: Any) -> Tensor:
+    """Return what `loss` of a task returned. Raises TypeError or ValueError, naming the task, for no number ()."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"the loss of {name} must be a tensor (), with its gradient, not a {type(loss).__name__}"
+        )
+    if loss.dim() != 0:
+        raise ValueError(f"the loss of {name} must be a number (), not {tuple(loss.shape)}")
+    return loss

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...machine.elementary import ZERO
 from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
-from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
+from ...machine.jit import address_of, helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ...machine.team import Kernel, in_parallel, threads_of
-from ..call import Forward, HeadsCall
+from ..call import Apart, Forward, HeadsCall
 from .loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
 from .passes import (
     NO_ROWS_LEFT_OUT,
@@ -44,9 +45,9 @@ from .stages import (
     store_rows,
     tile_buffers,
 )
-from .targets import survey
+from .targets import ALL_ROWS, survey
 
-__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "forward", "residual_like"]
+__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "forward", "forward_apart", "residual_like"]
 
 
 # A thread's part of a tile, features and logits, stays within about half of a 1 MiB cache.
@@ -144,21 +145,55 @@ def head_panels(S, D, for_features_too):
 def pack_heads(weights, D, heads, columns, for_logits, for_features):
     """Pack the heads' rows into `head_panels`. weights (K,): the addresses of every head's rows (C, D)."""
     S = columns[-1]
+    parts = np.zeros(2 if for_features.size else 1, np.int64)
+    parts[-1] = S if for_features.size else 0
+    pack_parts(weights, D, heads, columns, parts, for_logits, for_features)
+
+
+@helper
+def pack_parts(weights, D, heads, columns, parts, for_logits, for_features):
+    """`pack_heads`, for a feature gradient of each part of the outputs, one part after another.
+
+    parts (n + 1,): the first output of each of them, and the end of the last one.
+    """
+    S = columns[-1]
     rows = scratch(S, D)
     for k in range(len(heads)):
         copy_floats(weights[k], rows[columns[k]].ctypes.data, heads[k]["size"] * D)
     for panel in range(len(for_logits)):
         pack_for_logits(rows, panel * PANEL, min(PANEL, S - panel * PANEL), for_logits[panel])
-    if for_features.size > 0:
-        pack_for_features(rows, 0, S, for_features.reshape(for_features.size))
+    flat = for_features.reshape(for_features.size)
+    for i in range(len(parts) - 1):
+        first, last = parts[i], parts[i + 1]
+        pack_for_features(rows, first, last - first, flat[first * width_of(D) : last * width_of(D)])
+
+
+@helper
+def width_of(D):
+    """Return the floats of one output in the panels for features."""
+    return -(-D // PANEL) * PANEL
+
+
+@helper
+def _feature_gradients(heads, columns, d_features, d_features_apart):
+    """Return (parts, addresses): the gradients of features to write, as `pack_parts` and `_run_split` take them."""
+    K = len(heads)
+    n_parts = K if len(d_features_apart) else np.int64(d_features != 0)
+    parts, addresses = np.zeros(n_parts + 1, np.int64), np.zeros(n_parts, np.int64)
+    for i in range(n_parts):
+        apart = len(d_features_apart) > 0
+        parts[i + 1] = columns[i + 1] if apart else columns[K]
+        addresses[i] = d_features_apart[heads[i]["index"]] if apart else d_features
+    return parts, addresses
 
 
 @helper
 def _run_split(
     p, features, D, row_ids, n_rows, total_rows, for_logits, for_features, bias, heads, columns, column_weights,
-    targets, scale, tile_rows, need_gradient, d_features, add, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
+    targets, scale, tile_rows, need_gradient, parts, d_features_of, add, d_weight_ps, loss_pk, correct_pk,
+    bias_gradient_ps,
 ):  # fmt: skip
-    """Process split p of the rows, tile by tile."""
+    """Process split p of the rows, tile by tile. d_features_of (n,): the address of the gradient of each part."""
     n_splits, n_tiles = len(loss_pk), -(-n_rows // tile_rows)
     first_row, last_row = (
         p * n_tiles // n_splits * tile_rows,
@@ -170,6 +205,7 @@ def _run_split(
     h, z, product = tile_buffers(tile_rows, D, S)
     ldh, ldz = h.shape[1], z.shape[1]
     h_address, z_address = h.ctypes.data, z.ctypes.data
+    h_for_gradient, panels = address_of(h), address_of(for_features)
     lanes = scratch(LANES, round_up(tile_rows, WIDTH))
     gathered = np.empty(tile_rows, np.int64)
     tile_bias_gradient = np.zeros(S, np.float32)
@@ -185,14 +221,15 @@ def _run_split(
             add_weight_gradient(
                 z_address, ldz, h_address, ldh, rows, S, D, d_weight.ctypes.data, d_weight.shape[1]
             )
-        if d_features:
-            whole = rows % BLOCK_ROWS == 0 and D % WIDTH == 0 and len(row_ids) == 0 and not add
-            if whole:
-                target = d_features + FLOAT_BYTES * first * D
-                feature_gradient(z_address, ldz, rows, S, D, for_features.ctypes.data, target, D, False)
-            else:
-                # The features of the tile are no longer needed: their gradient overwrites them.
-                feature_gradient(z_address, ldz, rows, S, D, for_features.ctypes.data, h_address, ldh, False)
+        whole = rows % BLOCK_ROWS == 0 and D % WIDTH == 0 and len(row_ids) == 0 and not add
+        for i in range(len(d_features_of)):
+            d_features, outputs = d_features_of[i], parts[i + 1] - parts[i]
+            z_i = z_address + FLOAT_BYTES * parts[i] * ldz
+            panels_i = panels + FLOAT_BYTES * parts[i] * width_of(D)
+            # If not in place: the features of the tile are no longer needed, and their gradient overwrites them.
+            target = d_features + FLOAT_BYTES * first * D if whole else h_for_gradient
+            feature_gradient(z_i, ldz, rows, outputs, D, panels_i, target, D if whole else ldh, False)
+            if not whole:
                 store_rows(h, d_features, D, row_ids, first, rows, add)
 
 
@@ -210,7 +247,7 @@ def rows_of_split(x_ps, p, n_splits):
 def _tile_pass(
     team, features, D, row_ids, total_rows, weight, bias_address, heads, column_weights, targets, task_weights,
     skip_zero_weights, pass_logits, row_logits, mean_scale, scale, way, outside, need_gradient, losses_address,
-    correct_address, total_address, d_features, add, d_weight_address, d_bias_address,
+    correct_address, total_address, d_features, add, d_features_apart, d_weight_address, d_bias_address,
 ):  # fmt: skip
     """Compute losses, correct counts and gradients of some heads (records of a layout), in arrays of all heads.
 
@@ -219,6 +256,8 @@ def _tile_pass(
     targets, mean_scale, scale (K,) and column_weights (S,) also cover all heads.
     row_ids: the rows to compute, empty = all.
     d_features is written, or added to with `add`; the others are written at the positions of these heads.
+    d_features_apart: empty, or (K,) addresses of all heads: each head's gradient is written to its own, and d_features
+    is not used.
 
     task_weights: 0 for a batch that has been surveyed, as in the rest of these arrays. Else the address of (K,)
     float32: the batch is surveyed first, which fills mean_scale, scale, way and outside; unless all heads are computed
@@ -245,8 +284,9 @@ def _tile_pass(
     n_splits = max(1, min(threads_of(team), n_rows * S * D // LEAST_PRODUCTS))
     rows_a_tile = _tile_rows(n_rows, S + D, n_splits)
     weights = weight + FLOAT_BYTES * D * heads["offset"]
-    for_logits, for_features = head_panels(S, D, d_features != 0)
-    pack_heads(weights, D, heads, columns, for_logits, for_features)
+    parts, d_features_of = _feature_gradients(heads, columns, d_features, d_features_apart)
+    for_logits, for_features = head_panels(S, D, len(d_features_of) > 0)
+    pack_parts(weights, D, heads, columns, parts, for_logits, for_features)
     loss_pk = np.zeros((n_splits, K))
     correct_pk = np.zeros((n_splits, K), np.int64)
     bias_gradient_ps = np.zeros((n_splits, S), np.float32)
@@ -255,7 +295,8 @@ def _tile_pass(
     d_weight_ps = scratch(n_splits * S_blocks if len(d_weight) else 0, ldw)
     in_parallel(team, n_splits, _run_split, (
         features, D, row_ids, n_rows, total_rows, for_logits, for_features, bias, heads, columns, column_weights,
-        targets, scale, rows_a_tile, need_gradient, d_features, add, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
+        targets, scale, rows_a_tile, need_gradient, parts, d_features_of, add, d_weight_ps, loss_pk, correct_pk,
+        bias_gradient_ps,
     ))  # fmt: skip
     for k in range(K):
         for c in range(heads[k]["size"]):
@@ -304,7 +345,7 @@ def forward(call: HeadsCall) -> Forward:
         taken.table.records, taken.table.column_weights, taken.addresses, taken.task_weights.data_ptr(),
         call.skip_zero_weights, taken.pass_logits, taken.row_logits, taken.scale, taken.gradient_scale, taken.way,
         taken.outside, outputs.wanted, outputs.losses.data_ptr(), outputs.correct.data_ptr(), total.data_ptr(),
-        outputs.d_features.data_ptr(), False, outputs.d_weight.data_ptr(), outputs.d_bias.data_ptr(),
+        outputs.d_features.data_ptr(), False, TOGETHER, outputs.d_weight.data_ptr(), outputs.d_bias.data_ptr(),
     )  # fmt: skip
     if n_whole == len(taken.way):
         outputs.features_written = True
@@ -315,10 +356,50 @@ def forward(call: HeadsCall) -> Forward:
     return outputs.forward()
 
 
+def forward_apart(call: HeadsCall) -> Apart:
+    """As `forward`, but the gradient of the features is one for each head, of that head's weighted loss alone."""
+    taken = take_targets(call.targets, call.task_weights, call.layout)
+    features, weight = kernel_tensor(call.features), kernel_tensor(call.weight)
+    bias = taken.table.no_bias if call.bias is None else kernel_tensor(call.bias)
+    of_features, of_weight, of_bias = call.needs
+    K = len(taken.way)
+    outputs = Outputs(K, features, weight, bias, (False, of_weight, of_bias))
+    outputs.wanted |= of_features
+    d_features = [torch.empty_like(features) for _ in range(K if of_features else 0)]
+    apart, total = np.array([gradient.data_ptr() for gradient in d_features], np.int64), float_empty()
+    n_whole = tile_pass(
+        features.data_ptr(), features.shape[1], NO_ROWS_LEFT_OUT, taken.n_rows, weight.data_ptr(), bias.data_ptr(),
+        taken.table.records, taken.table.column_weights, taken.addresses, taken.task_weights.data_ptr(),
+        call.skip_zero_weights, taken.pass_logits, taken.row_logits, taken.scale, taken.gradient_scale, taken.way,
+        taken.outside, outputs.wanted, outputs.losses.data_ptr(), outputs.correct.data_ptr(), total.data_ptr(),
+        0, False, apart, outputs.d_weight.data_ptr(), outputs.d_bias.data_ptr(),
+    )  # fmt: skip
+    if n_whole < K:
+        batch = taken.surveyed(n_whole, call.layout)
+        outputs.zero()
+        for k, gradient in enumerate(d_features):
+            if batch.way[k] != ALL_ROWS:
+                gradient.zero_()
+        run_passes(batch, batch.computed(), features, weight, bias, outputs, apart)
+    return Apart(outputs.losses, d_features, outputs.d_weight, outputs.d_bias)
+
+
+TOGETHER = np.zeros(0, np.int64)  # no head has a gradient of the features of its own
+
+
 def run_passes(
-    batch: Batch, heads: np.ndarray, features: Tensor, weight: Tensor, bias: Tensor, outputs: Outputs
+    batch: Batch,
+    heads: np.ndarray,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    outputs: Outputs,
+    apart: np.ndarray = TOGETHER,
 ) -> None:
-    """Compute heads (records) with the tile kernel and add them to the outputs; tensors are `kernel_tensor`s."""
+    """Compute heads (records) with the tile kernel and add them to the outputs; tensors are `kernel_tensor`s.
+
+    apart: where each head's own gradient of the features goes, (K,) addresses of what is 0 in rows without a target.
+    """
     for of_heads, rows in passes(batch, heads):
         if len(rows):
             outputs.zero_features()
@@ -326,7 +407,7 @@ def run_passes(
             features.data_ptr(), features.shape[1], rows, batch.n_rows, weight.data_ptr(), bias.data_ptr(), of_heads,
             batch.table.column_weights, batch.addresses, 0, False, 0, 0, batch.scale, batch.gradient_scale, batch.way,
             NO_ROWS_LEFT_OUT, outputs.wanted, outputs.losses.data_ptr(), outputs.correct.data_ptr(), 0,
-            outputs.d_features.data_ptr(), outputs.features_written, outputs.d_weight.data_ptr(),
+            outputs.d_features.data_ptr(), outputs.features_written, apart, outputs.d_weight.data_ptr(),
             outputs.d_bias.data_ptr(),
         )  # fmt: skip
         outputs.features_written = True
