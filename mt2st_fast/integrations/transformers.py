@@ -237,6 +237,8 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
     remove_unused_columns, columns that the encoder takes are kept. Raises InputError for a label_smoothing_factor.
     """
 
+    compute_metrics: Any  # transformers sets it
+
     def __init__(self, *args: Any, **options: Any) -> None:
         self._evaluated: Evaluated | None = None
         super().__init__(*args, **options)
