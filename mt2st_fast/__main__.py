@@ -12,9 +12,8 @@ def main() -> None:
     """Run a command, as `mt2st_fast.cli.main`; Ctrl-C ends it in the same way however early it comes."""
     try:
         os.getcwd()
-    except (
-        FileNotFoundError
-    ):  # torch's matrix products end the process there, with a message of another library
+    except FileNotFoundError:
+        # Torch's matrix products would end the process there, with a message of another library.
         os.write(2, b"mt2st-fast: the working directory has been deleted; change to another one (cd)\n")
         os._exit(2)
     is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not ignored, as under nohup

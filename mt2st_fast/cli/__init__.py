@@ -49,9 +49,8 @@ app.command()(tune)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Errors that the user can fix end in one line on standard error and exit code 2."""
-    if (
-        sys.stderr is None
-    ):  # closed: `print` would put what is meant for it among the answers on standard output
+    # Closed: `print` would put what is meant for it among the answers on standard output.
+    if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
     codecs.register_error(in_ascii.__name__, in_ascii)
     for stream in (sys.stdout, sys.stderr):

@@ -89,9 +89,8 @@ class Vocabulary:
         kept = int((self.counts >= min_count).sum())
         if kept == len(self):
             return self
-        if (
-            not kept or (self.counts[:kept] < min_count).any()
-        ):  # the latter where types were given in another order
+        # The latter where types were given in another order.
+        if not kept or (self.counts[:kept] < min_count).any():
             return self.from_counts(self.words, self.counts, min_count=min_count)
         return self._of_different(self.words[:kept], self.counts[:kept])
 

@@ -20,9 +20,8 @@ class Evaluated:
         self._heads = heads
         self._sums = dict.fromkeys(heads.active, 0.0)
         self._counts = dict.fromkeys(heads.active, 0.0)
-        self._widths: dict[
-            str, list[tuple[int, int]]
-        ] = {}  # by task on tokens: (rows, places) of the batches
+        # By task on tokens: (rows, places) of the batches.
+        self._widths: dict[str, list[tuple[int, int]]] = {}
 
     def add(self, labels: Mapping[str, Tensor], losses: Tensor) -> None:
         """Add a batch with its losses (K,), the means over its labels."""

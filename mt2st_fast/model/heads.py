@@ -326,9 +326,8 @@ class MultiTaskHeads(HeadBank):
         loss = rows.loss(by_row, as_sum=as_sum)
         k, K = self._active.index(name), len(self._active)
         correct = rows.correct
-        if not (
-            torch.is_grad_enabled() and weights_k.requires_grad
-        ):  # as the kernels: a head of weight 0 is nothing
+        # As the kernels: a head of weight 0 is nothing.
+        if not (torch.is_grad_enabled() and weights_k.requires_grad):
             loss, correct = (torch.where(weights_k[k] == 0, 0, value) for value in (loss, correct))
         mean = loss.detach().float().reshape(1)
         return spread_losses(MultitaskLoss(weights_k[k] * loss, mean, correct.reshape(1)), [k], K)

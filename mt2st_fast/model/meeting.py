@@ -25,9 +25,8 @@ from mt2st_fast.errors import InputError, LostProcessError
 PATIENCE_SECONDS = 10.0  # until the log says who is missing
 GIVE_UP_SECONDS = 300.0  # from the first call to the last: one may read data or write meanwhile
 VARIABLE = "MT2ST_PATIENCE"  # the same, as the environment sets it
-LOOK_SECONDS = (
-    1.0  # between looks at what the others do, of up to 100 processes: the store answers them one by one
-)
+# Between looks at what the others do, of up to 100 processes: the store answers them one by one.
+LOOK_SECONDS = 1.0
 PROBE = 0x6D7432  # a tag of messages that nobody receives
 ALL, OFF = b"all", b"off"
 

@@ -108,9 +108,8 @@ def option(
 
 def options_of(kind: Any) -> Mapping[str, Option]:
     """Return the options among the fields of a dataclass, by name."""
-    return _options_of(
-        kind
-    )  # apart: mypy takes a `type` for unhashable, and so refuses it to a cached function
+    # Apart: mypy takes a `type` for unhashable, and so refuses it to a cached function.
+    return _options_of(kind)
 
 
 @cache

@@ -60,9 +60,8 @@ class _Loader:
         self.watched = False  # whether the state will be needed
         self._content: str | None = None
         self._ignored: set[str] = set()  # targets that no task has, of which the log has told
-        self.first: list[
-            int
-        ] = []  # rows of this epoch's first batch, where they are needed to know the data again
+        # The rows of this epoch's first batch, where they are needed to know the data again.
+        self.first: list[int] = []
 
     def watch(self) -> None:
         """Record from now on what a checkpoint needs to know about the data."""

@@ -318,9 +318,8 @@ class Trainer:
         source = Source(train, self.heads.main, self.heads.names, options.accumulate, steps, taken)
         if watched:
             source.watch()
-            state_of(
-                self.encoder, "encoder", keep_vars=True
-            )  # what cannot be saved is refused before any step
+            # What cannot be saved is refused before any step.
+            state_of(self.encoder, "encoder", keep_vars=True)
             state_of(self.heads, "heads", keep_vars=True)
         total_steps = steps_of(epochs, steps, source.steps_per_epoch)
         digest = held_out_digest(held_out) if watched and not processes.are_several else None

@@ -120,9 +120,8 @@ def test_compare_shows_all_that_it_was_asked_for(
     assert (comparison["target"], comparison["plateau_margin"]) == (0.5, 0.05)
     for name, strategy in comparison["strategies"].items():
         assert [seed["seed"] for seed in strategy["seeds"]] == [1, 2, 3], name
-        for seed in strategy[
-            "seeds"
-        ]:  # of 64 rows half have a main label; the others are not read without the tasks
+        # Of 64 rows half have a main label; the others are not read without the tasks.
+        for seed in strategy["seeds"]:
             switched_after = 45 if "switch" in name else 0
             assert seed["examples"] == 32 * seed["steps"] + 32 * min(seed["steps"], switched_after)
         for seed in strategy["seeds"]:

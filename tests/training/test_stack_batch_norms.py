@@ -8,9 +8,10 @@ from torch import nn
 
 from mt2st_fast import FAMO, AlternateSteps, Diminish, MultiTask, MultiTaskHeads, Switch, Trainer, Uncertainty
 from mt2st_fast.kernels import NOTHING
-from mt2st_fast.kernels.step.on_numba.dropout import drop_of, factors_of
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.stack_training import StackTraining
+from tests.training import normed_stacks
+from tests.training.normed_stacks import V, assert_dropout_is_that_of_its_keys, batches_of
 from tests.training.small_runs import ActAfter, Stop, assert_same
 from tests.training.test_stack_training import (
     OPTIMIZERS,
@@ -24,7 +25,6 @@ from tests.training.test_stack_training import (
     stepped,
 )
 
-V = 40
 # What is normalised has small gradients, and a small eps would make whole steps of their rounding.
 CALM = {"lr": 0.005, "weight_decay": 0.1, "eps": 0.1}
 
@@ -77,29 +77,11 @@ BAGS = {
 
 
 def made(encoder):
-    """Other weights than the ones and zeros that a norm begins with."""
-    torch.manual_seed(0)
-    made = (ENCODERS | BAGS)[encoder]()
-    for module in made:
-        if isinstance(module, nn.LayerNorm | nn.BatchNorm1d):
-            for parameter in module.parameters():
-                nn.init.uniform_(parameter, -1.0, 2.0)
-    return made, MultiTaskHeads(33, TASKS, "a")
+    return normed_stacks.made((ENCODERS | BAGS)[encoder])
 
 
 def buffers(encoder):
     return [buffer.clone() for buffer in encoder.buffers()]
-
-
-def inputs_of(encoder, N, seed):
-    draw = torch.Generator().manual_seed(seed)
-    if encoder in BAGS:
-        return torch.randint(V, (N, 3), generator=draw)
-    return torch.randn(N, 33 if encoder == "without a linear layer" else 7, generator=draw) * 2 + 1
-
-
-def batches_of(encoder, sizes):
-    return [(inputs_of(encoder, N, seed), batch(N, seed=seed)[1]) for seed, N in enumerate(sizes)]
 
 
 def by_torch(encoder, heads, optimizer, batches, clip_norm=None):
@@ -252,30 +234,7 @@ def test_one_side_moves_alone_and_losses_alone_move_nothing(encoder):
 
 
 def test_dropout_is_that_of_its_keys_on_both_sides_of_it():
-    parts = [
-        (nn.Dropout(0.1),), (nn.BatchNorm1d(7), nn.Dropout(0.4)),
-        (nn.Linear(7, 20), nn.BatchNorm1d(20), nn.GELU(), nn.Dropout(0.3)),
-        (nn.Linear(20, 33), nn.ReLU(), nn.Dropout(0.3)), (nn.BatchNorm1d(33), nn.Dropout(0.2)),
-    ]  # fmt: skip
-    encoder, heads = nn.Sequential(*(part for some in parts for part in some)), MultiTaskHeads(33, TASKS, "a")
-    optimizer = torch.optim.SGD([*encoder.parameters(), *heads.parameters()], lr=0.1)
-    training, before = StackTraining(encoder, heads, optimizer), parameters(encoder, heads)
-    inputs, targets = batch(130)
-    losses = training(inputs, targets, WEIGHTS)
-    moved = parameters(encoder, heads)
-    with torch.no_grad():
-        for parameter, value in zip([*encoder.parameters(), *heads.parameters()], before, strict=True):
-            parameter.copy_(value)
-    x = inputs
-    for some, dropout in zip(parts, training._dropped, strict=True):
-        x = nn.Sequential(*some[:-1])(x)
-        drop = drop_of(dropout)
-        x = x * torch.from_numpy(factors_of(*x.shape, drop.key, drop.threshold, drop.kept))
-    out = heads(x, targets, WEIGHTS)
-    out.total.backward()
-    optimizer.step()
-    torch.testing.assert_close(losses, out.losses, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(moved, parameters(encoder, heads), rtol=1e-4, atol=1e-5)
+    assert_dropout_is_that_of_its_keys(nn.BatchNorm1d, N=130)
 
 
 def test_a_column_of_one_value_is_as_in_torch():

@@ -8,10 +8,11 @@ from torch import nn
 
 from mt2st_fast import Diminish, MultiTask, MultiTaskHeads, Switch, Trainer
 from mt2st_fast.kernels import NOTHING
-from mt2st_fast.kernels.step.on_numba.dropout import drop_of, factors_of
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.stack_layers import stack_layers
 from mt2st_fast.training.engines.stack_training import StackTraining
+from tests.training import normed_stacks
+from tests.training.normed_stacks import V, assert_dropout_is_that_of_its_keys, batches_of
 from tests.training.small_runs import ActAfter, Stop, assert_same
 from tests.training.test_stack_runs import loader, loaders
 from tests.training.test_stack_training import (
@@ -27,7 +28,6 @@ from tests.training.test_stack_training import (
     stepped,
 )
 
-V = 40
 ENCODERS = {
     "before an activation": lambda: nn.Sequential(
         nn.Linear(7, 20), nn.LayerNorm(20), nn.ReLU(), nn.Linear(20, 33), nn.LayerNorm(33), nn.GELU()
@@ -57,25 +57,7 @@ BAGS = {
 
 
 def made(encoder):
-    """Other weights than the ones and zeros that a LayerNorm begins with."""
-    torch.manual_seed(0)
-    made = (ENCODERS | BAGS)[encoder]()
-    for module in made:
-        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-            for parameter in module.parameters():
-                nn.init.uniform_(parameter, -1.0, 2.0)
-    return made, MultiTaskHeads(33, TASKS, "a")
-
-
-def inputs_of(encoder, N, seed):
-    draw = torch.Generator().manual_seed(seed)
-    if encoder in BAGS:
-        return torch.randint(V, (N, 3), generator=draw)
-    return torch.randn(N, 33 if encoder == "without a linear layer" else 7, generator=draw) * 2 + 1
-
-
-def batches_of(encoder, sizes):
-    return [(inputs_of(encoder, N, seed), batch(N, seed=seed)[1]) for seed, N in enumerate(sizes)]
+    return normed_stacks.made((ENCODERS | BAGS)[encoder])
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
@@ -222,30 +204,7 @@ def test_one_side_moves_alone_and_losses_alone_move_nothing(encoder):
 
 
 def test_dropout_is_that_of_its_keys_on_both_sides_of_it():
-    parts = [
-        (nn.Dropout(0.1),), (nn.LayerNorm(7), nn.Dropout(0.4)),
-        (nn.Linear(7, 20), nn.LayerNorm(20), nn.GELU(), nn.Dropout(0.3)),
-        (nn.Linear(20, 33), nn.ReLU(), nn.Dropout(0.3)), (nn.LayerNorm(33), nn.Dropout(0.2)),
-    ]  # fmt: skip
-    encoder, heads = nn.Sequential(*(part for some in parts for part in some)), MultiTaskHeads(33, TASKS, "a")
-    optimizer = torch.optim.SGD([*encoder.parameters(), *heads.parameters()], lr=0.1)
-    training, before = StackTraining(encoder, heads, optimizer), parameters(encoder, heads)
-    inputs, targets = batch()
-    losses = training(inputs, targets, WEIGHTS)
-    moved = parameters(encoder, heads)
-    with torch.no_grad():
-        for parameter, value in zip([*encoder.parameters(), *heads.parameters()], before, strict=True):
-            parameter.copy_(value)
-    x = inputs
-    for some, dropout in zip(parts, training._dropped, strict=True):
-        x = nn.Sequential(*some[:-1])(x)
-        drop = drop_of(dropout)
-        x = x * torch.from_numpy(factors_of(*x.shape, drop.key, drop.threshold, drop.kept))
-    out = heads(x, targets, WEIGHTS)
-    out.total.backward()
-    optimizer.step()
-    torch.testing.assert_close(losses, out.losses, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(moved, parameters(encoder, heads), rtol=1e-4, atol=1e-5)
+    assert_dropout_is_that_of_its_keys(nn.LayerNorm, N=50)
 
 
 def test_it_is_part_of_the_layer_whose_products_it_normalises():

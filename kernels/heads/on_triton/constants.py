@@ -17,9 +17,8 @@ IGNORE: tl.constexpr = tl.constexpr(3)
 SMOOTHING: tl.constexpr = tl.constexpr(4)
 WEIGHT_SUM: tl.constexpr = tl.constexpr(5)
 WEIGHTED: tl.constexpr = tl.constexpr(6)  # whether any column's weight differs from 1
-TARGET: tl.constexpr = tl.constexpr(
-    7
-)  # row of the class targets, or first column of the float targets, when packed side by side
+# Row of the class targets, or first column of the float targets, when packed side by side.
+TARGET: tl.constexpr = tl.constexpr(7)
 NUMBERS: tl.constexpr = tl.constexpr(8)  # the first of MAX_NUMBERS numbers of the head's options
 N_CONSTANTS: tl.constexpr = tl.constexpr(8 + MAX_NUMBERS)
 

@@ -50,9 +50,8 @@ def _sweep_sums(
     # starts at a finite number, from which -inf can be subtracted.
     b_lane_max = tl.full((BLOCK_N, BLOCK_C), LOWEST, tl.float32)
     b_lane_sum = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    b_lane_block = (
-        tl.zeros((BLOCK_N, BLOCK_C), tl.int32) + first
-    )  # start of the block that holds the lane's maximum
+    # The start of the block that holds the lane's maximum.
+    b_lane_block = tl.zeros((BLOCK_N, BLOCK_C), tl.int32) + first
     b_lane_gap = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     o_lane = tl.arange(0, BLOCK_C)
     b_next = _load(p_rows, first + o_lane, m_valid, first + o_lane < last)

@@ -142,9 +142,8 @@ def _way(of_all: Sequence[Mapping[str, Any]], name: str, processes: Processes) -
         return PARTS
     if first["in order"] is not None and all(found["in order"] == first["in order"] for found in of_all):
         return PARTS
-    if not all(
-        found["plain"] for found in of_all
-    ):  # a sampler or a loader of somebody's own knows what it does
+    # A sampler or a loader of somebody's own knows what it does.
+    if not all(found["plain"] for found in of_all):
         return OWN
     if first["content"] is None:
         logger.warning("%s is assumed to be process %d's own part of the data; this cannot be checked",
