@@ -427,10 +427,13 @@ class MultiTaskHeads(HeadBank):
             raise ValueError(f"targets contain none of the active tasks {', '.join(self._active)}")
         weights_k = self._weights(weights, device)
         layout = self._layout(present)
-        flat_targets = [
-            flat_target(name, targets[name], head, rows)
-            for name, head in zip(present, layout.heads, strict=True)
-        ]
+        is_flat = len(rows) == 1
+        flat_targets = []
+        for name, head, takes_classes in zip(present, layout.heads, layout.takes_classes, strict=True):
+            target = targets[name]
+            if not (is_flat and takes_classes and type(target) is Tensor and target.shape == rows):
+                target = flat_target(name, target, head, rows)
+            flat_targets.append(target)
         if len(present) == len(self._active):
             return HeadBatch(layout, flat_targets, weights_k, None)
         places = [self._active.index(name) for name in present]

@@ -68,21 +68,20 @@ def code_of(kind: RowRuleKind) -> int:
 
 
 @lru_cache(maxsize=64)
-def _record(kind: RowRuleKind, numbers: tuple[float, ...]) -> np.void:
-    """A rule's record without its rate and its count of steps, which may change in every step."""
-    (record,) = np.zeros(1, RULE_RECORD)
-    of_kernels = kind.kernel_numbers(numbers)
-    record["kind"], record["by_step"] = code_of(kind), kind.numba_move is None
-    record["uses_mean_square"] = kind.uses_mean_square
-    record["numbers"][: len(of_kernels)] = of_kernels
-    return record
+def _records(rules: tuple[tuple[RowRuleKind, tuple[float, ...]], ...]) -> np.ndarray:
+    """Return the records of rules (kind, numbers), without what may change at every step: rates and counts of steps."""
+    records = np.zeros(len(rules), RULE_RECORD)
+    for record, (kind, numbers) in zip(records, rules, strict=True):
+        of_kernels = kind.kernel_numbers(numbers)
+        record["kind"], record["by_step"] = code_of(kind), kind.numba_move is None
+        record["uses_mean_square"] = kind.uses_mean_square
+        record["numbers"][: len(of_kernels)] = of_kernels
+    return records
 
 
 def packed(rules: Sequence[RowRule]) -> np.ndarray:
     """Pack the rules as (len(rules),) RULE_RECORD. Raises as `code_of` does."""
-    records = np.empty(len(rules), RULE_RECORD)
-    for place, rule in enumerate(rules):
-        records[place] = _record(rule.kind, rule.numbers)
+    records = _records(tuple([(rule.kind, rule.numbers) for rule in rules])).copy()
     records["lr"] = [float(rule.lr) for rule in rules]
     records["table_steps"] = [float(rule.table_steps) for rule in rules]
     return records

@@ -79,6 +79,8 @@ def split_by_words(
     heads: MultiTaskHeads, batches: Sequence[AnyBatch]
 ) -> tuple[list[AnyBatch], list[AnyBatch]]:
     """Split a micro-step into batches that go through the encoder, and those of tasks on words."""
+    if not heads.word_tasks:  # asked at every step
+        return list(batches), []
     on_words = [any(map(heads.is_word_task, tasks_of(batch))) for batch in batches]
     rows = [batch for batch, is_on_words in zip(batches, on_words, strict=True) if not is_on_words]
     words = [batch for batch, is_on_words in zip(batches, on_words, strict=True) if is_on_words]
