@@ -53,15 +53,15 @@ def locate_targets(targets: Sequence[Tensor], layout: HeadLayout, N: int, device
         of_dense = some if dense is None else dense.data_ptr()
         rest = (some,) * (MOST_ADDRESSES - 2)
         return Targets((of_classes, of_dense, *rest), True, 0 if dense is None else dense.shape[1], held)
-    held = []
+    found: list[Tensor] = []
     for takes_classes, target in zip(layout.takes_classes, targets, strict=True):
         dtype = torch.int64 if takes_classes else torch.float32
         # Checking costs the host less than a conversion that does nothing.
         is_read = target.dtype is dtype and target.is_contiguous()
-        held.append(target if is_read else target.to(dtype).contiguous())
-    own = [target.data_ptr() for target in held]
+        found.append(target if is_read else target.to(dtype).contiguous())
+    own = [target.data_ptr() for target in found]
     # A small number in place of an address would have another argument type, and so need another kernel.
-    return Targets((*own, *[own[0]] * (MOST_ADDRESSES - len(own))), False, 0, tuple(held))
+    return Targets((*own, *[own[0]] * (MOST_ADDRESSES - len(own))), False, 0, tuple(found))
 
 
 @triton.jit
