@@ -44,7 +44,7 @@ class RowBlocks(NamedTuple):
 DEFAULT = "8 warps, 80 registers"
 CHOICES = {
     DEFAULT: RowBlocks(2048, 8, 80),
-    "4 warps, 80 registers": RowBlocks(1024, 4, 80),
+    "4 warps, 96 registers": RowBlocks(1024, 4, 96),
     "8 warps": RowBlocks(2048, 8, None),
 }
 assert tuple(CHOICES) == ROW_BLOCKS
