@@ -7,6 +7,6 @@ The programs are:
     python -m bench.jobs               whole jobs: train, train_supervised, Word2Vec
     python -m bench.memory_safety      captured steps while other code frees and takes a GPU's memory
     python -m bench.profile_gpu        which kernels run, and how close they are to the device's limits
-    bench/gpu.sh                       everything that a GPU machine should run, in 330 seconds, most informative first
+    bench/gpu.sh                       everything that a GPU machine should run, in 350 seconds, most informative first
     pytest bench -m long --benchmark-enable
 """

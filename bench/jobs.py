@@ -58,7 +58,9 @@ def main(
         Path | None,
         typer.Option(help="CoNLL-U file or folder for train; the built-in corpus by default."),
     ] = None,
-    only: Annotated[str | None, typer.Option(help="Run only this job: train, supervised or words.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run only this job: train, supervised or words. May be repeated.")
+    ] = None,
     train_seconds: Annotated[float, typer.Option(help="Time limit of the train process.")] = 60.0,
     warm: Annotated[
         bool, typer.Option("--warm-up", help="Only compile what the CPU needs; writes no records.")
@@ -79,8 +81,10 @@ def main(
             "supervised": lambda: run_supervised(environment, found, folder),
             "words": lambda: run_words(environment, found, folder),
         }
+        if unknown := set(only or ()) - jobs.keys():
+            raise typer.BadParameter(f"--only {min(unknown)}: available are {', '.join(jobs)}")
         for title, job in jobs.items():
-            if only is None or title == only:
+            if not only or title in only:
                 red += not survived(title, job, records)
     if red:
         raise typer.Exit(1)

@@ -55,7 +55,7 @@ def test_the_stages_of_a_gpu_machine_fit_its_budget():
     stages = re.findall(r"^ *stage \d+ (\w+|\"[^\"]+\") (\d+) ", SCRIPT, re.MULTILINE)
     assert len(stages) == len(re.findall(r"^ *stage \d", SCRIPT, re.MULTILINE)) >= 10
     limits = {name: int(limit) for name, limit in stages}  # of a name there is one at a time
-    assert sum(limits.values()) <= budget <= 330
+    assert sum(limits.values()) <= budget <= 350
 
 
 def test_every_package_that_the_project_needs_is_looked_for():
@@ -89,8 +89,8 @@ def test_no_stage_lives_longer_than_its_command(tmp_path):
         line.split(":")[0] for line in run.stdout.split("--- stages")[0].splitlines() if " after " in line
     ]
     assert stages == [
-        "tests on the GPU", "ceilings", "training step", "heads", "whole jobs", "bags of words", "profile",
-        "memory safety",
+        "tests on the GPU", "ceilings", "training step", "heads", "other jobs", "training run", "bags of words",
+        "profile", "memory safety",
     ]  # fmt: skip
     assert "2 passed, 1 failed" in (out / "tests.txt").read_text("utf-8")
     assert "bench.measure heads" in (out / "log.txt").read_text("utf-8")

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 import torch
+import typer
 
 from bench import jobs, ledger
 from bench.environment import describe
@@ -73,3 +74,13 @@ def test_a_job_that_breaks_leaves_the_others_alone(tmp_path, capsys):
     assert len(ledger.read(tmp_path)) == 1
     said = capsys.readouterr().out
     assert "broken: failed, RuntimeError: no kernel" in said
+
+
+def test_some_of_the_jobs_may_be_run_alone(tmp_path, monkeypatch):
+    ran = []
+    for name in ("train", "supervised", "words"):
+        monkeypatch.setattr(jobs, f"run_{name}", lambda *_, name=name: ran.append(name) or ())
+    jobs.main(device="cpu", only=["words", "supervised"], records=tmp_path)
+    assert ran == ["supervised", "words"]
+    with pytest.raises(typer.BadParameter, match="--only word: available are train, supervised, words"):
+        jobs.main(device="cpu", only=["word"], records=tmp_path)

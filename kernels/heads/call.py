@@ -10,7 +10,8 @@ from torch import Tensor
 from .layout import HeadLayout
 
 Needs = tuple[bool, bool, bool]  # which gradients are needed: of features, weight and bias
-Residual = tuple[Tensor, Tensor, Tensor]
+Residual = tuple[Tensor, ...]  # MOST_RESIDUAL tensors at most
+MOST_RESIDUAL = 3
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -28,7 +29,7 @@ class HeadsCall(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Losses of K heads, and three plan-specific tensors that the backward pass starts from."""
+    """Losses of K heads, and the plan-specific tensors that the backward pass starts from."""
 
     losses: Tensor  # (K,) float32, mean over the valid rows or elements
     correct: Tensor  # (K,) int64, rows classified right
@@ -56,6 +57,8 @@ class Plan(Protocol):
 
     def backward(self, call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
         """Return the gradients, times grad_total (), each None if not needed; the call's targets may be empty.
+
+        Tensors after the residual's own are ignored.
 
         With `own` nobody else holds the residual, so it may be returned or overwritten.
         """

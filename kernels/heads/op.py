@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import reference
 from .arguments import check_arguments
-from .call import Forward, Gradients, HeadsCall, Needs, Plan
+from .call import MOST_RESIDUAL, Forward, Gradients, HeadsCall, Needs, Plan, Residual
 from .chosen import chosen_backend, chosen_plan, takes_no_autograd
 from .layout import HeadLayout
 from .parts import Rows, gradient_parts, take_parameters
@@ -291,7 +291,19 @@ def _forward_op(
     result = chosen_plan(backend, plan, features, layout).forward(
         HeadsCall(features, weight, bias, targets, task_weights, layout, _triple(needs), skip_zero_weights)
     )
-    return _total(result, task_weights), result.losses, result.correct, *result.residual
+    return (
+        _total(result, task_weights),
+        result.losses,
+        result.correct,
+        *_three(result.residual, result.losses),
+    )
+
+
+def _three(residual: Residual, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The residual and empty tensors after it: a custom op returns always as many, and none twice."""
+    assert MOST_RESIDUAL == 3
+    first, second, third = (*residual, *(like.new_empty(0) for _ in range(MOST_RESIDUAL - len(residual))))
+    return first, second, third
 
 
 @_forward_op.register_fake
@@ -299,14 +311,12 @@ def _(features, weight, bias, targets, task_weights, layout_key, backend, plan, 
     layout = HeadLayout.from_key(layout_key)
     K = len(layout)
     as_float32 = {"dtype": torch.float32, "device": features.device}
-    return (
-        torch.empty((), **as_float32),
-        torch.empty(K, **as_float32),
-        torch.empty(K, dtype=torch.int64, device=features.device),
-        *chosen_plan(backend, plan, features, layout).residual_like(
-            HeadsCall(features, weight, bias, targets, task_weights, layout, _triple(needs))
-        ),
+    residual = chosen_plan(backend, plan, features, layout).residual_like(
+        HeadsCall(features, weight, bias, targets, task_weights, layout, _triple(needs))
     )
+    losses = torch.empty(K, **as_float32)
+    correct = torch.empty(K, dtype=torch.int64, device=features.device)
+    return torch.empty((), **as_float32), losses, correct, *_three(residual, losses)
 
 
 @torch.library.custom_op("mt2st_fast::multitask_backward", mutates_args=())

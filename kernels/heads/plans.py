@@ -94,7 +94,7 @@ PLANS_OF = {"numba": ("tile", "chunked"), "triton": ("tile", "packed", "chunked"
 
 
 # Names of sizes of the packed plan's programs that may be tuned on a GPU (see on_triton/row_blocks.py).
-ROW_BLOCKS = ("8 warps, 80 registers", "4 warps, 80 registers", "8 warps")
+ROW_BLOCKS = ("8 warps, 80 registers", "4 warps, 96 registers", "8 warps")
 
 
 def check_plan(requested: str, backend: str) -> None:

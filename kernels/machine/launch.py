@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -42,8 +41,15 @@ def family_of(backend: str, architecture: Any) -> str:
 
 @cache
 def has_known_handles() -> bool:
-    """Whether the installed Triton's compiled kernels can be run the way `Variant` runs them."""
-    return ".".join(version("triton").split(".")[:2]) in HANDLES_OF
+    """Whether compiled kernels of the installed Triton can be run as `Variant` runs them: on NVIDIA's GPUs alone."""
+    # Not importlib.metadata's version, which knows Triton under another name where torch is built for AMD.
+    return torch.version.hip is None and ".".join(_triton_version().split(".")[:2]) in HANDLES_OF
+
+
+def _triton_version() -> str:
+    import triton
+
+    return str(triton.__version__)
 
 
 @cache

@@ -127,8 +127,15 @@ def run_tile(sparse: Sparse, store: dict[str, np.ndarray]) -> None:
         mock.patch.object(tile, "rows_per_part", lambda N, D, blocks: N // 128 // blocks.rows * blocks.rows),
     ):
         dz = tile.forward(call).residual[0]
-        _, d_weight, _ = tile.backward(call, (dz, torch.ones(3), torch.zeros(0)), torch.ones(()), own=False)
+        # The last program is a tile's if the features' gradient is needed, else a part's.
+        d_features, d_weight = (
+            tile.backward(call._replace(needs=needs), (dz, torch.ones(3)), torch.ones(()), own=False)[i]
+            for i, needs in enumerate(((True, True, False), (False, True, False)))
+        )
+    assert d_features is not None
     assert d_weight is not None
+    of_tile = dz[-LOOKED_AT:, : layout.width].float() @ call.weight.float()
+    store["tile-features"], store["tile-features/true"] = d_features[-LOOKED_AT:].numpy(), of_tile.numpy()
     of_last_row = dz[-LOOKED_AT:, layout.width - 1].float() @ call.features[-LOOKED_AT:].float()
     store["tile-weight"], store["tile-weight/true"] = d_weight[-1].numpy(), of_last_row.numpy()
     logits = call.features[-LOOKED_AT:].float() @ call.weight.float().t()

@@ -22,7 +22,9 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
         return dict(stored)
 
 
-@pytest.mark.parametrize("case", ["tile", "tile-weight", "packed", "chunked", "many", "upstream", "draws"])
+@pytest.mark.parametrize(
+    "case", ["tile", "tile-features", "tile-weight", "packed", "chunked", "many", "upstream", "draws"]
+)
 def test_the_last_rows_are_reached(computed, case):
     np.testing.assert_allclose(computed[case], computed[f"{case}/true"], rtol=2e-3, atol=1e-6)
 

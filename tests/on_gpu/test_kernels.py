@@ -35,7 +35,13 @@ MIXED = (
 LAYOUTS = {
     "one small head": (HeadSpec(SOFTMAX, 5),),
     "mixed": MIXED,
-    "16 binary": (HeadSpec(SOFTMAX, 2),) * 16,
+    # More than a launch takes addresses of targets.
+    "18 small heads": (
+        *(HeadSpec(SOFTMAX, 2),) * 15,
+        HeadSpec(BINARY, 2),
+        HeadSpec(SQUARED, 1),
+        HeadSpec(SOFTMAX, 3),
+    ),
     "middle": (HeadSpec(SOFTMAX, 301), HeadSpec(SOFTMAX, 50), HeadSpec(BINARY, 77)),
     "wide": (HeadSpec(SOFTMAX, 17), HeadSpec(SOFTMAX, 20_011, label_smoothing=0.1), HeadSpec(HUBER, 3)),
 }

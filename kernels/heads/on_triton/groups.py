@@ -21,6 +21,7 @@ N_BOUNDS: tl.constexpr = tl.constexpr(5)
 
 ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
 GROUP_COLUMNS = 64  # heads of fewer outputs share a program
+MOST_HEADS = 3  # of a program: with more, what it holds of all of them takes registers that it does not have
 
 
 class Groups(NamedTuple):
@@ -32,7 +33,7 @@ class Groups(NamedTuple):
 
 
 def group_heads(layout: HeadLayout, members: Sequence[int], n_columns: int) -> Groups:
-    """Group those `members`, at least one, that are adjacent, up to GROUP_COLUMNS.
+    """Group those `members`, at least one, that are adjacent, up to GROUP_COLUMNS and MOST_HEADS.
 
     If the layout's last head is a member, its group also covers a row's padding up to n_columns. Raises ValueError for
     an n_columns that is not a multiple of ALIGNED_COLUMNS.
@@ -44,7 +45,9 @@ def group_heads(layout: HeadLayout, members: Sequence[int], n_columns: int) -> G
     for k in members:
         first = layout.offsets[k]
         last = n_columns if k == len(layout) - 1 else first + layout.sizes[k]
-        is_next = bool(bounds) and bounds[-1][LAST_HEAD.value] == k
+        is_next = (
+            bool(bounds) and bounds[-1][LAST_HEAD.value] == k < bounds[-1][FIRST_HEAD.value] + MOST_HEADS
+        )
         # What a program holds begins at its first column's multiple, and so may be wider than its heads.
         if is_next and last - bounds[-1][BEGIN.value] <= most:
             bounds[-1][LAST_HEAD.value], bounds[-1][LAST_COLUMN.value] = k + 1, last

@@ -24,6 +24,16 @@ from .elements import dense_elements
 from .tables import SOFTMAX
 from .targets import load_classes, load_values, target_of
 
+# Heads whose sums are added together, in 16 columns: the threads of a program wait for one another at every sum over
+# rows, and more columns would take more registers.
+HEADS_AT_ONCE: tl.constexpr = tl.constexpr(5)
+
+
+@triton.constexpr_function
+def _end(first, last):
+    """One past the last head of those from `first` on whose sums are added together."""
+    return min(first + HEADS_AT_ONCE.value, last)
+
 
 @triton.jit
 def head_losses(
@@ -51,15 +61,24 @@ def head_losses(
     table.
     p_sums: (K, 3) float32, where loss, denominator and correct rows of each head are stored.
     """
-    for k in tl.static_range(FIRST, LAST):
-        m_active = m_n
-        if SKIP_ZERO_WEIGHTS:
-            m_active = o_n < tl.where(tl.load(p_task_weights + k) != 0.0, N, 0)
-        address = target_of(k, addresses, N, HEADS, SIDE_BY_SIDE)
-        # Columns of other heads are unchanged: one block holds both logits and gradients.
-        b_z = _turn_head(
-            b_z, o_n, m_active, o_s, p_weights, p_sums + k * 3, address, row_floats, HEADS, k, SIDE_BY_SIDE
-        )  # fmt: skip
+    o_sum = tl.arange(0, 16)
+    for first in tl.static_range(FIRST, LAST, HEADS_AT_ONCE):
+        b_sums = tl.zeros((b_z.shape[0], 16), tl.float32)
+        for k in tl.static_range(first, _end(first, LAST)):
+            m_active = m_n
+            if SKIP_ZERO_WEIGHTS:
+                m_active = o_n < tl.where(tl.load(p_task_weights + k) != 0.0, N, 0)
+            address = target_of(k, addresses, N, HEADS, SIDE_BY_SIDE)
+            # Columns of other heads are unchanged: one block holds both logits and gradients.
+            b_z, b_loss, b_denominator, b_correct = _turn_head(
+                b_z, o_n, m_active, o_s, p_weights, address, row_floats, HEADS, k, SIDE_BY_SIDE
+            )  # fmt: skip
+            o_own = o_sum[None, :] - 3 * (k - first)
+            b_sums = tl.where(o_own == 0, b_loss[:, None], b_sums)
+            b_sums = tl.where(o_own == 1, b_denominator[:, None], b_sums)
+            b_sums = tl.where(o_own == 2, b_correct[:, None], b_sums)
+        m_sum = o_sum < 3 * (_end(first, LAST) - first)
+        tl.store(p_sums + first * 3 + o_sum, tl.sum(b_sums, axis=0), mask=m_sum)
     return b_z
 
 
@@ -70,14 +89,16 @@ def _turn_head(
     m_n,
     o_s,
     p_weights,
-    p_sum,
     address,
     row_floats,
     HEADS: tl.constexpr,
     k: tl.constexpr,
     SIDE_BY_SIDE: tl.constexpr,
 ):
-    """Return b_z with the gradient of head k in its columns; store its sums at p_sum. m_n: the rows to compute."""
+    """Return (b_z with the gradient of head k in its columns; losses, denominators and correct rows, (BLOCK_N,) each).
+
+    m_n: the rows to compute.
+    """
     AT: tl.constexpr = k * N_CONSTANTS
     offset: tl.constexpr = HEADS[AT + OFFSET]
     C: tl.constexpr = HEADS[AT + SIZE]
@@ -86,7 +107,7 @@ def _turn_head(
     b_w = tl.load(p_weights + o_s, mask=m_c, other=0.0) if HEADS[AT + WEIGHTED] else m_c.to(tl.float32)
     if HEADS[AT + KIND] == SOFTMAX:
         b_y, m_used, m_valid = load_classes(address, o_n, m_n, C, HEADS[AT + IGNORE])
-        loss, denominator, correct, b_own = _softmax(
+        b_loss, b_denominator, b_correct, b_own = _softmax(
             b_z,
             b_y,
             m_used,
@@ -102,13 +123,10 @@ def _turn_head(
     else:
         stride = row_floats if SIDE_BY_SIDE else C
         b_t = load_values(address, stride, o_n, o_c, m_n[:, None] & m_c[None, :])
-        loss, denominator, correct, b_own = _elementwise(
+        b_loss, b_denominator, b_correct, b_own = _elementwise(
             b_z, b_t, b_w, HEADS[AT + KIND], options_at(HEADS, k)
         )
-    tl.store(p_sum, loss)
-    tl.store(p_sum + 1, denominator)
-    tl.store(p_sum + 2, correct)
-    return tl.where(m_c[None, :], b_own, b_z)
+    return tl.where(m_c[None, :], b_own, b_z), b_loss, b_denominator, b_correct
 
 
 @triton.jit
@@ -137,7 +155,7 @@ def _softmax(
     weight_sum: tl.constexpr,
     IS_WEIGHTED: tl.constexpr,
 ):
-    """Return (loss, denominator, correct, gradient) of one head."""
+    """Return (loss, denominator, correct, each (BLOCK_N,), and the gradient) of one head."""
     m_hit = (o_c[None, :] == b_y[:, None]) & m_c[None, :]
     b_z = tl.where(m_c[None, :], b_z, float("-inf"))
     b_max = tl.max(b_z, axis=1)
@@ -155,23 +173,22 @@ def _softmax(
     b_loss = tl.where(m_valid, b_loss, tl.where(m_used, float("nan"), 0.0))
     # Like torch.argmax, take the first maximum of the row.
     b_first = tl.min(tl.where(b_z == b_max[:, None], o_c[None, :], C), axis=1)
-    correct = tl.sum((m_valid & (b_first == b_y)).to(tl.float32), axis=0)
+    b_correct = (m_valid & (b_first == b_y)).to(tl.float32)
     b_pull = (1.0 - smoothing) * b_target_w
     b_scale = (b_pull + smoothing / C * weight_sum) / b_sum
     b_dz = b_e * b_scale[:, None] - tl.where(m_hit, b_pull[:, None], 0.0)
     if smoothing > 0.0:
         b_dz -= smoothing / C * b_w[None, :]
     b_dz = tl.where(m_valid[:, None] & m_c[None, :], b_dz, 0.0)
-    return tl.sum(b_loss, axis=0), tl.sum(b_target_w, axis=0), correct, b_dz
+    return b_loss, b_target_w, b_correct, b_dz
 
 
 @triton.jit
 def _elementwise(b_z, b_t, b_w, kind: tl.constexpr, numbers):
-    """Return (loss, denominator, correct, gradient) of one head from its targets; NaN = no target."""
+    """Return what `_softmax` does, from float targets; NaN = no target."""
     m_known = b_t == b_t
     b_t = tl.where(m_known, b_t, 0.0)
     b_loss, b_dz, b_wrong = dense_elements(b_z, b_t, b_w[None, :], m_known, kind, numbers)
     b_count = tl.sum(m_known.to(tl.int32), axis=1)
     m_right = (b_count > 0) & (tl.max(b_wrong, axis=1) == 0)
-    loss = tl.sum(tl.sum(b_loss, axis=1), axis=0)
-    return loss, tl.sum(b_count, axis=0).to(tl.float32), tl.sum(m_right.to(tl.float32), axis=0), b_dz
+    return tl.sum(b_loss, axis=1), b_count.to(tl.float32), m_right.to(tl.float32), b_dz

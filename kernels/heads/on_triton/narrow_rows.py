@@ -28,9 +28,11 @@ from .groups import (
     group_heads,
 )
 from .head_losses import head_losses
-from .row_blocks import CHOICES, DEFAULT
+from .row_blocks import RowBlocks
+from .sample_heads import KINDS, heads_of
 
-BLOCKS = CHOICES[DEFAULT]
+# A limit of 80 registers, at which a multiprocessor holds as many warps of rows of the packed plan, spills here.
+BLOCKS = RowBlocks(1024, 4, 96)
 
 
 @triton.jit(do_not_specialize=[*INTEGERS, "S"])
@@ -144,18 +146,13 @@ def constexprs_of(specialization: Specialization, groups: Groups) -> dict[str, A
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """Variants that are launched: (name, kernel, signature, constexprs, options)."""
-    of_values = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER)
     variants = []
-    for dtype, widest, kinds in itertools.product(
-        ("fp32", "bf16", "fp16"), (17, 100), ((Kind.SOFTMAX,) * 4, of_values)
-    ):
-        sizes = (widest, 30, 13, 5)
-        narrow = tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True))
-        layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 1000), *narrow))
-        groups = group_heads(layout, range(1, 5), cdiv(layout.width, 8) * 8)
+    for dtype, widest, what in itertools.product(("fp32", "bf16", "fp16"), (17, 100), KINDS):
+        layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 1000), *heads_of((widest, 30, 13, 5), what)))
+        groups = group_heads(layout, range(1, len(layout)), cdiv(layout.width, 8) * 8)
         types = {**signature(dtype), "p_head_of_column": "*i64", "S": "i32"}
-        constexprs = constexprs_of(Specialization(layout, True, True, False, True), groups)
-        name = f"{dtype} {rows_of(groups)}x{groups.columns}{' values' * (kinds is of_values)}"
+        constexprs = constexprs_of(Specialization(layout, True, True, what == "many", True), groups)
+        name = f"{dtype} {rows_of(groups)}x{groups.columns} {what}".rstrip()
         variants.append((name, narrow_kernel, types, constexprs, BLOCKS.options(layout)))
     return variants
 

@@ -28,7 +28,7 @@ def padded_width(S: int) -> int:
 def forward(call: HeadsCall) -> Forward:
     """Compute the losses of all heads.
 
-    The residual is (unscaled logit gradient (N, padded_width), scale (K,), bias parts).
+    The residual is (unscaled logit gradient (N, padded_width), scale (K,), parts of the bias gradient if it is needed).
     Task weights are applied in the backward pass; with `skip_zero_weights` a task of weight 0 has loss 0 and gradient
     0.
     """
@@ -42,34 +42,31 @@ def forward(call: HeadsCall) -> Forward:
     logits = torch.mm(features, weight.t())
     sums, bias_parts = take_row_losses(call, logits)
     means = take_means(sums, call.task_weights)
-    nothing = means.scale.new_empty(0)
-    if not any(needs):
-        return Forward(
-            means.losses, means.correct, (features.new_empty(0), nothing, nothing.clone()), means.total
-        )
-    residual = logits, means.scale, nothing if bias_parts is None else bias_parts
+    residual: Residual = (
+        (logits, means.scale, *(() if bias_parts is None else (bias_parts,))) if any(needs) else ()
+    )
     return Forward(means.losses, means.correct, residual, means.total)
 
 
 def residual_like(call: HeadsCall) -> Residual:
     """Return empty tensors of the shapes and dtypes of the residual."""
     features, layout, needs = call.features, call.layout, call.needs
-    nothing = features.new_empty(0, dtype=torch.float32)
     if not any(needs):
-        return features.new_empty(0), nothing, nothing.clone()
-    return (
-        features.new_empty(features.shape[0], padded_width(layout.width)),
+        return ()
+    n_columns = padded_width(layout.width)
+    logits, scale = (
+        features.new_empty(features.shape[0], n_columns),
         features.new_empty(len(layout), dtype=torch.float32),
-        features.new_empty(n_row_blocks(call, padded_width(layout.width)), layout.width, dtype=torch.float32)
-        if needs[2]
-        else nothing,
     )
+    if not needs[2]:
+        return logits, scale
+    return logits, scale, logits.new_empty(n_row_blocks(call, n_columns), layout.width, dtype=torch.float32)
 
 
 def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
     """Return (d_features, d_weight, d_bias), each None if not needed; the residual is not modified."""
     del own
-    dz, scale, bias_parts = residual
+    dz, scale, *rest = residual
     features, weight, layout = call.features, call.weight.contiguous(), call.layout
     need_features, need_weight, need_bias = call.needs
     tables = head_tables(layout, features.device)
@@ -78,7 +75,7 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
     if need_features:
         d_features = _times_scaled(dz, weight, features.dtype, factors)
     parts = mm_float32(dz.t(), features)[None] if need_weight else None
-    found = finish_weight(parts, bias_parts if need_bias else None, factors, weight, call.bias)
+    found = finish_weight(parts, rest[0] if need_bias else None, factors, weight, call.bias)
     return d_features, *found
 
 

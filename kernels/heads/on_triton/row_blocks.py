@@ -2,8 +2,8 @@
 
 A thread holds 8 logits of one row. Without a limit, the compiler takes up to 105 registers for that, so that a
 multiprocessor of 65,536 holds two programs of 8 warps, all of which wait for their rows at the same time; with one of
-80 it holds three, and nothing spills on an A100, H100 or B200. With weights of classes up to 68 bytes would, so these
-have no limit. Which of these is fastest has not been measured:
+80 it holds three, and nothing spills on an A100, H100 or B200. With weights of classes up to 68 bytes would, and with
+targets side by side a few, so these have ENOUGH_REGISTERS. Which of these is fastest has not been measured:
 `mt2st-fast tune` times them on a GPU, and its table decides there.
 """
 
@@ -18,6 +18,9 @@ import torch
 from ...machine.launch import launch_options
 from ..layout import HeadLayout
 from ..plans import ROW_BLOCKS, Shape, tuned_choice
+from .targets import MOST_ADDRESSES
+
+ENOUGH_REGISTERS = 200  # without any limit, ptxas spills a few scalars to fit another program
 
 
 class RowBlocks(NamedTuple):
@@ -30,7 +33,8 @@ class RowBlocks(NamedTuple):
     def options(self, layout: HeadLayout) -> dict[str, int]:
         """Options for the compiler, for heads of this layout."""
         is_weighted = any(head.options.column_weights is not None for head in layout.heads)
-        return launch_options(self.warps, None if is_weighted else self.registers)
+        is_heavy = is_weighted or len(layout) > MOST_ADDRESSES
+        return launch_options(self.warps, ENOUGH_REGISTERS if is_heavy else self.registers)
 
     def rows(self, columns: int) -> int:
         """Number of rows of a program that holds this many columns."""
@@ -40,7 +44,7 @@ class RowBlocks(NamedTuple):
 DEFAULT = "8 warps, 80 registers"
 CHOICES = {
     DEFAULT: RowBlocks(2048, 8, 80),
-    "4 warps, 80 registers": RowBlocks(1024, 4, 80),
+    "4 warps, 96 registers": RowBlocks(1024, 4, 96),
     "8 warps": RowBlocks(2048, 8, None),
 }
 assert tuple(CHOICES) == ROW_BLOCKS

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ...machine.launch import Variant, cdiv
 from ..call import HeadsCall
-from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
 from ..plans import Shape
 from .constants import constants_of
@@ -32,6 +31,7 @@ from .groups import (
 )
 from .head_losses import head_losses
 from .row_blocks import CHOICES, RowBlocks, row_blocks
+from .sample_heads import KINDS, heads_of
 from .tables import head_tables
 from .targets import ADDRESSES, locate_targets
 
@@ -189,28 +189,12 @@ def take_row_losses(call: HeadsCall, logits: Tensor) -> RowLosses:
     return RowLosses(sums, bias_parts)
 
 
-def _layout_of(widest: int, what: str) -> HeadLayout:
-    """Make heads with these outputs: of classes, of every kind ("values"), or of "weighted" and smoothed classes."""
-    sizes = (widest, 30, 13, 5)
-    if what == "weighted":
-        return HeadLayout(
-            tuple(
-                HeadSpec(Kind.SOFTMAX, size, label_smoothing=0.1, class_weights=(0.5,) * size)
-                for size in sizes
-            )
-        )
-    kinds = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER) if what == "values" else (Kind.SOFTMAX,) * 4
-    return HeadLayout(tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True)))
-
-
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """Variants that are launched: (name, kernel, signature, constexprs, options)."""
     variants = []
     for dtype in ("fp32", "bf16", "fp16"):
-        for blocks, widest, what in itertools.product(
-            CHOICES.values(), (40, WIDEST), ("weighted", "", "values")
-        ):
-            layout = _layout_of(widest, what)
+        for blocks, widest, what in itertools.product(CHOICES.values(), (40, WIDEST), KINDS):
+            layout = HeadLayout(heads_of((widest, 30, 13, 5), what))
             groups = head_groups(layout, 8 * cdiv(layout.width, 8))
             signature = {
                 **dict.fromkeys(("p_logits", "p_bias"), f"*{dtype}"),
@@ -221,13 +205,14 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
             constexprs = {
                 "HAS_BIAS": True, "NEED_GRADIENT": True, "NEED_BIAS_GRADIENT": True, "HEADS": constants_of(layout),
                 "N_HEADS": len(layout), "GROUPS": groups.bounds, "N_GROUPS": groups.n,
-                "SIDE_BY_SIDE": False, "SKIP_ZERO_WEIGHTS": True, "BLOCK_N": blocks.rows(groups.columns),
+                "SIDE_BY_SIDE": what == "many", "SKIP_ZERO_WEIGHTS": True, "BLOCK_N": blocks.rows(groups.columns),
                 "BLOCK_S": groups.columns,
             }  # fmt: skip
-            most = blocks.options(layout).get("maxnreg")
+            options = blocks.options(layout)
+            most = options.get("maxnreg")
             limit = "" if most is None else f" {most} registers"
             name = f"{dtype} {blocks.rows(groups.columns)}x{groups.columns}{f' {what}'.rstrip()}{limit}"
-            variants.append((name, row_loss_kernel, signature, constexprs, blocks.options(layout)))
+            variants.append((name, row_loss_kernel, signature, constexprs, options))
     return variants
 
 

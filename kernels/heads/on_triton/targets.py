@@ -53,31 +53,30 @@ def locate_targets(targets: Sequence[Tensor], layout: HeadLayout, N: int, device
         of_dense = some if dense is None else dense.data_ptr()
         rest = (some,) * (MOST_ADDRESSES - 2)
         return Targets((of_classes, of_dense, *rest), True, 0 if dense is None else dense.shape[1], held)
-    held = tuple(
-        _as_read(target, torch.int64 if head.kind.takes_classes else torch.float32)
-        for head, target in zip(layout.heads, targets, strict=True)
-    )
-    own = tuple(target.data_ptr() for target in held)
+    found: list[Tensor] = []
+    for takes_classes, target in zip(layout.takes_classes, targets, strict=True):
+        dtype = torch.int64 if takes_classes else torch.float32
+        # Checking costs the host less than a conversion that does nothing.
+        is_read = target.dtype is dtype and target.is_contiguous()
+        found.append(target if is_read else target.to(dtype).contiguous())
+    own = [target.data_ptr() for target in found]
     # A small number in place of an address would have another argument type, and so need another kernel.
-    return Targets((*own, *[own[0]] * (MOST_ADDRESSES - len(own))), False, 0, held)
-
-
-def _as_read(target: Tensor, dtype: torch.dtype) -> Tensor:
-    # Checking costs the host less than a conversion that does nothing.
-    if target.dtype is dtype and target.is_contiguous():
-        return target
-    return target.to(dtype).contiguous()
+    return Targets((*own, *[own[0]] * (MOST_ADDRESSES - len(own))), False, 0, tuple(found))
 
 
 @triton.jit
 def target_of(k: tl.constexpr, addresses, N, HEADS: tl.constexpr, SIDE_BY_SIDE: tl.constexpr):
     """Return the address of a head's first target."""
+    # One return: after a branch that returns, Triton still compiles what follows, where k may be out of range.
     if SIDE_BY_SIDE:
         target: tl.constexpr = HEADS[k * N_CONSTANTS + TARGET]
         if HEADS[k * N_CONSTANTS + KIND] == SOFTMAX:
-            return addresses[0] + N.to(tl.int64) * 8 * target
-        return addresses[1] + target * 4
-    return addresses[k]
+            address = addresses[0] + N.to(tl.int64) * 8 * target
+        else:
+            address = addresses[1] + target * 4
+    else:
+        address = addresses[k]
+    return address
 
 
 @triton.jit

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from ...machine.launch import Variant, cdiv, gpu_family
 from ..call import Forward, Gradients, HeadsCall, Residual
-from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
 from .constants import constants_of
 from .head_losses import head_losses
 from .means import take_means
+from .sample_heads import heads_of
 from .tables import head_tables
 from .targets import ADDRESSES, locate_targets
 from .tile_blocks import (
@@ -34,6 +34,7 @@ from .tile_blocks import (
     backward_blocks,
     columns_of,
     forward_blocks,
+    is_heavy,
     precision_of,
     rows_per_part,
 )
@@ -110,7 +111,7 @@ def tile_forward_kernel(
         tl.store(p_out, b_dz.to(p_dz.dtype.element_ty), mask=m_n[:, None])
 
 
-@triton.jit(do_not_specialize=["N", "S", "n_tiles", "n_columns", "per_part"])
+@triton.jit(do_not_specialize=["N", "S", "n_parts", "n_columns", "per_part"])
 def tile_backward_kernel(
     p_dz,  # (N, BLOCK_S)
     p_features,  # (N, D)
@@ -125,7 +126,7 @@ def tile_backward_kernel(
     N,
     D,
     S,
-    n_tiles,  # tiles of rows of the features' gradient; 0 if it is not needed
+    n_parts,  # parts of the weight's gradient; 0 if it is not needed
     n_columns,  # blocks of D
     per_part,  # rows per part, a multiple of BLOCK_N
     PRECISION: tl.constexpr,
@@ -133,34 +134,17 @@ def tile_backward_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The first programs compute the features' gradient, each for a block of columns of a tile.
+    """The first programs compute the weight's gradient, each for a block of columns of a part: they take longest.
 
-    The rest, the weight's.
+    The rest, the features', each for a block of columns of a tile.
     """
     i = tl.program_id(0)
     o_s = tl.arange(0, BLOCK_S)
     o_d = i % n_columns * BLOCK_D + tl.arange(0, BLOCK_D)
     m_s, m_d = o_s < S, o_d < D
     i_row = i // n_columns
-    if i_row < n_tiles:
-        o_n = i_row * BLOCK_N + tl.arange(0, BLOCK_N)
-        m_n = o_n < N
-        b_scale = column_scales(p_scale, p_task_weights, p_upstream, p_head_of_column, o_s, m_s)
-        # 1/N times a weight is subnormal in float16: the largest scale is applied after the product.
-        largest = tl.max(tl.abs(b_scale), axis=0)
-        b_relative = b_scale / tl.where(largest > 0.0, largest, 1.0)
-        b_dz = tl.load(
-            p_dz + o_n.to(tl.int64)[:, None] * BLOCK_S + o_s[None, :], mask=m_n[:, None], other=0.0
-        )
-        b_dz = (b_dz.to(tl.float32) * b_relative[None, :]).to(b_dz.dtype)
-        p_w = p_weight + o_s.to(tl.int64)[:, None] * D + o_d[None, :]
-        b_w = tl.load(p_w, mask=m_s[:, None] & m_d[None, :], other=0.0)
-        b_dx = tl.dot(b_dz, b_w.to(b_dz.dtype), input_precision=PRECISION) * largest
-        p_dx = p_d_features + o_n.to(tl.int64)[:, None] * D + o_d[None, :]
-        tl.store(p_dx, b_dx.to(p_d_features.dtype.element_ty), mask=m_n[:, None] & m_d[None, :])
-    else:
-        i_part = i_row - n_tiles
-        first = i_part * per_part
+    if i_row < n_parts:
+        first = i_row * per_part
         b_dw = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
         b_db = tl.zeros((BLOCK_S,), tl.float32)
         for o_first in range(first, first + tl.minimum(per_part, N - first), BLOCK_N):
@@ -176,10 +160,27 @@ def tile_backward_kernel(
             )
             b_dw = tl.dot(b_dz, b_x, b_dw, input_precision=PRECISION)
             b_db += tl.sum(b_dz.to(tl.float32), axis=1)
-        p_dw = p_parts + (i_part * BLOCK_S + o_s).to(tl.int64)[:, None] * D + o_d[None, :]
+        p_dw = p_parts + (i_row * BLOCK_S + o_s).to(tl.int64)[:, None] * D + o_d[None, :]
         tl.store(p_dw, b_dw, mask=m_s[:, None] & m_d[None, :])
         if i % n_columns == 0:
-            tl.store(p_bias_parts + i_part * BLOCK_S + o_s, b_db, mask=m_s)
+            tl.store(p_bias_parts + i_row * BLOCK_S + o_s, b_db, mask=m_s)
+    else:
+        o_n = (i_row - n_parts) * BLOCK_N + tl.arange(0, BLOCK_N)
+        m_n = o_n < N
+        # Blocks before scales, which wait for one another: the program then waits for memory twice, not three times.
+        b_dz = tl.load(
+            p_dz + o_n.to(tl.int64)[:, None] * BLOCK_S + o_s[None, :], mask=m_n[:, None], other=0.0
+        )
+        p_w = p_weight + o_s.to(tl.int64)[:, None] * D + o_d[None, :]
+        b_w = tl.load(p_w, mask=m_s[:, None] & m_d[None, :], other=0.0)
+        b_scale = column_scales(p_scale, p_task_weights, p_upstream, p_head_of_column, o_s, m_s)
+        # 1/N times a weight is subnormal in float16: the largest scale is applied after the product.
+        largest = tl.max(tl.abs(b_scale), axis=0)
+        b_relative = b_scale / tl.where(largest > 0.0, largest, 1.0)
+        b_dz = (b_dz.to(tl.float32) * b_relative[None, :]).to(b_dz.dtype)
+        b_dx = tl.dot(b_dz, b_w.to(b_dz.dtype), input_precision=PRECISION) * largest
+        p_dx = p_d_features + o_n.to(tl.int64)[:, None] * D + o_d[None, :]
+        tl.store(p_dx, b_dx.to(p_d_features.dtype.element_ty), mask=m_n[:, None] & m_d[None, :])
 
 
 def _precision(features: Tensor) -> str:
@@ -217,7 +218,7 @@ RESIDUAL_IS_GRADIENT = False
 
 
 def forward(call: HeadsCall) -> Forward:
-    """Compute the losses of all heads; the residual is (dz (N, BLOCK_S), scale (K,), nothing)."""
+    """Compute the losses of all heads; the residual is (dz (N, BLOCK_S), scale (K,)), or nothing if none is needed."""
     features, weight, layout = call.features.contiguous(), call.weight.contiguous(), call.layout
     if layout.width > WIDEST:
         raise ValueError(
@@ -225,7 +226,7 @@ def forward(call: HeadsCall) -> Forward:
         )
     (N, D), S, K = features.shape, layout.width, len(layout)
     blocks, device = (
-        forward_blocks(N, D, features.element_size(), layout.has_values, gpu_family(features.device)),
+        forward_blocks(N, D, features.element_size(), is_heavy(layout), gpu_family(features.device)),
         features.device,
     )
     tables = head_tables(layout, device)
@@ -247,25 +248,23 @@ def forward(call: HeadsCall) -> Forward:
         known=D,
     )  # fmt: skip
     means = take_means(sums, call.task_weights)
-    # Each a tensor of its own: a custom op may not return one twice.
-    scale = means.scale if need_gradient else means.scale.new_empty(0)
-    return Forward(means.losses, means.correct, (dz, scale, means.scale.new_empty(0)), means.total)
+    residual: Residual = (dz, means.scale) if need_gradient else ()
+    return Forward(means.losses, means.correct, residual, means.total)
 
 
 def residual_like(call: HeadsCall) -> Residual:
     """Return empty tensors of the shapes and dtypes of the residual."""
     features, layout = call.features, call.layout
-    nothing = features.new_empty(0, dtype=torch.float32)
     if not any(call.needs):
-        return features.new_empty(0), nothing, nothing.clone()
+        return ()
     dz = features.new_empty(features.shape[0], columns_of(layout.width))
-    return dz, features.new_empty(len(layout), dtype=torch.float32), nothing
+    return dz, features.new_empty(len(layout), dtype=torch.float32)
 
 
 def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
     """Return (d_features, d_weight, d_bias), each None if not needed; the residual is not modified."""
     del own
-    dz, scale, _ = residual
+    dz, scale, *_ = residual
     features, weight, layout = call.features.contiguous(), call.weight.contiguous(), call.layout
     need_features, need_weight, need_bias = call.needs
     (N, D), S = features.shape, layout.width
@@ -284,7 +283,7 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
         (
             dz, features, weight, *factors, features if d_features is None else d_features, parts, bias_parts,
         ),
-        (N, D, S, n_tiles, n_columns, per_part),
+        (N, D, S, n_parts, n_columns, per_part),
         known=D,
     )  # fmt: skip
     found = finish_weight(
@@ -293,11 +292,8 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
     return d_features, *found
 
 
-def _layout_of(S: int, has_values: bool) -> HeadLayout:
-    """Make heads with S outputs in total: of classes, or of every kind."""
-    sizes = (S - 15, 7, 5, 3)
-    kinds = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER) if has_values else (Kind.SOFTMAX,) * 4
-    return HeadLayout(tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True)))
+# Outputs, rows and kinds of heads for which the forward kernel is compiled ahead of time.
+SHAPES = ((45, 8192, ""), (45, 512, ""), (45, 8192, "values"), (17, 4096, "values"), (60, 8192, "many"))
 
 
 def variants_of(family: str) -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
@@ -307,10 +303,7 @@ def variants_of(family: str) -> list[tuple[str, Any, dict[str, str], dict[str, A
         for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2))
         for D in (768, 100)
         for variant in (
-            *(
-                _forward_variant_of(dtype, itemsize, D, *shape, family)
-                for shape in ((45, 8192, False), (45, 512, False), (45, 8192, True), (17, 4096, True))
-            ),
+            *(_forward_variant_of(dtype, itemsize, D, *shape, family) for shape in SHAPES),
             *(_backward_variant_of(dtype, itemsize, D, S, family) for S in (45, 17)),
         )
     ]
@@ -323,10 +316,11 @@ def _sizes(D: int, *others: str) -> tuple[dict[str, str], dict[str, int]]:
 
 
 def _forward_variant_of(
-    dtype: str, itemsize: int, D: int, S: int, N: int, has_values: bool, family: str
+    dtype: str, itemsize: int, D: int, S: int, N: int, what: str, family: str
 ) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]:
-    forward, columns = forward_blocks(N, D, itemsize, has_values, family), columns_of(S)
-    layout, (sizes, known) = _layout_of(S, has_values), _sizes(D, "N", "S", "row_floats")
+    layout, columns = HeadLayout(heads_of((S - 15, 7, 5, 3), what)), columns_of(S)
+    forward = forward_blocks(N, D, itemsize, is_heavy(layout), family)
+    sizes, known = _sizes(D, "N", "S", "row_floats")
     signature = {
         **dict.fromkeys(("p_features", "p_weight", "p_bias", "p_dz"), f"*{dtype}"),
         **dict.fromkeys(("p_weights", "p_task_weights", "p_sums"), "*fp32"),
@@ -335,10 +329,10 @@ def _forward_variant_of(
     }
     constexprs = {
         **known, "HAS_BIAS": True, "NEED_GRADIENT": True, "HEADS": constants_of(layout), "N_HEADS": len(layout),
-        "SIDE_BY_SIDE": False, "SKIP_ZERO_WEIGHTS": True, "PRECISION": precision_of(dtype == "fp32", family),
+        "SIDE_BY_SIDE": what == "many", "SKIP_ZERO_WEIGHTS": True, "PRECISION": precision_of(dtype == "fp32", family),
         "BLOCK_N": forward.rows, "BLOCK_S": columns, "BLOCK_D": forward.features,
     }  # fmt: skip
-    name = f"{dtype} {forward.rows}x{columns} D={D}{' values' * has_values}"
+    name = f"{dtype} {forward.rows}x{columns} D={D} {what}".rstrip()
     return name, tile_forward_kernel, signature, constexprs, forward.options
 
 
@@ -346,7 +340,7 @@ def _backward_variant_of(
     dtype: str, itemsize: int, D: int, S: int, family: str
 ) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]:
     blocks, columns = backward_blocks(D, itemsize, family), columns_of(S)
-    sizes, known = _sizes(D, "N", "S", "n_tiles", "n_columns", "per_part")
+    sizes, known = _sizes(D, "N", "S", "n_parts", "n_columns", "per_part")
     signature = {
         **dict.fromkeys(("p_dz", "p_features", "p_weight", "p_d_features"), f"*{dtype}"),
         **dict.fromkeys(("p_scale", "p_task_weights", "p_upstream"), "*fp32"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ...machine.launch import cdiv, next_power_of_2
+from ..layout import HeadLayout
 
 
 class Blocks(NamedTuple):
@@ -24,21 +25,28 @@ class Blocks(NamedTuple):
 # If the row stride of the features is a multiple of 16 elements, they are read 16 bytes at a time; otherwise element by
 # element, each with its own address, which takes registers.
 ALIGNED_FEATURES = 16
+MANY_HEADS = 8
 PROGRAMS = 264  # that share the weight's gradient: two per multiprocessor
 
 
-def forward_blocks(N: int, D: int, itemsize: int, has_values: bool, family: str) -> Blocks:
+def is_heavy(layout: HeadLayout) -> bool:
+    """Whether losses take many registers: those of values, and of more heads than MANY_HEADS."""
+    return layout.has_values or len(layout) > MANY_HEADS
+
+
+def forward_blocks(N: int, D: int, itemsize: int, heavy: bool, family: str) -> Blocks:
     """As many rows as leave a tile for every multiprocessor of a large GPU, but at least 16, as matrix units require.
 
     From 64 rows on, Blackwell keeps products in a dedicated memory, for which Triton 3.7 cannot lay out the sums.
+    heavy: as `is_heavy`.
     """
     if family == "amd":
         return Blocks(16, 32, 4, 2)
     rows = 64 if N >= 6144 else 32 if N >= 3072 else 16
     if family == "blackwell":
         rows = min(32, rows)
-    # Measured on an H100 at 64 outputs of 768 features; heads of values take twice the registers.
-    warps = 8 if rows > 16 and has_values else 4
+    # Measured on an H100 at 64 outputs of 768 features.
+    warps = 8 if rows > 16 and heavy else 4
     if itemsize == 4:
         # On an A100, float32 products leave no registers for the addresses of 64 unaligned rows.
         return Blocks(min(32, rows) if D % ALIGNED_FEATURES else rows, 32, warps, 3)

@@ -37,6 +37,13 @@ def column_scales(p_scale, p_task_weights, p_upstream, p_head_of_column, o_s, m_
     return b_scale * tl.load(p_upstream).to(tl.float32)
 
 
+@triton.jit
+def _scale_of(p_scale, p_task_weights, p_upstream, i_k):
+    """Return the factor of the unscaled gradient of one head."""
+    scale = tl.load(p_scale + i_k) * tl.load(p_task_weights + i_k).to(tl.float32)
+    return scale * tl.load(p_upstream).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["S", "K", "n_columns"])
 def scaled_rows_kernel(
     p_weight,  # (S, D)
@@ -102,13 +109,15 @@ def weight_gradient_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: a block of columns of one row of the weight; the first program of a row also does its bias."""
-    i_s = tl.program_id(0) // n_columns
-    i_d = tl.program_id(0) % n_columns
+    """One program: a block of columns of one row of the weight; or, after these, the bias of the row."""
+    n_programs = n_columns
+    if NEED_BIAS:
+        n_programs += 1
+    i_s = tl.program_id(0) // n_programs
+    i_d = tl.program_id(0) % n_programs
+    # The parts before the scale, which needs the head first: the program then waits for memory twice, not three times.
     i_k = tl.load(p_head_of_column + i_s)
-    scale = tl.load(p_scale + i_k) * tl.load(p_task_weights + i_k).to(tl.float32)
-    scale *= tl.load(p_upstream).to(tl.float32)
-    if NEED_WEIGHT:
+    if NEED_WEIGHT and i_d < n_columns:
         o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
         m_d = o_d < D
         b_sum = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
@@ -117,15 +126,16 @@ def weight_gradient_kernel(
             p_row = (o_p.to(tl.int64) * rows + i_s) * D
             m = (o_p < n_parts)[:, None] & m_d[None, :]
             b_sum += tl.load(p_parts + p_row[:, None] + o_d[None, :], mask=m, other=0.0)
-        b_dw = tl.sum(b_sum, axis=0) * scale
+        b_dw = tl.sum(b_sum, axis=0) * _scale_of(p_scale, p_task_weights, p_upstream, i_k)
         tl.store(p_d_weight + i_s.to(tl.int64) * D + o_d, b_dw.to(p_d_weight.dtype.element_ty), mask=m_d)
-    if NEED_BIAS and i_d == 0:
+    if NEED_BIAS and i_d == n_columns:
         b_bias = tl.zeros((BLOCK_B,), tl.float32)
         for o_first in range(0, n_bias_parts, BLOCK_B):
             o_p = o_first + tl.arange(0, BLOCK_B)
             p_part = p_bias_parts + o_p.to(tl.int64) * bias_stride + i_s
             b_bias += tl.load(p_part, mask=o_p < n_bias_parts, other=0.0)
-        tl.store(p_d_bias + i_s, (tl.sum(b_bias, axis=0) * scale).to(p_d_bias.dtype.element_ty))
+        b_db = tl.sum(b_bias, axis=0) * _scale_of(p_scale, p_task_weights, p_upstream, i_k)
+        tl.store(p_d_bias + i_s, b_db.to(p_d_bias.dtype.element_ty))
 
 
 def padded_weight(weight: Tensor, n_rows: int, dtype: torch.dtype) -> Tensor:
@@ -186,12 +196,13 @@ def finish_weight(
     d_bias = torch.empty_like(bias) if need_bias and bias is not None else None
     n_parts, rows = (0, 0) if parts is None else parts.shape[:2]
     n_bias_parts, bias_stride = (0, 0) if bias_parts is None else bias_parts.shape
-    n_columns = cdiv(D, gradient_blocks(n_parts)["BLOCK_D"]) if need_weight else 1
+    blocks = GradientBlocks.of(n_parts, n_bias_parts)
+    n_columns = cdiv(D, blocks.columns) if need_weight else 0
     # An argument that a variant never reads still needs a pointer of the same type.
     nothing = factors.scale
     if need_weight or need_bias:
-        _gradient_variant(n_parts > 1, need_weight, need_bias).launch(
-            S * n_columns,
+        _gradient_variant(blocks, need_weight, need_bias).launch(
+            S * (n_columns + need_bias),
             (
                 nothing if parts is None else parts, nothing if bias_parts is None else bias_parts, *factors,
                 weight if d_weight is None else d_weight, weight if d_bias is None else d_bias,
@@ -202,15 +213,32 @@ def finish_weight(
     return d_weight, d_bias
 
 
+class GradientBlocks(NamedTuple):
+    """Parts, parts of the bias, and columns that a program adds at a time: each time waits for memory."""
+
+    parts: int
+    bias_parts: int
+    columns: int
+
+    @classmethod
+    def of(cls, n_parts: int, n_bias_parts: int) -> GradientBlocks:
+        """Return the blocks for so many parts. With a single one, a program takes a longer stretch of a row."""
+        bias_parts = 128 if n_bias_parts <= 128 else 1024
+        if n_parts <= 1:
+            return cls(1, bias_parts, COLUMNS)
+        return cls(8 if n_parts <= 8 else 32, bias_parts, 128)
+
+    def constexprs(self, need_weight: bool, need_bias: bool) -> dict[str, Any]:
+        """Return the compile-time arguments of the kernel."""
+        return {
+            "NEED_WEIGHT": need_weight, "NEED_BIAS": need_bias, "BLOCK_P": self.parts, "BLOCK_B": self.bias_parts,
+            "BLOCK_D": self.columns,
+        }  # fmt: skip
+
+
 @cache
-def _gradient_variant(of_parts: bool, need_weight: bool, need_bias: bool) -> Variant:
-    constexprs = {"NEED_WEIGHT": need_weight, "NEED_BIAS": need_bias, **gradient_blocks(1 + of_parts)}
-    return Variant(weight_gradient_kernel, constexprs, {"num_warps": WARPS})
-
-
-def gradient_blocks(n_parts: int) -> dict[str, int]:
-    """Block sizes; with a single part, a program takes a longer stretch of a row."""
-    return {"BLOCK_P": 8 if n_parts > 1 else 1, "BLOCK_B": 128, "BLOCK_D": 128 if n_parts > 1 else COLUMNS}
+def _gradient_variant(blocks: GradientBlocks, need_weight: bool, need_bias: bool) -> Variant:
+    return Variant(weight_gradient_kernel, blocks.constexprs(need_weight, need_bias), {"num_warps": WARPS})
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
@@ -234,9 +262,9 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
             "p_d_bias": f"*{dtype}",
             **dict.fromkeys(("D", "rows", "bias_stride", "n_columns", "n_parts", "n_bias_parts"), "i32"),
         }  # fmt: skip
-        for n_parts in (1, 40):
-            needs = {"NEED_WEIGHT": True, "NEED_BIAS": True, **gradient_blocks(n_parts)}
-            name = f"{dtype} of {'one part' if n_parts == 1 else 'parts'}"
+        for n_parts, n_bias_parts in ((1, 512), (8, 8), (40, 40)):
+            needs = GradientBlocks.of(n_parts, n_bias_parts).constexprs(True, True)
+            name = f"{dtype} of {'one part' if n_parts == 1 else f'{n_parts} parts'}"
             variants.append((name, weight_gradient_kernel, gradient, needs, {"num_warps": WARPS}))
     return variants
 

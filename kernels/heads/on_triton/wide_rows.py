@@ -19,6 +19,7 @@ from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
 from .chunk import INTEGERS, Chunk, Specialization, signature
 from .constants import IGNORE, N_CONSTANTS, OFFSET, SIZE, SMOOTHING, WEIGHT_SUM, WEIGHTED
+from .sample_heads import heads_of
 from .targets import load_classes, target_of
 
 ONE_BLOCK = 2048  # outputs up to which a program holds a head's whole row
@@ -373,19 +374,21 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         *itertools.product(("bf16",), (1001, 150_001), (0.0, 0.1), ("no gradient", "no bias", "weighted")),
         *itertools.product(("fp32", "bf16"), (1008, 151_936), (0.0,), ("", "aligned")),
         ("fp32", 150, 0.1, "weighted"),
+        ("bf16", 1001, 0.0, "many"),
     ]
     variants = []
     for dtype, size, smoothing, how in cases:
         has_bias, gradient = how != "no bias", how != "no gradient"
         weights = tuple(float(c % 3) for c in range(size)) if how == "weighted" else None
         wide = HeadSpec(Kind.SOFTMAX, size, label_smoothing=smoothing, class_weights=weights)
-        layout = HeadLayout((wide, wide) if how == "aligned" else (HeadSpec(Kind.SOFTMAX, 3), wide))
-        k, n_columns = (0, 2 * size) if how == "aligned" else (1, cdiv(size + 3, 8) * 8)
+        beside = heads_of((), "many") if how == "many" else (HeadSpec(Kind.SOFTMAX, 3),)
+        layout = HeadLayout((wide, wide) if how == "aligned" else (*beside, wide))
+        k, n_columns = (0, 2 * size) if how == "aligned" else (len(beside), cdiv(layout.width, 8) * 8)
         itemsize = 4 if dtype == "fp32" else 2
         blocks = choose_blocks(size, itemsize, smoothing > 0, has_bias, weights is not None)
         types = {**signature(dtype, None if has_bias else "fp32"), "n_trips": "i32"}
         constexprs = constexprs_of(
-            Specialization(layout, has_bias, gradient, False, True), k, n_columns, blocks
+            Specialization(layout, has_bias, gradient, how == "many", True), k, n_columns, blocks
         )
         name = " ".join(
             [dtype, f"{size:,} {blocks.rows}x{blocks.columns}", *["smoothed"] * (smoothing > 0), how]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from .chunk import INTEGERS, Chunk, Specialization, signature
 from .constants import KIND, N_CONSTANTS, OFFSET, SIZE
 from .elements import dense_elements
 from .head_losses import options_at
+from .sample_heads import heads_of
 from .targets import load_values, target_of
 
 COLUMNS, WARPS, REGISTERS = 512, 4, 96
@@ -142,15 +144,17 @@ def constexprs_of(specialization: Specialization, k: int, n_columns: int) -> dic
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """Variants that are launched: (name, kernel, signature, constexprs, options)."""
     variants = []
-    for dtype in ("fp32", "bf16", "fp16"):
-        for kind in (Kind.BINARY, Kind.HUBER):
-            specialization = Specialization(
-                HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(kind, 5001))), True, True, False, True
-            )
-            types = {**signature(dtype), "n_trips": "i32"}
-            constexprs = constexprs_of(specialization, 1, 5008)
-            options = launch_options(WARPS, REGISTERS)
-            variants.append((f"{dtype} {kind.name}", wide_values_kernel, types, constexprs, options))
+    for dtype, kind, what in itertools.product(
+        ("fp32", "bf16", "fp16"), (Kind.BINARY, Kind.HUBER), ("", "many")
+    ):
+        beside = heads_of((3, 3, 3, 3), what)
+        layout = HeadLayout((*beside, HeadSpec(kind, 5001)))
+        specialization = Specialization(layout, True, True, what == "many", True)
+        types = {**signature(dtype), "n_trips": "i32"}
+        constexprs = constexprs_of(specialization, len(beside), cdiv(layout.width, 8) * 8)
+        options = launch_options(WARPS, REGISTERS)
+        name = f"{dtype} {kind.name} {what}".rstrip()
+        variants.append((name, wide_values_kernel, types, constexprs, options))
     return variants
 
 

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("triton")
 
 from mt2st_fast import HeadLayout, HeadSpec, Kind
-from mt2st_fast.kernels.heads.on_triton.groups import group_heads
+from mt2st_fast.kernels.heads.on_triton.groups import MOST_HEADS, group_heads
 
 
 def layout_of(*sizes: int) -> HeadLayout:
@@ -19,8 +19,9 @@ def layout_of(*sizes: int) -> HeadLayout:
     [
         ((5,), 16),
         ((17, 12, 9, 5, 2), 64),
+        ((17, 12, 9, 5, 18, 1), 64),
         ((18, 51, 52, 5, 19), 64),
-        ((2,) * 40, 64),
+        ((2,) * 40, 16),  # few heads to a program
         ((8, 5, 56), 64),  # the last one's program begins before it, and ends with the padding
         ((5, 64, 1), 128),  # no other way: it begins between two multiples of 8
     ],
@@ -36,6 +37,7 @@ def test_every_column_has_one_program_that_holds_it(sizes, columns):
     for _, _, begin, first, last in bounds:
         assert begin % 8 == 0
         assert begin <= first < last <= begin + groups.columns
+    assert all(last - first <= MOST_HEADS for first, last, *_ in bounds)
     assert groups.columns == columns
 
 

@@ -134,9 +134,9 @@ def test_a_gpus_table_also_says_how_large_the_packed_plans_programs_are(table, t
     rows = json.loads(found.read_text())
     assert [row["of"] for row in rows] == ["triton", "triton rows"]
     assert set(rows[1]["ms"]) == set(row_blocks.CHOICES)
-    rows[1]["plan"] = "4 warps, 80 registers"
+    rows[1]["plan"] = "4 warps, 96 registers"
     tuning.save(rows, CPU, torch.float32)
-    assert row_blocks.row_blocks(shape, CPU) == row_blocks.CHOICES["4 warps, 80 registers"]
+    assert row_blocks.row_blocks(shape, CPU) == row_blocks.CHOICES["4 warps, 96 registers"]
     assert row_blocks.row_blocks(shape._replace(N=1 << 20), CPU) == default
     with row_blocks.use("8 warps"):
         assert row_blocks.row_blocks(shape, CPU).registers is None

@@ -31,9 +31,20 @@ class Kernel:
         return compile_and_run
 
 
-@pytest.mark.parametrize(("found", "by_handle"), [("3.6.0", 2), ("3.7.1", 2), ("3.8.0", 0), ("4.0.0+git", 0)])
-def test_only_known_handles_are_used(found, by_handle, monkeypatch):
-    monkeypatch.setattr(launch, "version", lambda name: found)
+@pytest.mark.parametrize(
+    ("found", "hip", "by_handle"),
+    [
+        ("3.6.0", None, 2),
+        ("3.7.1", None, 2),
+        ("3.8.0", None, 0),
+        ("4.0.0+git", None, 0),
+        ("3.7.1", "7.0", 0),  # AMD's launcher is another
+    ],
+)
+def test_only_known_handles_are_used(found, hip, by_handle, monkeypatch):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", found)
+    monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 3, raising=False)
     launch.has_known_handles.cache_clear()
