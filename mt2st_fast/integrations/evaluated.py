@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mt2st_fast.errors import InputError
+from mt2st_fast.integrations.padding import all_missing, mark_of
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.pooling import pooling_of
+from mt2st_fast.model.tasks import Task
+
+KIND, PLACES = 0, 1  # numbers of a batch that processes compare, before the widths of the labels of each task
+BY_TASK = 1  # a kind; labels by task with others beside them have larger ones
 
 
 class Evaluated:
@@ -31,10 +38,51 @@ class Evaluated:
         for name, loss, count in zip(self._heads.active, *read, strict=True):
             self._sums[name] += loss * count
             self._counts[name] += count
+
+    def first_rows(self, labels: Mapping[str, Any], n: Callable[[int], int]) -> Mapping[str, Any]:
+        """Return the labels with those of all but the first n(rows) rows marked as missing."""
+        found = dict(labels)
         for name, task in self._heads.tasks.items():
-            if name in labels and pooling_of(task) == "none":
-                rows, places = labels[name].shape[:2]
-                self._widths.setdefault(name, []).append((rows, places))
+            given = labels.get(name)
+            if isinstance(given, Tensor) and given.dim() and (kept := n(len(given))) < len(given):
+                found[name] = given.clone()
+                found[name][kept:] = mark_of(task)
+        return found
+
+    def widths(self, labels: Any, places: int) -> Tensor:
+        """Return this batch's numbers (2 + K,) int64, for all K tasks with a head; places: those of its inputs."""
+        by_task = labels if isinstance(labels, Mapping) else {}
+        tasks = self._heads.tasks
+        others = sorted(set(map(str, by_task)) - set(tasks))
+        kind = (BY_TASK + zlib.crc32(repr(others).encode()) * bool(others)) if by_task is labels else 0
+        widths = [
+            by_task[name].shape[1] if name in by_task and on_tokens(tasks[name]) else 0 for name in tasks
+        ]
+        return torch.tensor([kind, max([places, *widths]), *widths], dtype=torch.int64, device="cpu")
+
+    def completed(self, labels: Mapping[str, Any], widths: Tensor, n_processes: int) -> dict[str, Any]:
+        """Return the labels of all tasks with a head: marked as missing where they are, and behind the batch's own.
+
+        transformers would compare a task's labels in one process to those of another task elsewhere, and pad with -100.
+        widths: those of the batch, the same in all processes.
+        """
+        _, places, *of_tasks = widths.tolist()
+        tensors = [given for given in labels.values() if isinstance(given, Tensor) and given.dim()]
+        rows, device = (len(tensors[0]), tensors[0].device) if tensors else (0, None)
+        found: dict[str, Any] = {}  # in one order, in which processes exchange them
+        for (name, task), width in zip(self._heads.tasks.items(), of_tasks, strict=True):
+            given, width = labels.get(name), width or places * on_tokens(task)
+            if given is None:
+                given = all_missing(task, (rows, width) if width else (rows,)).to(device)
+            elif width_of(task, given) < width:
+                own = given
+                given = own.new_full((rows, width, *own.shape[2:]), mark_of(task))
+                given[:, : own.shape[1]] = own
+            found[name] = given
+            if width:
+                self._widths.setdefault(name, []).append((rows * n_processes, width))
+        found |= {name: labels[name] for name in sorted(labels) if name not in found}
+        return found
 
     def parts(self) -> Tensor:
         """Return the sums of the losses and the numbers of labels (2, K) float64, which processes may add up."""
@@ -56,11 +104,37 @@ class Evaluated:
         """Mark as missing, in labels (N, T, ...) of all batches by task, every place behind those of its batch."""
         for name, widths in self._widths.items():
             array = labels.get(name) if isinstance(labels, Mapping) else None
-            if not isinstance(array, np.ndarray) or len(array) != sum(rows for rows, _ in widths):
+            missing = sum(rows for rows, _ in widths) - len(array) if isinstance(array, np.ndarray) else -1
+            if (
+                not 0 <= missing < widths[-1][0]
+            ):  # of the last rows, which accelerate has repeated, some are left out
                 continue  # batches that were not put into one array
-            head, first = self._heads.tasks[name].head, 0
+            first = 0
             for rows, places in widths:
-                array[first : first + rows, places:] = (
-                    head.ignore_index if head.kind.takes_classes else np.nan
-                )
+                array[first : first + rows, places:] = mark_of(self._heads.tasks[name])
                 first += rows
+
+
+def on_tokens(task: Task) -> bool:
+    """Return whether a task has labels (N, T) of tokens, and not one per row."""
+    return pooling_of(task) == "none"
+
+
+def width_of(task: Task, labels: Tensor | None) -> int:
+    """Return T for labels (N, T) of tokens, for values (N, T, C); 0 for others."""
+    given = labels is not None and labels.dim() > 1 + (not task.head.kind.takes_classes)
+    return labels.shape[1] if labels is not None and given and on_tokens(task) else 0
+
+
+def common_widths(of_all: Tensor) -> Tensor:
+    """Return the numbers of a batch for all processes, from those of each (processes, 2 + K).
+
+    Raises InputError, in every process, if labels are by task only in some of them.
+    """
+    kinds = of_all[:, KIND].tolist()
+    if wrong := [rank for rank, kind in enumerate(kinds) if kind != kinds[0]]:
+        raise InputError(
+            f"a batch of the evaluation has other labels in process {wrong[0]} of {len(kinds)} than in process 0: "
+            "none, or of other names; let the collator return {task: labels} with the same names in every batch"
+        )
+    return of_all.amax(0)

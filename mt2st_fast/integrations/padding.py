@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -44,13 +45,24 @@ def label_batch(
     }
 
 
+def mark_of(task: Task) -> float:
+    """Return what stands for a missing label: the ignore_index of classes, NaN for values."""
+    return task.head.ignore_index if task.head.kind.takes_classes else math.nan
+
+
+def all_missing(task: Task, shape: tuple[int, ...]) -> Tensor:
+    """Return labels of this shape, for values with a last axis C, all of which are missing."""
+    if task.head.kind.takes_classes:
+        return torch.full(shape, task.head.ignore_index, dtype=torch.int64, device="cpu")
+    return torch.full((*shape, task.head.size), math.nan, dtype=torch.float32, device="cpu")
+
+
 def _placed(where: str, task: Task, labels: Any, span: TokenSpan) -> Tensor:
     """Place one row's labels of a task among all places, or its single label."""
     head, on_tokens = task.head, pooling_of(task) == "none"
     classes, of_one = head.kind.takes_classes, () if head.kind.takes_classes else (head.size,)
-    places = (span.places,) if on_tokens else ()
-    dtype = torch.int64 if classes else torch.float32
-    placed = torch.full((*places, *of_one), head.ignore_index if classes else float("nan"), dtype=dtype)
+    placed = all_missing(task, (span.places,) if on_tokens else ())
+    dtype = placed.dtype
     if labels is None:
         return placed
     try:

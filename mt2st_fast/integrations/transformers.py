@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import torch
+from accelerate.data_loader import IterableDatasetShard
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -34,8 +35,9 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.integrations.counted import BATCHES, check_counts, counts_of, step_counts
 from mt2st_fast.integrations.encoder_making import AUTO, Making, made, making_of, way_to_load
-from mt2st_fast.integrations.evaluated import Evaluated
+from mt2st_fast.integrations.evaluated import Evaluated, common_widths
 from mt2st_fast.integrations.finding import heads_of
 from mt2st_fast.integrations.padding import TokenSpan, label_batch
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
@@ -46,6 +48,10 @@ from mt2st_fast.training.schedules import Schedule
 from mt2st_fast.training.schedules.abilities import Stateful
 
 logger = logging.getLogger("mt2st_fast")
+UNKNOWN_REPEATS = (
+    "the rows that fill the last batches of this evaluation's stream may count twice, as every process reads it and "
+    'none knows its length; with accelerator_config={"dispatch_batches": True}, one process reads it, and none does'
+)
 
 __all__ = [
     "DataCollatorForMultiTask",
@@ -232,9 +238,10 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer, extended to count the labels of every task in all batches of a step or an evaluation.
 
     This makes gradient accumulation and `eval_loss` exact, whichever labels are missing: transformers itself only
-    counts `labels` that are one tensor, and otherwise averages the means of the batches. In an evaluation, places
-    behind a batch's rows have the marks of missing labels (in several processes transformers' own, -100). With
-    remove_unused_columns, columns that the encoder takes are kept. Raises InputError for a label_smoothing_factor.
+    counts `labels` that are one tensor, and otherwise averages the means of the batches. In an evaluation, labels that
+    a batch lacks, and places behind its rows, have the marks of missing labels; rows that accelerate repeats count
+    once. With remove_unused_columns, columns that the encoder takes are kept. Raises InputError for a
+    label_smoothing_factor, for several GPUs in one process, and, in every process, if some have no batch for a step.
     """
 
     compute_metrics: Any  # transformers sets it
@@ -243,22 +250,25 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         self._evaluated: Evaluated | None = None
         super().__init__(*args, **options)
         _check_smoothing(self.args)
+        _check_one_device(self.args)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Return the batches of a step, and by task the divisor of its loss, over all processes."""
         batches, counted = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches or not all(isinstance(batch.get("labels"), Mapping) for batch in batches):
-            return batches, counted
+        labels = [batch.get("labels") for batch in batches]
         heads = heads_of(self.accelerator.unwrap_model(self.model))
-        counts: dict[str, Tensor] = {}
-        for batch in batches:
-            for name, count in heads.label_counts(batch["labels"]).items():
-                counts[name] = counts.get(name, 0.0) + count.to(device)
-        if self.args.world_size > 1 and self.args.average_tokens_across_devices:
-            counts = {name: self.accelerator.reduce(count, "sum") for name, count in counts.items()}
-        return batches, counts
+        are_by_task = all(isinstance(of_one, Mapping) for of_one in labels)
+        own = step_counts(heads, labels if are_by_task else [], len(batches), device)
+        if self.args.world_size == 1:
+            return batches, counts_of(heads, own) if batches and are_by_task else counted
+        # One message of one length, whatever these batches hold: otherwise processes would wait for each other.
+        of_all = self.accelerator.gather(own[None])
+        check_counts(of_all)
+        if not are_by_task or not of_all[:, BATCHES].any():
+            return batches, counted
+        return batches, counts_of(heads, of_all.sum(0) if self.args.average_tokens_across_devices else own)
 
     def compute_loss(
         self,
@@ -267,13 +277,52 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Compute the loss as transformers does; in an evaluation, its sums are kept."""
+        """Compute the loss as transformers does; in an evaluation, its sums are kept, and a row counts once."""
         labels = inputs.get("labels")
+        if self._evaluated is not None and isinstance(labels, Mapping):
+            labels = self._evaluated.first_rows(labels, self._n_first_rows)
+            inputs = {**inputs, "labels": labels}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         losses = outputs.get("losses") if isinstance(outputs, Mapping) else None
         if self._evaluated is not None and isinstance(labels, Mapping) and losses is not None:
             self._evaluated.add(labels, losses)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        """Return what transformers does, with labels of all tasks, which have one width in all processes."""
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if self._evaluated is None:
+            return loss, logits, labels
+        several, gather = self.accelerator.num_processes > 1, self.accelerator.gather
+        given, ids = inputs.get("labels"), inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        places = ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else 0
+        widths = self._evaluated.widths(given, places)
+        if several:
+            widths = common_widths(gather(widths[None].to(self.accelerator.device)).cpu())
+        if isinstance(labels, Mapping):
+            labels = self._evaluated.completed(labels, widths, self.accelerator.num_processes)
+        return loss, logits, labels
+
+    def _n_first_rows(self, rows: int) -> int:
+        """Return how many of this batch's rows no process has had before.
+
+        Where the rows of an evaluation do not fill the last batches of all processes, accelerate repeats some.
+        """
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader:
+            return rows
+        if isinstance(getattr(state.active_dataloader, "dataset", None), IterableDatasetShard):
+            logger.warning("%s", UNKNOWN_REPEATS)
+            return rows
+        if state.remainder <= 0:
+            return rows
+        return min(max(0, state.remainder - self.accelerator.process_index * rows), rows)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
         """Evaluate as transformers does, with the loss over all labels in place of the mean of the batches' losses."""
@@ -319,6 +368,15 @@ def _check_smoothing(args: TrainingArguments) -> None:
         raise InputError(
             "label_smoothing_factor only works for labels in one tensor; leave it out and set it per task, as in "
             f"Classification(4, label_smoothing={args.label_smoothing_factor:g})"
+        )
+
+
+def _check_one_device(args: TrainingArguments) -> None:
+    if args.n_gpu > 1:
+        raise InputError(
+            f"transformers would use {args.n_gpu} GPUs in one process (nn.DataParallel), where the labels of a step "
+            f"cannot be counted; start a process per GPU (torchrun --nproc-per-node {args.n_gpu}), or let it see one "
+            "(CUDA_VISIBLE_DEVICES=0)"
         )
 
 
