@@ -12,29 +12,35 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 
 BATCHES, LABELLED = 0, 1  # columns: batches of a step, and whether all of them have labels by task
-FIRST = 2  # column of the first task; each has two, the batches with its labels and their number
+FIRST = 2  # column of the first task; each has two: whether a batch has labels of it, and their number
 
 
-def step_counts(
-    heads: MultiTaskHeads, labels: Sequence[Mapping[str, Any]], n_batches: int, device: torch.device
-) -> Tensor:
-    """Return the row of this process, float32 (FIRST + 2 K,), for all K tasks of the heads, active or not.
-
-    labels: by task, of every batch; none, if those of some batch are anything else.
-    """
-    pairs = torch.zeros(len(heads.names), 2, dtype=torch.float32, device=device)
+def step_counts(heads: MultiTaskHeads, labels: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Return the number of labels () float32 of every active task that a batch of a step has labels of."""
+    counts: dict[str, Tensor] = {}
     for of_batch in labels:
         for name, count in heads.label_counts(of_batch).items():
-            pair = pairs[heads.names.index(name)]
-            pair += torch.stack([torch.ones_like(pair[0]), count.to(pair)])
-    facts = torch.tensor([n_batches, len(labels) == n_batches], dtype=torch.float32, device=device)
-    return torch.cat([facts, pairs.flatten()])
+            counts[name] = counts[name] + count if name in counts else count
+    return counts
 
 
-def counts_of(heads: MultiTaskHeads, row: Tensor) -> dict[str, Tensor]:
-    """Return the number of labels () of every task that any batch has labels of; row: of one, or a sum of several."""
-    has = row[FIRST::2].tolist()
-    return {name: row[FIRST + 2 * k + 1] for k, name in enumerate(heads.names) if has[k]}
+def row_of(
+    heads: MultiTaskHeads, counts: Mapping[str, Tensor], n_batches: int, labelled: bool, device: torch.device
+) -> Tensor:
+    """Return the row of this process, float32 (FIRST + 2 K,), for all K tasks of the heads, active or not."""
+    facts = [n_batches, labelled, *(fact for name in heads.names for fact in (name in counts, 0))]
+    row = torch.tensor(facts, dtype=torch.float32, device=device)
+    for k, name in enumerate(heads.names):
+        if name in counts:
+            row[FIRST + 2 * k + 1] = counts[name].to(device)
+    return row
+
+
+def sums_of(heads: MultiTaskHeads, of_all: Tensor) -> dict[str, Tensor]:
+    """Return what `step_counts` does for the batches of all processes, from their rows (processes, FIRST + 2 K)."""
+    sums = of_all.sum(0)
+    has = sums[FIRST::2].tolist()
+    return {name: sums[FIRST + 2 * k + 1] for k, name in enumerate(heads.names) if has[k]}
 
 
 def check_counts(of_all: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,12 @@ class Evaluated:
             self._sums[name] += loss * count
             self._counts[name] += count
 
-    def first_rows(self, labels: Mapping[str, Any], n: Callable[[int], int]) -> Mapping[str, Any]:
-        """Return the labels with those of all but the first n(rows) rows marked as missing."""
+    def first_rows(self, labels: Mapping[str, Any], kept: int) -> Mapping[str, Any]:
+        """Return the labels with those of all but the first rows marked as missing."""
         found = dict(labels)
         for name, task in self._heads.tasks.items():
             given = labels.get(name)
-            if isinstance(given, Tensor) and given.dim() and (kept := n(len(given))) < len(given):
+            if isinstance(given, Tensor) and given.dim() and kept < len(given):
                 found[name] = given.clone()
                 found[name][kept:] = mark_of(task)
         return found
@@ -67,8 +67,8 @@ class Evaluated:
         widths: those of the batch, the same in all processes.
         """
         _, places, *of_tasks = widths.tolist()
-        tensors = [given for given in labels.values() if isinstance(given, Tensor) and given.dim()]
-        rows, device = (len(tensors[0]), tensors[0].device) if tensors else (0, None)
+        rows = n_rows(labels)
+        device = next((given.device for given in labels.values() if isinstance(given, Tensor)), None)
         found: dict[str, Any] = {}  # in one order, in which processes exchange them
         for (name, task), width in zip(self._heads.tasks.items(), of_tasks, strict=True):
             given, width = labels.get(name), width or places * on_tokens(task)
@@ -113,6 +113,11 @@ class Evaluated:
             for rows, places in widths:
                 array[first : first + rows, places:] = mark_of(self._heads.tasks[name])
                 first += rows
+
+
+def n_rows(labels: Mapping[str, Any]) -> int:
+    """Return the number of rows of a batch with these labels."""
+    return next((len(given) for given in labels.values() if isinstance(given, Tensor) and given.dim()), 0)
 
 
 def on_tokens(task: Task) -> bool:

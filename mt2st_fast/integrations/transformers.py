@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from accelerate.data_loader import IterableDatasetShard
 from torch import Tensor, nn
 from transformers import (
@@ -35,9 +36,9 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.integrations.counted import BATCHES, check_counts, counts_of, step_counts
+from mt2st_fast.integrations.counted import check_counts, row_of, step_counts, sums_of
 from mt2st_fast.integrations.encoder_making import AUTO, Making, made, making_of, way_to_load
-from mt2st_fast.integrations.evaluated import Evaluated, common_widths
+from mt2st_fast.integrations.evaluated import Evaluated, common_widths, n_rows
 from mt2st_fast.integrations.finding import heads_of
 from mt2st_fast.integrations.padding import TokenSpan, label_batch
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
@@ -50,7 +51,8 @@ from mt2st_fast.training.schedules.abilities import Stateful
 logger = logging.getLogger("mt2st_fast")
 UNKNOWN_REPEATS = (
     "the rows that fill the last batches of this evaluation's stream may count twice, as every process reads it and "
-    'none knows its length; with accelerator_config={"dispatch_batches": True}, one process reads it, and none does'
+    'none knows its length; with accelerator_config={"dispatch_batches": True, "split_batches": True}, one process '
+    "reads it, and every row counts once"
 )
 
 __all__ = [
@@ -260,15 +262,17 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         labels = [batch.get("labels") for batch in batches]
         heads = heads_of(self.accelerator.unwrap_model(self.model))
         are_by_task = all(isinstance(of_one, Mapping) for of_one in labels)
-        own = step_counts(heads, labels if are_by_task else [], len(batches), device)
-        if self.args.world_size == 1:
-            return batches, counts_of(heads, own) if batches and are_by_task else counted
-        # One message of one length, whatever these batches hold: otherwise processes would wait for each other.
-        of_all = self.accelerator.gather(own[None])
-        check_counts(of_all)
-        if not are_by_task or not of_all[:, BATCHES].any():
+        own = step_counts(heads, labels) if are_by_task else {}
+        if self.args.world_size > 1:
+            # One message of one length, whatever these batches hold: otherwise processes would wait for each other.
+            row = row_of(heads, own, len(batches), are_by_task, device)
+            of_all = self.accelerator.gather(row[None])
+            check_counts(of_all)
+            if self.args.average_tokens_across_devices:
+                own = sums_of(heads, of_all)
+        if not batches or not are_by_task:
             return batches, counted
-        return batches, counts_of(heads, of_all.sum(0) if self.args.average_tokens_across_devices else own)
+        return batches, {name: count.to(device) for name, count in own.items()}
 
     def compute_loss(
         self,
@@ -280,7 +284,7 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         """Compute the loss as transformers does; in an evaluation, its sums are kept, and a row counts once."""
         labels = inputs.get("labels")
         if self._evaluated is not None and isinstance(labels, Mapping):
-            labels = self._evaluated.first_rows(labels, self._n_first_rows)
+            labels = self._evaluated.first_rows(labels, self._n_first_rows(n_rows(labels)))
             inputs = {**inputs, "labels": labels}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         losses = outputs.get("losses") if isinstance(outputs, Mapping) else None
@@ -385,8 +389,8 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
 
     A retired task has no forward pass, no gradient and, with `prune`, no optimizer state. A resumed run continues bit
     for bit. Under DDP with activation checkpointing, set ddp_find_unused_parameters=True. Raises InputError for a
-    schedule with state, which checkpoints of transformers do not store, for a label_smoothing_factor, and what
-    PhaseController raises.
+    schedule with state, which checkpoints of transformers do not store, for a label_smoothing_factor, for processes
+    whose loaders differ in length, and what PhaseController raises.
     """
 
     def __init__(self, schedule: Schedule, *, prune: bool = True) -> None:
@@ -404,6 +408,8 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
         """Start a new PhaseController for this run, and enter its first phase: labels are counted before a step."""
         _check_smoothing(args)
         model = others["model"]
+        if args.world_size > 1:
+            _check_together(state.max_steps, _steps_per_epoch(args, state, others))
         self.controller = PhaseController(heads_of(model), self.schedule, encoder=model, prune=self.prune)
         self._step(args, state, others)
 
@@ -419,6 +425,18 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
         assert self.controller is not None
         self.controller.optimizer = others.get("optimizer")
         self.controller.step(state.global_step, state.max_steps, _steps_per_epoch(args, state, others))
+
+
+def _check_together(steps: int, per_epoch: int) -> None:
+    """Raise InputError, in every process, if a schedule would count other steps in some of them."""
+    of_all: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_all, [int(steps), int(per_epoch)])
+    if wrong := [rank for rank, of_one in enumerate(of_all) if of_one != of_all[0]]:
+        told = [f"{of_all[rank][0]} steps, {of_all[rank][1]} of them an epoch" for rank in (0, wrong[0])]
+        raise InputError(
+            f"process 0 would train for {told[0]}, and process {wrong[0]} of {len(of_all)} for {told[1]}: tasks would "
+            "retire at different steps; give every process a loader of the same length"
+        )
 
 
 def _steps_per_epoch(args: TrainingArguments, state: TrainerState, others: Mapping[str, Any]) -> int:

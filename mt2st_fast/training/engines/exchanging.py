@@ -189,7 +189,11 @@ class ExchangingGradientCalls(ExchangingSteps):
 
     def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
         # It does not support penalties of learned weights.
-        return self._calls(micro_steps, shares.labels_mk, hands_out=Told.CAN_POST not in self._told)
+        if Told.CAN_POST not in self._told:
+            return self._calls(micro_steps, shares.labels_mk)
+        assert self._calls.gradients is not None
+        room = self._posted.begin(self._calls.gradients, self._told)
+        return self._calls(micro_steps, shares.labels_mk, hands_out=False, room=room)
 
     def _tells(self, micro_steps: list[list[PlainBatch]]) -> Told:
         assert self._calls.gradients is not None
@@ -211,7 +215,7 @@ class ExchangingGradientCalls(ExchangingSteps):
         if Told.CAN_POST not in self._told:
             return super()._move(own_losses_k)
         assert self._calls.gradients is not None
-        return self._posted(self._calls.gradients, own_losses_k, self._told)
+        return self._posted(self._calls.gradients, own_losses_k)
 
 
 def _has_rows(batch: PlainBatch) -> bool:
