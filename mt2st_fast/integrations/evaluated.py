@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.integrations.padding import all_missing, mark_of
+from mt2st_fast.integrations.padding import all_missing, mark_of, on_tokens, with_active
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.pooling import pooling_of
 from mt2st_fast.model.tasks import Task
 
 KIND, PLACES = 0, 1  # numbers of a batch that processes compare, before the widths of the labels of each task
@@ -27,6 +26,8 @@ class Evaluated:
         self._heads = heads
         self._sums = dict.fromkeys(heads.active, 0.0)
         self._counts = dict.fromkeys(heads.active, 0.0)
+        self._given: set[str] = set()  # tasks and others of which a batch has labels
+        self._n_batches = 0
         # By task on tokens: (rows, places) of the batches.
         self._widths: dict[str, list[tuple[int, int]]] = {}
 
@@ -39,9 +40,14 @@ class Evaluated:
             self._sums[name] += loss * count
             self._counts[name] += count
 
-    def first_rows(self, labels: Mapping[str, Any], kept: int) -> Mapping[str, Any]:
-        """Return the labels with those of all but the first rows marked as missing."""
-        found = dict(labels)
+    def losable(self, labels: Mapping[str, Any], ids: Any, n_first: Callable[[int], int]) -> dict[str, Any]:
+        """Return labels of a batch of tokens (N, T) of which a loss can be computed, whatever tasks it has labels of.
+
+        Those of all but its first n_first(rows) rows are marked as missing.
+        """
+        found, kept = dict(with_active(self._heads, labels, ids)), n_first(n_rows(labels))
+        self._n_batches += 1
+        self._given |= set(labels)
         for name, task in self._heads.tasks.items():
             given = labels.get(name)
             if isinstance(given, Tensor) and given.dim() and kept < len(given):
@@ -85,17 +91,28 @@ class Evaluated:
         return found
 
     def parts(self) -> Tensor:
-        """Return the sums of the losses and the numbers of labels (2, K) float64, which processes may add up."""
-        return torch.tensor(
-            [[*self._sums.values()], [*self._counts.values()]], dtype=torch.float64, device="cpu"
-        )
+        """Return numbers (3, K) float64, which processes may add up.
+
+        They are the sums of the losses, the numbers of labels, and whether any batch has labels of the task.
+        """
+        given = [float(name in self._given) for name in self._sums]
+        numbers = [[*self._sums.values()], [*self._counts.values()], given]
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
     def loss(self, parts: Tensor) -> float | None:
-        """Return the weighted loss over all labels, of which a task without any has none; None without any label."""
+        """Return the weighted loss over all labels, of which a task without any has none; None without any label.
+
+        Raises InputError if no batch has labels of any active task.
+        """
         weights = self._heads.weights
+        if self._n_batches and not parts[2].any():
+            raise InputError(
+                f"the labels of the evaluation are of {', '.join(sorted(self._given)) or 'no task'}, and of none of the "
+                f"active tasks {', '.join(self._heads.active)}"
+            )
         found = [
             weights[name] * total / count
-            for name, total, count in zip(self._sums, *parts.tolist(), strict=True)
+            for name, total, count in zip(self._sums, *parts[:2].tolist(), strict=True)
             if count
         ]
         return sum(found) if found else None
@@ -118,11 +135,6 @@ class Evaluated:
 def n_rows(labels: Mapping[str, Any]) -> int:
     """Return the number of rows of a batch with these labels."""
     return next((len(given) for given in labels.values() if isinstance(given, Tensor) and given.dim()), 0)
-
-
-def on_tokens(task: Task) -> bool:
-    """Return whether a task has labels (N, T) of tokens, and not one per row."""
-    return pooling_of(task) == "none"
 
 
 def width_of(task: Task, labels: Tensor | None) -> int:

@@ -38,9 +38,9 @@ from transformers.utils import ModelOutput
 from mt2st_fast.errors import InputError
 from mt2st_fast.integrations.counted import check_counts, row_of, step_counts, sums_of
 from mt2st_fast.integrations.encoder_making import AUTO, Making, made, making_of, way_to_load
-from mt2st_fast.integrations.evaluated import Evaluated, common_widths, n_rows
+from mt2st_fast.integrations.evaluated import Evaluated, common_widths
 from mt2st_fast.integrations.finding import heads_of
-from mt2st_fast.integrations.padding import TokenSpan, label_batch
+from mt2st_fast.integrations.padding import TokenSpan, label_batch, with_active
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model.tasks import Task
@@ -283,8 +283,8 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """Compute the loss as transformers does; in an evaluation, its sums are kept, and a row counts once."""
         labels = inputs.get("labels")
-        if self._evaluated is not None and isinstance(labels, Mapping):
-            labels = self._evaluated.first_rows(labels, self._n_first_rows(n_rows(labels)))
+        if isinstance(labels, Mapping):
+            labels = self._losable(labels, self._ids(inputs), num_items_in_batch)
             inputs = {**inputs, "labels": labels}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         losses = outputs.get("losses") if isinstance(outputs, Mapping) else None
@@ -304,7 +304,7 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         if self._evaluated is None:
             return loss, logits, labels
         several, gather = self.accelerator.num_processes > 1, self.accelerator.gather
-        given, ids = inputs.get("labels"), inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        given, ids = inputs.get("labels"), self._ids(inputs)
         places = ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else 0
         widths = self._evaluated.widths(given, places)
         if several:
@@ -312,6 +312,17 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         if isinstance(labels, Mapping):
             labels = self._evaluated.completed(labels, widths, self.accelerator.num_processes)
         return loss, logits, labels
+
+    def _losable(self, labels: Mapping[str, Any], ids: Any, counted: Any) -> Mapping[str, Any]:
+        """Return labels of a batch of which a loss can be computed; counted: the labels of its step, in training."""
+        if self._evaluated is not None:
+            return self._evaluated.losable(labels, ids, self._n_first_rows)
+        heads = heads_of(self.accelerator.unwrap_model(self.model))
+        has_others = isinstance(counted, Mapping) and any(name in counted for name in heads.active)
+        return with_active(heads, labels, ids) if has_others or self.args.world_size > 1 else labels
+
+    def _ids(self, inputs: Mapping[str, Any]) -> Any:
+        return inputs.get(getattr(self.model, "main_input_name", "input_ids"))
 
     def _n_first_rows(self, rows: int) -> int:
         """Return how many of this batch's rows no process has had before.
