@@ -107,8 +107,8 @@ class Evaluated:
         weights = self._heads.weights
         if self._n_batches and not parts[2].any():
             raise InputError(
-                f"the labels of the evaluation are of {', '.join(sorted(self._given)) or 'no task'}, and of none of the "
-                f"active tasks {', '.join(self._heads.active)}"
+                f"the labels of the evaluation are of {', '.join(sorted(self._given)) or 'no task'}, and of none of "
+                f"the active tasks {', '.join(self._heads.active)}"
             )
         found = [
             weights[name] * total / count

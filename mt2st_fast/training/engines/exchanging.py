@@ -26,6 +26,7 @@ from mt2st_fast.training.engines.gradient_calls import GradientCalls
 from mt2st_fast.training.engines.posted_steps import PostedSteps, Told
 from mt2st_fast.training.engines.shares import Shares, label_numbers, shares_of_numbers
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
+from mt2st_fast.training.processes.data import warn_if_alike
 from mt2st_fast.training.processes.gradients import Exchange
 
 # What a step may do without, as the phase's record names it.
@@ -78,6 +79,9 @@ class ExchangingSteps(EagerSteps):
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """Take one step of all processes; returns the losses (K,), the same in every process."""
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
+        if self._parts.own_data and not self._parts.state.compared:
+            self._parts.state.compared = True  # whichever engine takes the next step
+            warn_if_alike(plain[0], self._parts.processes)
         # A process may have no row of a small batch.
         if self._passes_together:
             self._check_rows(plain)
