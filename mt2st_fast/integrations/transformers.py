@@ -41,6 +41,7 @@ from mt2st_fast.integrations.encoder_making import AUTO, Making, made, making_of
 from mt2st_fast.integrations.evaluated import Evaluated, common_widths
 from mt2st_fast.integrations.finding import heads_of
 from mt2st_fast.integrations.padding import TokenSpan, label_batch, with_active
+from mt2st_fast.integrations.together import check_steps
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model.tasks import Task
@@ -439,15 +440,9 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _check_together(steps: int, per_epoch: int) -> None:
-    """Raise InputError, in every process, if a schedule would count other steps in some of them."""
     of_all: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(of_all, [int(steps), int(per_epoch)])
-    if wrong := [rank for rank, of_one in enumerate(of_all) if of_one != of_all[0]]:
-        told = [f"{of_all[rank][0]} steps, {of_all[rank][1]} of them an epoch" for rank in (0, wrong[0])]
-        raise InputError(
-            f"process 0 would train for {told[0]}, and process {wrong[0]} of {len(of_all)} for {told[1]}: tasks would "
-            "retire at different steps; give every process a loader of the same length"
-        )
+    check_steps(of_all)
 
 
 def _steps_per_epoch(args: TrainingArguments, state: TrainerState, others: Mapping[str, Any]) -> int:
