@@ -77,14 +77,14 @@ class Evaluated:
         device = next((given.device for given in labels.values() if isinstance(given, Tensor)), None)
         found: dict[str, Any] = {}  # in one order, in which processes exchange them
         for (name, task), width in zip(self._heads.tasks.items(), of_tasks, strict=True):
-            given, width = labels.get(name), width or places * on_tokens(task)
-            if given is None:
-                given = all_missing(task, (rows, width) if width else (rows,)).to(device)
-            elif width_of(task, given) < width:
-                own = given
-                given = own.new_full((rows, width, *own.shape[2:]), mark_of(task))
-                given[:, : own.shape[1]] = own
-            found[name] = given
+            own, width = labels.get(name), width or places * on_tokens(task)
+            found[name] = own
+            if own is None:
+                found[name] = all_missing(task, (rows, width) if width else (rows,)).to(device)
+            elif width_of(task, own) < width:
+                padded = own.new_full((rows, width, *own.shape[2:]), mark_of(task))
+                padded[:, : own.shape[1]] = own
+                found[name] = padded
             if width:
                 self._widths.setdefault(name, []).append((rows * n_processes, width))
         found |= {name: labels[name] for name in sorted(labels) if name not in found}

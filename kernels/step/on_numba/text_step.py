@@ -147,8 +147,9 @@ def gathered(model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
     """Return (rows (R,), d_rows (R, D)) for `text_gradients` in step/text.py."""
     memory, D = model.memory, model.table.parameter.shape[1]
     R = int(memory.batch.counts[1]) if model.moving(moves).reach == TO_TABLE else 0
-    has_room = model.room is not None and len(model.room) >= R * D
-    d_rows = model.room[: R * D].reshape(R, D) if has_room else memory.d_rows[:R]
+    d_rows = memory.d_rows[:R]
+    if model.room is not None and len(model.room) >= R * D:
+        d_rows = model.room[: R * D].reshape(R, D)
     return torch.from_numpy(memory.batch.rows[:R].copy()), torch.from_numpy(d_rows)
 
 

@@ -128,7 +128,7 @@ class TextGradients(TextCalls):
 
     def let_go_of_rows(self) -> None:
         """Forget the gradients of rows, which may lie in memory of somebody else."""
-        self._rows = []
+        self._rows.clear()
 
     def begin(self) -> None:
         """Start from zero; gradients that were handed out may be overwritten."""
