@@ -122,9 +122,8 @@ class Evaluated:
         for name, widths in self._widths.items():
             array = labels.get(name) if isinstance(labels, Mapping) else None
             missing = sum(rows for rows, _ in widths) - len(array) if isinstance(array, np.ndarray) else -1
-            if (
-                not 0 <= missing < widths[-1][0]
-            ):  # of the last rows, which accelerate has repeated, some are left out
+            # Of the last rows, accelerate leaves out those that it has repeated.
+            if not 0 <= missing < widths[-1][0]:
                 continue  # batches that were not put into one array
             first = 0
             for rows, places in widths:
