@@ -121,10 +121,11 @@ class Evaluated:
         """Mark as missing, in labels (N, T, ...) of all batches by task, every place behind those of its batch."""
         for name, widths in self._widths.items():
             array = labels.get(name) if isinstance(labels, Mapping) else None
-            missing = sum(rows for rows, _ in widths) - len(array) if isinstance(array, np.ndarray) else -1
-            # Of the last rows, accelerate leaves out those that it has repeated.
-            if not 0 <= missing < widths[-1][0]:
+            if not isinstance(array, np.ndarray):
                 continue  # batches that were not put into one array
+            # Of the last rows, accelerate leaves out those that it has repeated.
+            if not 0 <= sum(rows for rows, _ in widths) - len(array) < widths[-1][0]:
+                continue
             first = 0
             for rows, places in widths:
                 array[first : first + rows, places:] = mark_of(self._heads.tasks[name])
