@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -110,17 +111,25 @@ def text_gradients(
     dropout: Dropout,
     moves: Moves = EVERYTHING,
     extra: ExtraGradients | None = None,
+    room: np.ndarray | None = None,
 ) -> BatchGradients:
     """Return the gradients by which `text_step` would update a `gradient_model`, for the sides given by `moves`.
 
-    Gradients of dense parameters are added to the contents of the model's gradients. Arguments and errors are those of
-    `text_step`; also raises ValueError if the model is not a `gradient_model`.
+    Gradients of dense parameters are added to the contents of the model's gradients. Those of rows lie at the beginning
+    of `room`, (n,) float32, if they fit there. Other arguments and errors are those of `text_step`; also raises
+    ValueError if the model is not a `gradient_model`.
     """
     if not model.gathers_rows:
         raise ValueError("text_gradients requires a gradient_model; call text_step for this one")
-    # Such a step updates the gradients themselves: gradient - rate * (new gradient), with rate -1.
-    found = _step(model, [RowRule(SGD, -1.0)], [Decay()], words, targets, task_weights, dropout, moves, extra)
-    rows, d_rows = _kernels(model).gathered(model, moves)
+    model.room = room
+    try:
+        # Such a step updates the gradients themselves: gradient - rate * (new gradient), with rate -1.
+        found = _step(
+            model, [RowRule(SGD, -1.0)], [Decay()], words, targets, task_weights, dropout, moves, extra
+        )
+        rows, d_rows = _kernels(model).gathered(model, moves)
+    finally:
+        model.room = None  # it may be memory that somebody gives back
     return BatchGradients(found.losses, found.correct, rows, d_rows)
 
 

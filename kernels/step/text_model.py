@@ -109,6 +109,7 @@ class TextStepModel:
         }
         self.gathers_rows = gathers_rows
         self.memory: Any = None  # belongs to the backend
+        self.room: np.ndarray | None = None  # (n,) float32, where the next gradients of rows go, if they fit
 
     def moving(self, moves: Moves) -> Moving:
         """Return what such a step updates."""

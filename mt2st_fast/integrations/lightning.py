@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.integrations.together import check_steps
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.phase_controller import PhaseController
 from mt2st_fast.training.schedules import Schedule
@@ -78,7 +80,8 @@ class PhaseCallback(L.Callback):  # type: ignore[misc]
     their state of retired parameters; the parameters stay in their groups, for schedulers and stored states.
 
     Under DDP the model is wrapped again when tasks retire, so find_unused_parameters is not needed. Raises InputError
-    where there are no MultiTaskHeads and for a run without an end, and what PhaseController raises.
+    where there are no MultiTaskHeads, for a run without an end, for processes whose loaders differ in length, and what
+    PhaseController raises.
     """
 
     def __init__(self, schedule: Schedule, heads: str = "heads", *, prune: bool = True) -> None:
@@ -88,7 +91,15 @@ class PhaseCallback(L.Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the heads, and continue from a checkpoint's state if there is one."""
-        if math.isinf(progress_of(trainer, 0).total):
+        progress = progress_of(trainer, 0)
+        if trainer.world_size > 1:
+            own = torch.tensor(
+                [progress.total, progress.per_epoch],
+                dtype=torch.float32,
+                device=trainer.strategy.root_device,
+            )
+            check_steps(trainer.strategy.all_gather(own).tolist())
+        if math.isinf(progress.total):
             stream = "max_steps, as the batches have no known number"
             what = "max_epochs or max_steps" if math.isfinite(trainer.num_training_batches) else stream
             raise InputError(f"a schedule of phases needs an end; set {what} of the Trainer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.pooling import pooling_of
 from mt2st_fast.model.tasks import Task
 
@@ -44,13 +46,42 @@ def label_batch(
     }
 
 
+def on_tokens(task: Task) -> bool:
+    """Return whether a task has labels (N, T) of tokens, and not one per row."""
+    return pooling_of(task) == "none"
+
+
+def with_active(heads: MultiTaskHeads, labels: Mapping[str, Any], ids: Any) -> Mapping[str, Any]:
+    """Return labels of a batch of tokens (N, T), with missing ones of the main task if they are of no active task.
+
+    So the batch has a loss of 0, where another batch of the step, maybe in another process, has labels.
+    """
+    main = heads.main
+    if any(name in labels for name in heads.active) or main not in heads.tasks or not isinstance(ids, Tensor):
+        return labels
+    task = heads.tasks[main]
+    shape = (len(ids), ids.shape[1]) if on_tokens(task) else (len(ids),)
+    return {**labels, main: all_missing(task, shape).to(ids.device)}
+
+
+def mark_of(task: Task) -> float:
+    """Return what stands for a missing label: the ignore_index of classes, NaN for values."""
+    return task.head.ignore_index if task.head.kind.takes_classes else math.nan
+
+
+def all_missing(task: Task, shape: tuple[int, ...]) -> Tensor:
+    """Return labels of this shape, for values with a last axis C, all of which are missing."""
+    if task.head.kind.takes_classes:
+        return torch.full(shape, task.head.ignore_index, dtype=torch.int64, device="cpu")
+    return torch.full((*shape, task.head.size), math.nan, dtype=torch.float32, device="cpu")
+
+
 def _placed(where: str, task: Task, labels: Any, span: TokenSpan) -> Tensor:
     """Place one row's labels of a task among all places, or its single label."""
-    head, on_tokens = task.head, pooling_of(task) == "none"
+    head, of_tokens = task.head, on_tokens(task)
     classes, of_one = head.kind.takes_classes, () if head.kind.takes_classes else (head.size,)
-    places = (span.places,) if on_tokens else ()
-    dtype = torch.int64 if classes else torch.float32
-    placed = torch.full((*places, *of_one), head.ignore_index if classes else float("nan"), dtype=dtype)
+    placed = all_missing(task, (span.places,) if of_tokens else ())
+    dtype = placed.dtype
     if labels is None:
         return placed
     try:
@@ -59,13 +90,13 @@ def _placed(where: str, task: Task, labels: Any, span: TokenSpan) -> Tensor:
         raise InputError(f"the labels of {where} must be numbers of one shape, not {labels!r}") from None
     if classes and (given.is_floating_point() or given.dtype == torch.bool):
         raise InputError(f"the labels of {where} must be whole numbers, not {given.dtype}")
-    wanted = ((span.tokens,) if on_tokens else ()) + of_one
+    wanted = ((span.tokens,) if of_tokens else ()) + of_one
     if of_one == (1,) and given.shape == wanted[:-1]:
         given = given.unsqueeze(-1)
     if given.shape != wanted:
-        each = "one per token" if on_tokens else "one per row"
+        each = "one per token" if of_tokens else "one per row"
         raise InputError(f"the labels of {where} must be {wanted}, {each}, not {tuple(given.shape)}")
-    if not on_tokens:
+    if not of_tokens:
         return given.to(dtype)
     placed[span.first : span.first + span.tokens] = given.to(dtype)
     return placed

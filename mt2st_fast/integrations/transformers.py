@@ -20,6 +20,8 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
+from accelerate.data_loader import IterableDatasetShard
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -34,10 +36,12 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.integrations.counted import check_counts, row_of, step_counts, sums_of
 from mt2st_fast.integrations.encoder_making import AUTO, Making, made, making_of, way_to_load
-from mt2st_fast.integrations.evaluated import Evaluated
+from mt2st_fast.integrations.evaluated import Evaluated, common_widths
 from mt2st_fast.integrations.finding import heads_of
-from mt2st_fast.integrations.padding import TokenSpan, label_batch
+from mt2st_fast.integrations.padding import TokenSpan, label_batch, with_active
+from mt2st_fast.integrations.together import check_steps
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model.tasks import Task
@@ -46,6 +50,11 @@ from mt2st_fast.training.schedules import Schedule
 from mt2st_fast.training.schedules.abilities import Stateful
 
 logger = logging.getLogger("mt2st_fast")
+UNKNOWN_REPEATS = (
+    "the rows that fill the last batches of this evaluation's stream may count twice, as every process reads it and "
+    'none knows its length; with accelerator_config={"dispatch_batches": True, "split_batches": True}, one process '
+    "reads it, and every row counts once"
+)
 
 __all__ = [
     "DataCollatorForMultiTask",
@@ -232,9 +241,10 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer, extended to count the labels of every task in all batches of a step or an evaluation.
 
     This makes gradient accumulation and `eval_loss` exact, whichever labels are missing: transformers itself only
-    counts `labels` that are one tensor, and otherwise averages the means of the batches. In an evaluation, places
-    behind a batch's rows have the marks of missing labels (in several processes transformers' own, -100). With
-    remove_unused_columns, columns that the encoder takes are kept. Raises InputError for a label_smoothing_factor.
+    counts `labels` that are one tensor, and otherwise averages the means of the batches. In an evaluation, labels that
+    a batch lacks, and places behind its rows, have the marks of missing labels; rows that accelerate repeats count
+    once. With remove_unused_columns, columns that the encoder takes are kept. Raises InputError for a
+    label_smoothing_factor, for several GPUs in one process, and, in every process, if some have no batch for a step.
     """
 
     compute_metrics: Any  # transformers sets it
@@ -243,22 +253,27 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         self._evaluated: Evaluated | None = None
         super().__init__(*args, **options)
         _check_smoothing(self.args)
+        _check_one_device(self.args)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Return the batches of a step, and by task the divisor of its loss, over all processes."""
         batches, counted = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches or not all(isinstance(batch.get("labels"), Mapping) for batch in batches):
-            return batches, counted
+        labels = [batch.get("labels") for batch in batches]
         heads = heads_of(self.accelerator.unwrap_model(self.model))
-        counts: dict[str, Tensor] = {}
-        for batch in batches:
-            for name, count in heads.label_counts(batch["labels"]).items():
-                counts[name] = counts.get(name, 0.0) + count.to(device)
-        if self.args.world_size > 1 and self.args.average_tokens_across_devices:
-            counts = {name: self.accelerator.reduce(count, "sum") for name, count in counts.items()}
-        return batches, counts
+        are_by_task = all(isinstance(of_one, Mapping) for of_one in labels)
+        own = step_counts(heads, labels) if are_by_task else {}
+        if self.args.world_size > 1:
+            # One message of one length, whatever these batches hold: otherwise processes would wait for each other.
+            row = row_of(heads, own, len(batches), are_by_task, device)
+            of_all = self.accelerator.gather(row[None])
+            check_counts(of_all)
+            if self.args.average_tokens_across_devices:
+                own = sums_of(heads, of_all)
+        if not batches or not are_by_task:
+            return batches, counted
+        return batches, {name: count.to(device) for name, count in own.items()}
 
     def compute_loss(
         self,
@@ -267,13 +282,63 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Compute the loss as transformers does; in an evaluation, its sums are kept."""
+        """Compute the loss as transformers does; in an evaluation, its sums are kept, and a row counts once."""
         labels = inputs.get("labels")
+        if isinstance(labels, Mapping):
+            labels = self._losable(labels, self._ids(inputs), num_items_in_batch)
+            inputs = {**inputs, "labels": labels}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         losses = outputs.get("losses") if isinstance(outputs, Mapping) else None
         if self._evaluated is not None and isinstance(labels, Mapping) and losses is not None:
             self._evaluated.add(labels, losses)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        """Return what transformers does, with labels of all tasks, which have one width in all processes."""
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if self._evaluated is None:
+            return loss, logits, labels
+        several, gather = self.accelerator.num_processes > 1, self.accelerator.gather
+        given, ids = inputs.get("labels"), self._ids(inputs)
+        places = ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else 0
+        widths = self._evaluated.widths(given, places)
+        if several:
+            widths = common_widths(gather(widths[None].to(self.accelerator.device)).cpu())
+        if isinstance(labels, Mapping):
+            labels = self._evaluated.completed(labels, widths, self.accelerator.num_processes)
+        return loss, logits, labels
+
+    def _losable(self, labels: Mapping[str, Any], ids: Any, counted: Any) -> Mapping[str, Any]:
+        """Return labels of a batch of which a loss can be computed; counted: the labels of its step, in training."""
+        if self._evaluated is not None:
+            return self._evaluated.losable(labels, ids, self._n_first_rows)
+        heads = heads_of(self.accelerator.unwrap_model(self.model))
+        has_others = isinstance(counted, Mapping) and any(name in counted for name in heads.active)
+        return with_active(heads, labels, ids) if has_others or self.args.world_size > 1 else labels
+
+    def _ids(self, inputs: Mapping[str, Any]) -> Any:
+        return inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+
+    def _n_first_rows(self, rows: int) -> int:
+        """Return how many of this batch's rows no process has had before.
+
+        Where the rows of an evaluation do not fill the last batches of all processes, accelerate repeats some.
+        """
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader:
+            return rows
+        if isinstance(getattr(state.active_dataloader, "dataset", None), IterableDatasetShard):
+            logger.warning("%s", UNKNOWN_REPEATS)
+            return rows
+        if state.remainder <= 0:
+            return rows
+        return min(max(0, state.remainder - self.accelerator.process_index * rows), rows)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
         """Evaluate as transformers does, with the loss over all labels in place of the mean of the batches' losses."""
@@ -322,13 +387,22 @@ def _check_smoothing(args: TrainingArguments) -> None:
         )
 
 
+def _check_one_device(args: TrainingArguments) -> None:
+    if args.n_gpu > 1:
+        raise InputError(
+            f"transformers would use {args.n_gpu} GPUs in one process (nn.DataParallel), where the labels of a step "
+            f"cannot be counted; start a process per GPU (torchrun --nproc-per-node {args.n_gpu}), or let it see one "
+            "(CUDA_VISIBLE_DEVICES=0)"
+        )
+
+
 class PhaseCallback(TrainerCallback):  # type: ignore[misc]
     """Retires a model's tasks as the schedule says; the model has MultiTaskHeads anywhere inside.
 
     A retired task has no forward pass, no gradient and, with `prune`, no optimizer state. A resumed run continues bit
     for bit. Under DDP with activation checkpointing, set ddp_find_unused_parameters=True. Raises InputError for a
-    schedule with state, which checkpoints of transformers do not store, for a label_smoothing_factor, and what
-    PhaseController raises.
+    schedule with state, which checkpoints of transformers do not store, for a label_smoothing_factor, for processes
+    whose loaders differ in length, and what PhaseController raises.
     """
 
     def __init__(self, schedule: Schedule, *, prune: bool = True) -> None:
@@ -346,6 +420,8 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
         """Start a new PhaseController for this run, and enter its first phase: labels are counted before a step."""
         _check_smoothing(args)
         model = others["model"]
+        if args.world_size > 1:
+            _check_together(state.max_steps, _steps_per_epoch(args, state, others))
         self.controller = PhaseController(heads_of(model), self.schedule, encoder=model, prune=self.prune)
         self._step(args, state, others)
 
@@ -361,6 +437,12 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
         assert self.controller is not None
         self.controller.optimizer = others.get("optimizer")
         self.controller.step(state.global_step, state.max_steps, _steps_per_epoch(args, state, others))
+
+
+def _check_together(steps: int, per_epoch: int) -> None:
+    of_all: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_all, [int(steps), int(per_epoch)])
+    check_steps(of_all)
 
 
 def _steps_per_epoch(args: TrainingArguments, state: TrainerState, others: Mapping[str, Any]) -> int:

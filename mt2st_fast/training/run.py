@@ -38,6 +38,7 @@ from mt2st_fast.training.optimizer_upkeep import (
     step_mixed_groups_singly,
 )
 from mt2st_fast.training.phases import enter_phase, set_active
+from mt2st_fast.training.processes.data import OWN
 from mt2st_fast.training.processes.decisions import agreed_weights, must_agree
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.resuming import own_source, restore_random_states, states_of_all
@@ -150,6 +151,7 @@ class Run:
             # After restoring, which puts other tensors into the optimizer's state.
             fused_tables=fuse(parts, len(source.loaders), self._wants_gradients),
             momentum_changes=self._rate.cycles_momentum,
+            own_data=OWN in source.taken.values(),
         )
         self._selection = PartSelection(options.schedule, self._parts, held_out)
         self._selection.restore(self.history.selections, self._named())

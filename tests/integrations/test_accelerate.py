@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mt2st_fast import Classification, MultiTaskHeads, PhaseController, Switch
+from tests.training.processes.together import run_together
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -71,6 +72,15 @@ class Loop:
                     self.accelerator.backward(out.total * self.accelerator.gradient_accumulation_steps)
                     self.optimizer.step()
                     self.optimizer.zero_grad()
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    from tests.integrations import accelerated
+
+    alone = accelerated.trained(tmp_path)
+    for of_one in run_together("integrations.accelerated", ["trained"], tmp_path)["trained"]:
+        assert "error" not in of_one, of_one
+        torch.testing.assert_close(of_one, alone, rtol=1e-5, atol=1e-6)
 
 
 def assert_same(one, other):

@@ -53,6 +53,33 @@ def weights(module):
     return [p.detach().clone() for p in module.parameters()]
 
 
+class Differing(L.Callback):
+    """As if there were two processes, the second with a shorter loader."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
+
+    def setup(self, trainer, pl_module, stage):
+        strategy = trainer.strategy
+        self.monkeypatch.setattr(type(trainer), "world_size", 2)
+        self.monkeypatch.setattr(
+            strategy, "all_gather", lambda own: torch.stack([own, own - 2]), raising=False
+        )
+
+
+def test_processes_whose_loaders_differ_in_length_are_refused(monkeypatch):
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, callbacks=[Differing(monkeypatch), PhaseCallback(Switch(at=0.6))],
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(EXAMPLE.made_up(), batch_size=32)
+    n = len(loader)
+    with pytest.raises(
+        InputError, match=f"for {n} steps, {n} of them an epoch, and process 1 of 2 for {n - 2} steps"
+    ):
+        trainer.fit(EXAMPLE.Tagger(), loader)
+
+
 def test_the_example_learns_and_lets_the_other_task_go():
     trainer, module = EXAMPLE.main(epochs=8)
     inputs, sign, _ = EXAMPLE.made_up().tensors

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from mt2st_fast import Classification, Regression
+from mt2st_fast import Classification, InputError, Regression
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -42,6 +43,42 @@ def test_the_loss_of_an_evaluation_is_that_of_one_batch_whatever_labels_are_miss
     model.heads.set_active(["tag"])
     expected = model(**COLLATE(rows)).loss.item()
     assert evaluation(tmp_path, model, rows, 4).evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def omitting(rows):
+    """A collator of one's own: labels of a task that no row of the batch has are not in it."""
+    batch = COLLATE(rows)
+    has = {name for row in rows for name in row["labels"]}
+    batch["labels"] = {name: labels for name, labels in batch["labels"].items() if name in has}
+    return batch
+
+
+def test_tasks_that_batches_lack_are_missing_in_them(tmp_path):
+    rows = [
+        row | {"labels": {n: v for n, v in row["labels"].items() if (n == "tag") == (k < 6)}}
+        for k, row in enumerate(made_up(12))
+    ]
+    seen = {}
+
+    def metrics(found):
+        seen.update(found.label_ids)
+        return {}
+
+    model = small_model()
+    loss = evaluation(tmp_path, model, rows, 12, metrics).evaluate()["eval_loss"]
+    wanted = dict(seen)
+    trainer = evaluation(tmp_path, model, rows, 3, metrics)
+    trainer.data_collator = omitting
+    for active in (model.heads.names, ("tag",)):  # then of half of the batches no active task has labels
+        model.heads.set_active(active)
+        if len(active) == 1:
+            loss = evaluation(tmp_path, model, rows, 12).evaluate()["eval_loss"]
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(loss, abs=1e-6)
+        assert seen.keys() == wanted.keys()
+        for name, labels in wanted.items():
+            np.testing.assert_array_equal(seen[name], labels)
+    with pytest.raises(InputError, match=r"are of genre, length, and of none of the active tasks tag"):
+        trainer.evaluate(rows[6:])
 
 
 @pytest.mark.parametrize("options", [{}, {"eval_accumulation_steps": 2}])

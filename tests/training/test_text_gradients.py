@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -57,6 +58,25 @@ def test_they_are_those_of_autograd(n_batches, shape, tasks):
     assert all(map(torch.equal, parameters(encoder, heads), before))
     rows = encoder.table.grad._indices()[0]
     assert n_batches > 1 or bool((rows[1:] > rows[:-1]).all())
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_those_of_rows_go_where_there_is_room(lacking):
+    encoder, heads = model()
+    made = TextGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
+    made(*batch(), WEIGHTS)
+    rows, wanted = (each.copy() for each in made.rows_so_far())
+    made.begin()
+    memory = np.full(wanted.size + 8, np.nan, np.float32)
+    room = memory[: wanted.size - lacking]
+    made(*batch(), WEIGHTS, room=room)
+    found, d_rows = made.rows_so_far()
+    assert np.array_equal(found, rows)
+    assert np.array_equal(d_rows, wanted)
+    assert np.shares_memory(d_rows, room) == (not lacking)
+    assert np.isnan(memory[0 if lacking else wanted.size :]).all()
+    made.let_go_of_rows()
+    assert not made.present()[0]
 
 
 @pytest.mark.parametrize("frozen", ["table", "hidden", "head"])

@@ -34,6 +34,8 @@ class Table(NamedTuple):
     rule: int
     steps: int  # the address of the number of steps it has taken; 0: not counted
     d_rows: int  # where gradients of rows are stored, in the order of BatchIndex.rows; 0: rows are updated
+    room: int  # where they are stored instead, if they are at most so many numbers
+    room_floats: int
     frozen: np.ndarray  # (V,) 1 for a frozen row; (0,): none is
 
 
@@ -92,7 +94,7 @@ def _table(model: TextStepModel, d_rows: np.ndarray) -> Table:
     return Table(
         table.data_ptr(), D, per_row, first, second, model.rows_of_type, model.table.rule,
         0 if model.table_steps is None else model.table_steps.data_ptr(),
-        d_rows.ctypes.data if model.gathers_rows else 0, model.frozen_rows,
+        d_rows.ctypes.data if model.gathers_rows else 0, 0, 0, model.frozen_rows,
     )  # fmt: skip
 
 

@@ -142,9 +142,12 @@ def step(
 
 def gathered(model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
     """Return (rows (R,), d_rows (R, D)) for `text_gradients` in step/text.py."""
-    memory = model.memory
+    memory, D = model.memory, model.table.parameter.shape[1]
     R = int(memory.batch.counts[1]) if model.moving(moves).reach == TO_TABLE else 0
-    return torch.from_numpy(memory.batch.rows[:R].copy()), torch.from_numpy(memory.d_rows[:R])
+    d_rows = memory.d_rows[:R]
+    if model.room is not None and len(model.room) >= R * D:
+        d_rows = model.room[: R * D].reshape(R, D)
+    return torch.from_numpy(memory.batch.rows[:R].copy()), torch.from_numpy(d_rows)
 
 
 # Rows that are processed together: the more rows, the fewer words occur for the first time.
@@ -266,8 +269,11 @@ def _call(
         given = extra.d_vectors.numpy().reshape(-1)
         memory.buffers.d_x[first : first + len(given)] = given
     weight, bias = model.hidden or (None, None)
+    table, room = memory.table, model.room
+    if room is not None:
+        table = table._replace(room=room.__array_interface__["data"][0], room_floats=len(room))
     step_on_text(
-        rules, decays, clip_norm, rows, model.pooled.width, memory.table,
+        rules, decays, clip_norm, rows, model.pooled.width, table,
         _NO_HIDDEN if weight is None else weight.parameter.numpy(),
         0 if bias is None else bias.parameter.data_ptr(), moving.dense.pieces, moving.dense.counts, heads,
         batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, moving.reach,

@@ -27,10 +27,11 @@ _AS_IT_IS: AbstractContextManager[Any] = nullcontext()  # one for all: a step en
 
 @dataclass
 class StepState:
-    """What changes between the steps of a run: `Run` sets it before a step, and the engines only read it."""
+    """What changes between the steps of a run: `Run` sets it before a step; the engines only read all but the last."""
 
     weights_k: Tensor  # (K,) float32 on the device: the weights of the active tasks
     part: Part = "all"  # what trains in the next step
+    compared: bool = False  # whether several processes have compared the rows that each begins with
 
     def set_weights(self, values: Sequence[float]) -> None:
         """Set the weights of the active tasks; as many as before keep their memory, which a CUDA graph reads."""
@@ -58,6 +59,7 @@ class StepParts:
     by_task: bool = False  # whether the optimizer has moments of shared parameters per task
     momentum_changes: bool = False  # whether momentum or betas change with every step
     processes: Processes = field(default_factory=Processes)  # that take the step together
+    own_data: bool = False  # whether every process was given data of its own, as far as is known
 
     @property
     def device(self) -> torch.device:

@@ -26,6 +26,7 @@ from mt2st_fast.training.engines.gradient_calls import GradientCalls
 from mt2st_fast.training.engines.posted_steps import PostedSteps, Told
 from mt2st_fast.training.engines.shares import Shares, label_numbers, shares_of_numbers
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
+from mt2st_fast.training.processes.data import warn_if_alike
 from mt2st_fast.training.processes.gradients import Exchange
 
 # What a step may do without, as the phase's record names it.
@@ -78,6 +79,9 @@ class ExchangingSteps(EagerSteps):
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """Take one step of all processes; returns the losses (K,), the same in every process."""
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
+        if self._parts.own_data and not self._parts.state.compared:
+            self._parts.state.compared = True  # whichever engine takes the next step
+            warn_if_alike(plain[0], self._parts.processes)
         # A process may have no row of a small batch.
         if self._passes_together:
             self._check_rows(plain)
@@ -189,7 +193,11 @@ class ExchangingGradientCalls(ExchangingSteps):
 
     def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
         # It does not support penalties of learned weights.
-        return self._calls(micro_steps, shares.labels_mk, hands_out=Told.CAN_POST not in self._told)
+        if Told.CAN_POST not in self._told:
+            return self._calls(micro_steps, shares.labels_mk)
+        assert self._calls.gradients is not None
+        room = self._posted.begin(self._calls.gradients, self._told)
+        return self._calls(micro_steps, shares.labels_mk, hands_out=False, room=room)
 
     def _tells(self, micro_steps: list[list[PlainBatch]]) -> Told:
         assert self._calls.gradients is not None
@@ -211,7 +219,7 @@ class ExchangingGradientCalls(ExchangingSteps):
         if Told.CAN_POST not in self._told:
             return super()._move(own_losses_k)
         assert self._calls.gradients is not None
-        return self._posted(self._calls.gradients, own_losses_k, self._told)
+        return self._posted(self._calls.gradients, own_losses_k)
 
 
 def _has_rows(batch: PlainBatch) -> bool:

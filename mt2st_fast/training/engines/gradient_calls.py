@@ -87,12 +87,17 @@ class GradientCalls:
         return self.gradients.declines()
 
     def __call__(
-        self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor, *, hands_out: bool = True
+        self,
+        micro_steps: list[list[PlainBatch]],
+        shares_mk: Tensor,
+        *,
+        hands_out: bool = True,
+        room: np.ndarray | None = None,
     ) -> Tensor:
         """Make the gradients as for one batch; returns its losses (K,).
 
         shares_mk: the share of all labels that each micro-step has. hands_out: put the gradients into every `.grad`;
-        else they are left in `gradients`.
+        else they are left in `gradients`. room: for those of the table's rows, of one batch (`TextGradients`).
         """
         assert self.gradients is not None
         moves = MOVES[self._parts.state.part]
@@ -107,7 +112,8 @@ class GradientCalls:
                 of_words_k, extra = self._on_words(on_words, weights)
                 losses_k += share_k * of_words_k.numpy()
             for inputs, targets in rows:
-                losses_k += share_k * self.gradients(inputs, targets, weights, moves, extra=extra).numpy()
+                of_batch_k = self.gradients(inputs, targets, weights, moves, extra=extra, room=room)
+                losses_k += share_k * of_batch_k.numpy()
                 extra = None  # counted once
         if hands_out:
             self.gradients.hand_out()

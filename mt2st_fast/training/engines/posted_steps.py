@@ -46,13 +46,17 @@ class Told(IntFlag):
 
 
 class Posted(NamedTuple):
-    """One process's message: how many rows, which parameters have a gradient, losses (K,) and dense gradients (P,)."""
+    """One process's message: how many rows, which parameters have a gradient, losses (K,) and dense gradients (P,).
+
+    What comes before the gradients of rows has a length that is known before they are made: so a kernel can put them
+    where the message goes.
+    """
 
     n_rows: int
     present: bytes  # a byte for the table, then one for each dense parameter
     losses: np.ndarray
     dense: np.ndarray
-    rest: np.ndarray  # bytes: the rows, and their gradients
+    rest: np.ndarray  # bytes: the gradients of rows, and the rows
 
 
 class PostedSteps:
@@ -69,6 +73,7 @@ class PostedSteps:
         self._obstacle: str | None = None  # to the model
         self._group = 0  # of the table
         self._state: SharedState | None = None  # of the table, if it moves
+        self._share_of_step = EVERY_ROW
 
     def obstacle(self, gradients: TextGradients, micro_steps: list[list[PlainBatch]]) -> str | None:
         """Return why this process cannot take a step with these batches of its own so, or None."""
@@ -123,17 +128,24 @@ class PostedSteps:
             return Share(processes.rank, processes.count)
         return EVERY_ROW
 
-    def __call__(self, gradients: TextGradients, losses_k: Tensor, told: Told) -> Tensor:
-        """Take the step with the gradients since `begin`; returns the sums of the losses (K,) over all processes.
+    def begin(self, gradients: TextGradients, told: Told) -> np.ndarray:
+        """Begin a step that all can take so, before its gradients; return where those of rows go in the message.
 
-        told: what all of them have told.
+        told: what all processes have told. No other message may come between.
         """
-        share = self._share(told)
+        self._share_of_step = self._share(told)
+        before = COUNT_BYTES + 1 + len(gradients.moved_dense), 4 * len(self._parts.heads.active)
+        begin = sum(map(padded, (*before, gradients.dense.nbytes)))
+        return self._parts.processes.room()[begin // 4 :]
+
+    def __call__(self, gradients: TextGradients, losses_k: Tensor) -> Tensor:
+        """Take the step with the gradients since `begin`; returns the sums of the losses (K,) over all processes."""
+        share = self._share_of_step
         assert self._model is not None
         rows, d_rows = gradients.rows_so_far()
         present = gradients.present()
         head = np.frombuffer(len(rows).to_bytes(COUNT_BYTES, "little") + present, np.uint8)
-        whole = [head, losses_k.numpy(), gradients.dense.numpy(), rows, d_rows]
+        whole = [head, losses_k.numpy(), gradients.dense.numpy(), d_rows, rows]
         found = self._exchanged(whole, len(present))
         optimizer = self._parts.optimizer
         rules, decays = rules_of(optimizer)
@@ -148,6 +160,7 @@ class PostedSteps:
             share,
             self._parts.processes.room() if share.total > 1 else None,
         )
+        gradients.let_go_of_rows()
         losses = found[0].losses.copy()
         for each in found[1:]:
             losses += each.losses
@@ -161,21 +174,23 @@ class PostedSteps:
         K, P = len(whole[1]), len(whole[2])
         if (messages := processes.gather_arrays(whole)) is not None:
             return [_posted(message, n_present, K, P) for message in messages]
+        # It may lie where the next messages go.
+        rest = [whole[3].copy(), whole[4]]
         messages = processes.gather_arrays(whole[:3])
         assert messages is not None
         # As the next message may replace these.
         found = [_posted(message.copy(), n_present, K, P) for message in messages]
-        D = whole[4].shape[1]
+        D = whole[3].shape[1]
 
         def write(into: Tensor) -> None:
             bytes_of_rows, begin = into.numpy(), 0
-            for each in whole[3:]:
+            for each in rest:
                 bytes_of_rows[begin : begin + each.nbytes] = each.reshape(-1).view(np.uint8)
                 begin += padded(each.nbytes)
 
         lengths = [padded(4 * each.n_rows) + padded(4 * each.n_rows * D) for each in found]
-        rest = processes.gather_written(write, lengths, torch.device("cpu"))
-        return [each._replace(rest=own.numpy()) for each, own in zip(found, rest, strict=True)]
+        of_all = processes.gather_written(write, lengths, torch.device("cpu"))
+        return [each._replace(rest=own.numpy()) for each, own in zip(found, of_all, strict=True)]
 
     def _take_rows(self, moved: np.ndarray, share: Share) -> None:
         """Exchange the rows that every process has moved (n, D)."""
@@ -198,8 +213,8 @@ class PostedSteps:
 
     @staticmethod
     def _piece(posted: Posted, D: int) -> Piece:
-        n, first = posted.n_rows, padded(4 * posted.n_rows)
-        rows, d_rows = posted.rest[: 4 * n], posted.rest[first : first + 4 * n * D]
+        n, first = posted.n_rows, padded(4 * posted.n_rows * D)
+        d_rows, rows = posted.rest[: 4 * n * D], posted.rest[first : first + 4 * n]
         return Piece(posted.dense, rows.view(np.int32), d_rows.view(np.float32).reshape(n, D))
 
     def _found_obstacle(self, gradients: TextGradients) -> str | None:

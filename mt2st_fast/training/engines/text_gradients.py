@@ -40,10 +40,12 @@ class TextGradients(TextCalls):
         moves: Moves = EVERYTHING,
         *,
         extra: ExtraGradients | None = None,
+        room: np.ndarray | None = None,
     ) -> Tensor:
         """Add the gradients of N rows; returns the losses (K,) of the active tasks, 0 for a task without a target here.
 
-        extra: words whose vectors have gradients from elsewhere, which are added too.
+        extra: words whose vectors have gradients from elsewhere, which are added too. room: (n,) float32, where those
+        of the table's rows go, if they fit.
 
         Raises what `text_step` and the heads raise.
         """
@@ -58,6 +60,7 @@ class TextGradients(TextCalls):
             self._dropout(),
             moves,
             extra,
+            room,
         )
         if moves.shared:
             self._reached += self._hidden
@@ -122,6 +125,10 @@ class TextGradients(TextCalls):
             return np.zeros(0, np.int32), np.zeros((0, self.encoder.table.shape[1]), np.float32)
         ((rows, d_rows),) = self._rows
         return rows.numpy(), d_rows.numpy()
+
+    def let_go_of_rows(self) -> None:
+        """Forget the gradients of rows, which may lie in memory of somebody else."""
+        self._rows.clear()
 
     def begin(self) -> None:
         """Start from zero; gradients that were handed out may be overwritten."""

@@ -94,6 +94,21 @@ def own_batches(val: Iterable[Any] | None, processes: Processes, encoder: nn.Mod
     return EveryNth(val, processes.rank, processes.count)
 
 
+def warn_if_alike(batches: Sequence[Any], processes: Processes) -> None:
+    """Warn if all processes begin with the same rows, though each was given data of its own, as far as is known."""
+    numbers = [row_numbers(batch) for batch in batches]
+    digest = np.array(
+        [sum(map(len, numbers)), sum(int(n) for rows in numbers for n in rows) % 2**64], np.uint64
+    )
+    found = processes.gather(digest.tobytes())
+    if digest[0] and processes.rank == 0 and all(of_one == found[0] for of_one in found):
+        logger.warning(
+            "all %d processes begin with the same rows, so that each may train on all of the data; give every process "
+            "its own part of it (a stream of datasets: datasets.distributed.split_dataset_by_node)",
+            processes.count,
+        )
+
+
 def in_step(batches: Iterable[Any], processes: Processes) -> Iterator[Any]:
     """Yield the batches. Raises InputError, in every process, if one of them has more batches than another."""
     left = iter(batches)

@@ -25,7 +25,7 @@ DIVIDED = [
 ]
 DIVIDED += ["learnt_weights", "tables_of_torch", "halves", "doubles", "scaled"]
 OWN = ["own_parts", "stopped_by_one", "uncounted"]
-OTHERS = ["unrecorded", "distributed_sampler", "stopped_then_resumed", "left_for_others"]
+OTHERS = ["alike", "unrecorded", "distributed_sampler", "stopped_then_resumed", "left_for_others"]
 # Sums are made in another order: float32 and some dozen steps.
 RTOL, ATOL = 1e-5, 1e-5
 # Half types round what is added up.
@@ -36,6 +36,15 @@ COARSE = {"halves": 0.03, "scaled": 0.01}
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Any]]]:
     folder = tmp_path_factory.mktemp("two")
     return folder, run_together("runs", [*DIVIDED, *OWN, *OTHERS], folder)
+
+
+def test_data_that_is_the_same_in_all_is_told_of(of_two: Any) -> None:
+    first, second = of_two[1]["alike"]
+    assert [message.startswith("all 2 processes begin with the same rows") for message in first["same"]] == [
+        True
+    ]
+    assert not first["other"]
+    assert not second["same"] + second["other"]
 
 
 def assert_bits(one: Any, other: Any) -> None:

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def wait_for(path: Path, *processes: subprocess.Popen[str]) -> None:
 
 
 def scenarios(module: str, names: list[str], folder: Path) -> list[str]:
-    """Arguments that run functions of a module of tests one after another."""
+    """Arguments that run functions of a module one after another: of this folder, or by its name under tests."""
     return ["-m", "tests.training.processes.together", module, str(folder), *names]
 
 
@@ -89,7 +90,7 @@ def run_together(module: str, names: list[str], folder: Path, count: int = 2) ->
 
 def _work(module: str, folder: Path, names: list[str]) -> None:
     dist.init_process_group("gloo")
-    scenarios = __import__(f"tests.training.processes.{module}", fromlist=["*"])
+    scenarios = import_module(f"tests.{module}" if "." in module else f"tests.training.processes.{module}")
     for name in names:
         try:
             result = getattr(scenarios, name)(folder)
