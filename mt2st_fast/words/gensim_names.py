@@ -175,10 +175,10 @@ class GensimNames:
 
     def _follow_wv(self) -> None:
         """Take over `wv.vectors` where they were set and fit, for whatever looks vectors up."""
-        keyed, tables = self._keyed, self.tables
-        if keyed is not None and keyed.vectors is not tables.vectors and tables.subwords is None:
-            if self._wv_fits():
-                self._take_vectors()
+        if self._keyed is None or self._keyed.vectors is self.tables.vectors:
+            return
+        if self.tables.subwords is None and self._wv_fits():
+            self._take_vectors()
 
     def _wv_fits(self) -> bool:
         shape = np.shape(self._keyed.vectors)
