@@ -131,3 +131,15 @@ def test_weights_of_a_transformation_are_not_kept(make):
     torch.func.grad(lambda logits: losses_of(head, logits).sum())(torch.randn(2, 3))
     kept = column_weights_on(head, torch.float32, torch.device("cpu"))
     assert not torch._C._functorch.is_functorch_wrapped_tensor(kept)
+
+
+def test_weights_of_classes_that_are_all_zero_are_refused():
+    with pytest.raises(ValueError, match="class_weights are all 0, so no label would count"):
+        Classification(3, class_weights=[0, 0.0, 0])
+    assert Classification(3, class_weights=[0, 1, 0]).class_weights == (0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("one", [2.0, 3, torch.tensor(2.0)])
+def test_one_number_for_all_labels_is_named(one):
+    with pytest.raises(ValueError, match="pos_weight must be a list with one number per output"):
+        MultiLabel(3, pos_weight=one)
