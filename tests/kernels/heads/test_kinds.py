@@ -10,6 +10,8 @@ import torch
 
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, row_losses, task_of_column
 from mt2st_fast.kernels.heads.kind import MAX_NUMBERS, column_weights_on, elementwise_kinds
+from mt2st_fast.kernels.heads.kinds.binary import MultiLabel
+from mt2st_fast.kernels.heads.kinds.softmax import Classification
 
 ELEMENTWISE = elementwise_kinds()
 
