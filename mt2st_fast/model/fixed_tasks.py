@@ -8,17 +8,23 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.tasks import Task
 
 
+FIXED = ("main", "names", "tasks")  # attributes of heads that stay as they were made
+
+
+def refuse_change(*_: Any, **__: Any) -> NoReturn:
+    """Raise InputError for a change of the tasks of heads."""
+    raise InputError(
+        "the tasks of heads cannot be changed, nor which is the main one, as layers and losses were made for them; "
+        "make new heads for other tasks (MultiTaskHeads.from_modules takes over layers), or retire tasks: "
+        "heads.set_active([...])"
+    )
+
+
 class FixedTasks(dict[str, Task]):
     """A mapping that refuses every change, which would reach only some of what was made for these tasks."""
 
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise InputError(
-            "the tasks of heads cannot be changed, as layers and losses were made for them; make new heads for other "
-            "tasks (MultiTaskHeads.from_modules takes over layers), or retire tasks: heads.set_active([...])"
-        )
-
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    update = pop = popitem = clear = setdefault = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = refuse_change
+    update = pop = popitem = clear = setdefault = refuse_change
 
     def __reduce__(self) -> Any:
         # A copied or unpickled dictionary would be filled item by item.

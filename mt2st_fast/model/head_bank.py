@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.kernels import POOLINGS, HeadLayout, HeadSpec, Pooling, lay_adjacent
 from mt2st_fast.model.called_heads import reason_to_call
-from mt2st_fast.model.fixed_tasks import FixedTasks
+from mt2st_fast.model.fixed_tasks import FIXED, FixedTasks, refuse_change
 from mt2st_fast.model.module_names import check_module_names, module_name
 from mt2st_fast.model.open_tasks import OpenTask
 from mt2st_fast.model.pooling import pooling_of
@@ -76,6 +76,11 @@ class HeadBank(nn.Module):
         self._layouts: dict[tuple[str, ...], HeadLayout] = {}
         self._make_layouts()
         self.lay_adjacent()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED and name in self.__dict__:
+            refuse_change()
+        super().__setattr__(name, value)
 
     @classmethod
     def from_modules(

@@ -19,6 +19,17 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("tasks", {"a": Classification(3)}), ("main", "b"), ("names", ("b", "a"))]
+)
+def test_tasks_and_main_task_cannot_be_set(name, value):
+    heads = MultiTaskHeads(4, {"a": Classification(3), "b": Classification(2)}, main="a")
+    for each in (heads, copy.deepcopy(heads), pickle.loads(pickle.dumps(heads))):
+        with pytest.raises(InputError, match="nor which is the main one"):
+            setattr(each, name, value)
+        assert (each.main, each.names) == ("a", ("a", "b"))
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_tasks_of_heads_cannot_be_changed(change):
     heads = MultiTaskHeads(4, {"a": Classification(3), "b": Classification(2)}, main="a")
