@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.tasks import Task
 
-
 FIXED = ("main", "names", "tasks")  # attributes of heads that stay as they were made
 
 
