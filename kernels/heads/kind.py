@@ -65,8 +65,8 @@ def take_plain_numbers(record: Any) -> None:
 def as_weights(option: str, values: Any) -> tuple[float, ...] | None:
     """Return output weights as a (hashable) tuple.
 
-    Raises ValueError for a weight that is negative, infinite or NaN, and for a set, a mapping, or a series of pandas,
-    which is a mapping too: `labels.value_counts()` is in the order of the counts.
+    Raises ValueError for a weight that is negative, infinite or NaN, for a single number, and for a set, a mapping, or
+    a series of pandas, which is a mapping too: `labels.value_counts()` is in the order of the counts.
     """
     if values is None:
         return None
@@ -74,6 +74,10 @@ def as_weights(option: str, values: Any) -> tuple[float, ...] | None:
         raise ValueError(
             f"{option} must be a list with one number per output, in order, not a {type(values).__name__}; pass "
             "[weights[c] for c in range(C)]"
+        )
+    if isinstance(values, int | float) or getattr(values, "ndim", 1) != 1:
+        raise ValueError(
+            f"{option} must be a list with one number per output, not {values!r}; one for all is [value] * C"
         )
     if any(not 0.0 <= value < math.inf for value in values):
         raise ValueError(f"{option} must be finite and not negative: {values}")

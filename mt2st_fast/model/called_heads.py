@@ -94,6 +94,16 @@ def _log_once(name: str, reason: str) -> None:
     )
 
 
+def call_layer(layer: nn.Module, features: Tensor) -> Tensor:
+    """Return a head's outputs, for features of another floating dtype than its weight's as well, as kernels do."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dtype == features.dtype or not weight.is_floating_point():
+        return layer(features)  # type: ignore[no-any-return]
+    if not torch.is_autocast_enabled(features.device.type):
+        features = features.to(weight.dtype)
+    return layer(features)  # type: ignore[no-any-return]
+
+
 def called(name: str, layer: nn.Module, features: Tensor, target: Tensor, head: HeadSpec) -> RowLosses:
     """Return the losses of features (N, D), by the layer's own forward pass, with autograd.
 
@@ -101,7 +111,7 @@ def called(name: str, layer: nn.Module, features: Tensor, target: Tensor, head: 
     checking would wait for the device.
     """
     target, refused = accepted_targets(name, target, head)
-    logits = layer(features)
+    logits = call_layer(layer, features)
     losses, counts = row_losses(logits, target, head)
     if refused is not None:
         losses = torch.where(refused, float("nan"), losses)

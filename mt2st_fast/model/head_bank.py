@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.kernels import POOLINGS, HeadLayout, HeadSpec, Pooling, lay_adjacent
 from mt2st_fast.model.called_heads import reason_to_call
+from mt2st_fast.model.fixed_tasks import FIXED, FixedTasks, refuse_change
 from mt2st_fast.model.module_names import check_module_names, module_name
 from mt2st_fast.model.open_tasks import OpenTask
 from mt2st_fast.model.pooling import pooling_of
@@ -44,9 +45,9 @@ class HeadBank(nn.Module):
         ordered = {main: tasks[main], **{name: task for name, task in tasks.items() if name != main}}
         on_words = {name: task for name, task in ordered.items() if isinstance(task, WordTask)}
         of_their_own = {name: task for name, task in ordered.items() if isinstance(task, OpenTask)}
-        self.tasks: dict[str, Task] = {
-            name: task for name, task in ordered.items() if not isinstance(task, WordTask | OpenTask)
-        }
+        self.tasks: dict[str, Task] = FixedTasks(
+            {name: task for name, task in ordered.items() if not isinstance(task, WordTask | OpenTask)}
+        )
         self.names = tuple(ordered)
         self.backend, self.plan = backend, plan
         self._takes_layers = False  # whether other modules may hold views of the parameters' memory
@@ -75,6 +76,11 @@ class HeadBank(nn.Module):
         self._layouts: dict[tuple[str, ...], HeadLayout] = {}
         self._make_layouts()
         self.lay_adjacent()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED and name in self.__dict__:
+            refuse_change()
+        super().__setattr__(name, value)
 
     @classmethod
     def from_modules(

@@ -11,6 +11,7 @@ from torch import Tensor
 from mt2st_fast.kernels import MultitaskLoss, Pooling, losses_apart, multitask_gradients, multitask_loss
 from mt2st_fast.model.called_heads import (
     RowLosses,
+    call_layer,
     called,
     reason_to_call,
     reason_to_call_module,
@@ -470,7 +471,7 @@ class MultiTaskHeads(HeadBank):
     def logits(self, features: Tensor | TaskFeatures, task: str, mask: Tensor | None = None) -> Tensor:
         """(..., C) outputs of one task, active or retired; (N, C) for a task that pools a sequence by `mask` (N, T)."""
         layer, (own, mask) = self.linear(task), features_of(features, task, mask)
-        return layer(pool(own, self.pooling(task), mask, task))  # type: ignore[no-any-return]
+        return call_layer(layer, pool(own, self.pooling(task), mask, task))
 
     def _present(self, targets: Mapping[str, Any]) -> list[str]:
         """Return the active tasks with a target. Raises ValueError if there is none, one is unknown, or two clash."""

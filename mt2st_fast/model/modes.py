@@ -21,6 +21,22 @@ def check_records() -> None:
         )
 
 
+def check_autocast(device: torch.device, wanted: torch.dtype | None) -> None:
+    """Raises InputError within an autocast of another dtype than `wanted` (None: of any dtype).
+
+    It would reach some engines of a step and not others, and no evaluation.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        return
+    around = torch.get_autocast_dtype(device.type)
+    if around != wanted:
+        name = str(around).removeprefix("torch.")
+        raise InputError(
+            f"training is called within torch.autocast({name}), but the Trainer's precision= says what a step computes "
+            f'in: call it outside, and pass precision="{name}" for that'
+        )
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluate a module within the block; afterwards every part has its previous mode, even a frozen BatchNorm."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.modes import check_records
+from mt2st_fast.model.modes import check_autocast, check_records
 from mt2st_fast.training.batch import Batch, tasks_of, with_tasks
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
@@ -182,6 +182,7 @@ class Run:
         Returns the losses (K,) of the active tasks, on the device: nothing here waits for it.
         """
         check_records()
+        check_autocast(self._options.device, self._options.autocast_dtype)
         with self.processes.doing("Run.step"):
             return self._step()
 

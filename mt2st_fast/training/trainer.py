@@ -112,7 +112,8 @@ class Trainer:
             torch scheduler. The scheduler is stepped after every step and saved in checkpoints.
         clip_norm: the largest 2-norm of all gradients together.
         accumulate: the number of batches per step.
-        precision: "float32", or the autocast dtype: "bfloat16", or "float16" with loss scaling.
+        precision: "float32", or the autocast dtype: "bfloat16", or "float16" with loss scaling. Within an autocast of
+            another dtype, training is refused.
         device: "auto" uses CUDA if it is available.
         log_every: steps between records; the loop waits for the device there and nowhere else.
         callbacks: notified of steps, records, evaluations and phases.

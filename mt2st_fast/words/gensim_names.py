@@ -97,7 +97,8 @@ class GensimNames:
 
     @property
     def vectors(self) -> np.ndarray:
-        """The words' vectors (V, vector_size)."""
+        """The words' vectors (V, vector_size), those of `wv` where they were set there."""
+        self._follow_wv()
         return self.tables.vectors
 
     def vector(self, word: str) -> np.ndarray:
@@ -107,13 +108,14 @@ class GensimNames:
         Raises KeyError for a word that has neither, and InputError before there is any text.
         """
         self._check_words()
+        self._follow_wv()
         return self.tables.vector(word)
 
     def show_vectors(self) -> None:
         """Update `vectors` from the input rows, also in `wv`, whose cached norms are dropped."""
         self.tables.update_vectors()
         if self._keyed is not None:
-            self._keyed.vectors, self._keyed.norms = self.vectors, None
+            self._keyed.vectors, self._keyed.norms = self.tables.vectors, None
 
     @property
     def wv(self) -> Any:
@@ -145,28 +147,47 @@ class GensimNames:
     def _fill_keyed(self) -> None:
         """Have `wv` show the tables."""
         has_tree = self.tables.node_vectors is not None
-        fill_keyed(self._keyed, self.tables.vocabulary, self.vectors, sample=self.sample, has_tree=has_tree)
+        vocabulary, vectors = self.tables.vocabulary, self.tables.vectors
+        fill_keyed(self._keyed, vocabulary, vectors, sample=self.sample, has_tree=has_tree)
         self._keyed.vectors_lockf = self.tables.locks
 
     def _adopt_vectors(self) -> None:
-        """Continue from `wv.vectors` where they were set. Raises InputError for vectors that do not fit the model."""
+        """Take over `wv.vectors` where they were set, for training and files.
+
+        gensim itself sets them, also when single vectors are assigned (`wv["word"] = ...`). Raises InputError for
+        vectors that do not fit the model.
+        """
         if self._keyed is None:
             return
-        given = np.asarray(self._keyed.vectors)
-        if given.shape != self.vectors.shape or self._keyed.index_to_key != self.words:
+        if not self._wv_fits():
             raise InputError(
-                f"wv has other words or vectors {given.shape} than the model {self.vectors.shape} was built with, so "
-                "they cannot be trained; add words with build_vocab(..., update=True)"
+                f"wv has other words or vectors {self._keyed.vectors.shape} than the model "
+                f"{self.tables.vectors.shape} was built with, so they cannot be trained or stored with it; add words "
+                "with build_vocab(..., update=True), or store the vectors alone: model.wv.save"
             )
         if self.tables.subwords is None:
-            # Training writes to the array; one that is mapped or read-only is copied.
-            self.tables.input_rows = np.require(given, np.float32, ["C", "W"])
-            self.show_vectors()
-        elif not np.array_equal(given, self.tables.means()):
+            self._take_vectors()
+        elif not np.array_equal(self._keyed.vectors, self.tables.means(), equal_nan=True):
             raise InputError(
-                "wv.vectors were changed, but with n-grams (max_n) they are means of the rows that are trained; "
-                "change model.tables.input_rows instead"
+                "wv.vectors were changed, but with n-grams (max_n) they are means of the rows that are trained and "
+                "stored; change model.tables.input_rows instead"
             )
+
+    def _follow_wv(self) -> None:
+        """Take over `wv.vectors` where they were set and fit, for whatever looks vectors up."""
+        if self._keyed is None or self._keyed.vectors is self.tables.vectors:
+            return
+        if self.tables.subwords is None and self._wv_fits():
+            self._take_vectors()
+
+    def _wv_fits(self) -> bool:
+        shape = np.shape(self._keyed.vectors)
+        return shape == self.tables.vectors.shape and self._keyed.index_to_key == self.words
+
+    def _take_vectors(self) -> None:
+        # Training writes to the array; one that is mapped or read-only is copied.
+        self.tables.input_rows = np.require(self._keyed.vectors, np.float32, ["C", "W"])
+        self.show_vectors()
 
     def _lock_factors(self) -> np.ndarray:
         """Return `wv.vectors_lockf` as float32 (V,), or (0,) where nothing is locked. Raises InputError for another
@@ -337,6 +358,7 @@ class GensimNames:
         The last three arguments have no effect. Raises NoWordsError, a RuntimeError, for a model without hs=1.
         """
         self._check_words()
+        self._follow_wv()
         return sentence_scores(sentences, total_sentences, self.tables, self._learning())
 
     # --- for these names and training ---------------------------------------------------------------------

@@ -256,11 +256,13 @@ class Word2Vec(GensimNames):
     def save(self, folder: str | Path, *, sep_limit: int | None = None) -> None:
         """Write the model to a folder, whole or not at all. `load` restores the same bits, and training can continue.
 
-        sep_limit has no effect: tables are always stored separately. Raises InputError for a model without words or
-        with vectors only, and for a folder that holds something else.
+        Vectors that were set in `wv` are the model's. sep_limit has no effect: tables are always stored separately.
+        Raises InputError for a model without words or with vectors only, for words that were added to `wv`, and for a
+        folder that holds something else.
         """
         self._check_words()
         self._check_whole()
+        self._adopt_vectors()
         locks = self._lock_factors()
         stored = StoredWord2Vec(
             {name: getattr(self, name) for name in ARGUMENTS},
@@ -288,6 +290,7 @@ class Word2Vec(GensimNames):
 
     def __getstate__(self) -> dict[str, Any]:
         # KeyedVectors share the table and would store a second copy of it: they are made again when asked for.
+        self._adopt_vectors()
         self._keep_locks()
         return self.__dict__ | {"_keyed": None}
 

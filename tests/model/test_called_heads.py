@@ -276,3 +276,31 @@ def test_a_model_is_not_kept_without_what_is_around_its_heads(tmp_path):
     ):
         save_modules(tmp_path / "model", BagEncoder(10, 8), heads)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_features_of_another_dtype_than_the_heads_give_losses_and_logits(dtype, hooked):
+    torch.manual_seed(0)
+    heads = MultiTaskHeads(8, {"a": Classification(3), "b": MultiLabel(2)}, main="a")
+    if hooked:
+        heads.linear("a").register_forward_hook(lambda *_: None)
+    features, target = torch.randn(6, 8).to(dtype).requires_grad_(), torch.arange(6) % 3
+    out = heads(features, {"a": target})
+    logits = heads.logits(features, "a")
+    assert logits.dtype == torch.float32
+    wanted = nn.functional.cross_entropy(logits, target)
+    torch.testing.assert_close(
+        out.losses[0].float(), wanted.detach(), rtol=2e-2 if dtype.itemsize == 2 else 1e-6, atol=1e-6
+    )
+    out.total.backward()
+    assert features.grad.dtype == dtype
+    assert features.grad.abs().sum() > 0
+
+
+def test_an_encoder_of_another_dtype_trains_and_is_evaluated():
+    torch.manual_seed(0)
+    encoder, heads = nn.Linear(4, 8).bfloat16(), MultiTaskHeads(8, {"a": Classification(3)}, main="a")
+    batches = [(torch.randn(6, 4).bfloat16(), {"a": torch.arange(6) % 3})] * 2
+    history = Trainer(encoder, heads, device="cpu", lr=0.01).fit(batches, val=batches, epochs=2)
+    assert history.best.metrics["a"] >= 0

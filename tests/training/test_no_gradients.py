@@ -1,4 +1,6 @@
-"""Training within torch.no_grad() or inference_mode(), which would compute losses and train nothing."""
+"""Training within no_grad(), inference_mode() or another autocast, and on features that have no gradient."""
+
+import logging
 
 import pytest
 import torch
@@ -74,3 +76,46 @@ def test_steps_that_move_nothing_are_told_once(tasks, times, caplog):
     told = [r.getMessage() for r in caplog.records if "moves nothing" in r.getMessage()]
     assert len(told) == times
     assert all("a step on targets of a has no gradient" in message for message in told)
+
+
+class _Detached(nn.Module):
+    """Loses the gradient on the way, as through NumPy."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 8)
+
+    def forward(self, inputs):
+        return torch.from_numpy(self.layer(inputs).detach().numpy())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_features_that_are_detached_are_told_unless_the_encoder_is_frozen(frozen, caplog):
+    encoder = _Detached().requires_grad_(not frozen)
+    tasks = {"a": Classification(3), "b": Classification(3)}
+    trainer = Trainer(encoder, MultiTaskHeads(8, tasks, main="a"), schedule=MultiTask(), device="cpu")
+    with caplog.at_level(logging.WARNING):
+        trainer.fit(_batches(), epochs=3)
+    told = [record for record in caplog.records if "no parameter of the encoder trains" in record.message]
+    assert len(told) == (0 if frozen else 1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("around", [nn.Linear(4, 8), nn.Sequential(nn.Linear(4, 8), nn.Softmax(-1))])
+def test_training_within_another_autocast_is_refused(precision, around):
+    heads = MultiTaskHeads(8, {"a": Classification(3)}, main="a")
+    trainer = Trainer(around, heads, precision=precision, device="cpu")
+    with pytest.raises(InputError, match='pass precision="bfloat16"'), torch.autocast("cpu", torch.bfloat16):
+        trainer.fit(_batches(), epochs=1)
+    trainer.fit(_batches(), epochs=1)
+
+
+def test_training_within_its_own_autocast_is_as_without():
+    found = []
+    for around in (False, True):
+        torch.manual_seed(0)
+        encoder, heads = nn.Linear(4, 8), MultiTaskHeads(8, {"a": Classification(3)}, main="a")
+        with torch.autocast("cpu", torch.bfloat16, enabled=around):
+            Trainer(encoder, heads, precision="bfloat16", device="cpu").fit(_batches(), epochs=1)
+        found.append(encoder.weight.detach())
+    assert torch.equal(*found)

@@ -374,3 +374,36 @@ def test_misuse_is_a_line_and_changes_nothing(call, message):
     assert "\n" not in str(caught.value)
     assert np.array_equal(model.vectors, before)
     assert (model.min_count, model.sample) == (1, 1e-3)
+
+
+def test_vectors_that_are_set_are_stored_copied_and_looked_up(tmp_path):
+    model = Word2Vec(common_texts, min_count=1, vector_size=8, hs=1)
+    model.wv["graph"] = np.ones(8, np.float32)  # by which gensim replaces the whole array
+    assert (model.vector("graph") == 1).all()
+    model.wv["trees"] = np.full(8, 2, np.float32)
+    assert (model.vectors[model.wv.get_index("trees")] == 2).all()
+    model.wv["user"] = np.full(8, 3, np.float32)
+    scores = model.score([["user", "graph"]])
+    model.wv["system"] = np.full(8, 4, np.float32)
+    model.save(tmp_path / "model")
+    model.wv["eps"] = np.full(8, 5, np.float32)
+    for other in (Word2Vec.load(tmp_path / "model"), copy.deepcopy(model)):
+        for word, value in {"graph": 1, "trees": 2, "user": 3, "system": 4}.items():
+            assert (other.wv[word] == value).all()
+        np.testing.assert_array_equal(other.score([["user", "graph"]]), scores)
+    assert (other.wv["eps"] == 5).all()
+    model.build_vocab(common_texts)  # fresh tables, which none of these is part of
+    assert not (model.vectors == 5).any()
+
+
+def test_words_that_were_added_to_wv_are_not_dropped_from_a_file(tmp_path):
+    model = Word2Vec(common_texts, min_count=1, vector_size=8)
+    model.wv.add_vectors(["another"], np.ones((1, 8), np.float32))
+    for store in (lambda: model.save(tmp_path / "model"), lambda: copy.deepcopy(model)):
+        with pytest.raises(InputError, match=r"cannot be trained or stored with it.*model\.wv\.save"):
+            store()
+    assert "another" in model.wv
+    ngrams = Word2Vec(common_texts, min_count=1, vector_size=8, min_n=2, max_n=3, bucket=100)
+    ngrams.wv.vectors[0] = 1
+    with pytest.raises(InputError, match=r"change model\.tables\.input_rows"):
+        ngrams.save(tmp_path / "model")

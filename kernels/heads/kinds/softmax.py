@@ -126,6 +126,10 @@ class Classification:
         check_pooling(self.pooling)
         check_size("classes", self.classes)
         object.__setattr__(self, "class_weights", as_weights("class_weights", self.class_weights))
+        if self.class_weights and not any(self.class_weights):
+            raise ValueError(
+                "class_weights are all 0, so no label would count; leave the task out, or weigh a class"
+            )
         _ = self.head
         SOFTMAX.check_metric(self.metric)
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultitaskLoss
@@ -47,6 +47,15 @@ def say_nothing_moves(micro_steps: list[list[PlainBatch]]) -> None:
     )
 
 
+def say_if_detached(encoder: nn.Module) -> None:
+    """Log that nothing of an encoder trains whose features have no gradient, unless all of it is frozen."""
+    if any(parameter.requires_grad for parameter in encoder.parameters()):
+        logger.warning(
+            "the features have no gradient, so no parameter of the encoder trains: its forward detaches them (detach, "
+            "no_grad, NumPy); if that is meant, freeze it: encoder.requires_grad_(False)"
+        )
+
+
 class EagerSteps(Engine):
     """Steps by torch's operators and autograd; this is what a CUDA graph captures."""
 
@@ -59,6 +68,7 @@ class EagerSteps(Engine):
         self._own_heads = False
         self._moves = True  # whether the current step has a gradient
         self._has_said = False  # that a step had none
+        self._has_looked = False  # whether this phase's features have a gradient
         self._weigher = parts.learnt if isinstance(parts.learnt, WeighsByLosses) else None
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
@@ -87,8 +97,9 @@ class EagerSteps(Engine):
         return losses
 
     def enter_phase(self) -> None:
-        """Check again whether the heads' parameters are theirs alone."""
+        """Check again whether the heads' parameters are theirs alone, and whether features have a gradient."""
         parts = self._parts
+        self._has_looked = False
         of_encoder = {id(p) for p in parts.encoder.parameters()}
         self._own_heads = (
             parts.learnt is None
@@ -165,7 +176,18 @@ class EagerSteps(Engine):
         if parts.heads.is_word_task(next(iter(targets))):
             return Encoded(inputs, targets, None, None)
         with parts.autocast(), parts.encoding():
-            return Encoded(inputs, targets, *encode(parts.encoder, inputs))
+            features, mask = encode(parts.encoder, inputs)
+        if not self._has_looked:
+            self._look_at(features)
+        return Encoded(inputs, targets, features, mask)
+
+    def _look_at(self, features: Tensor | TaskFeatures) -> None:
+        """Log that features are detached from an encoder that is to train; once in a phase."""
+        if self._parts.state.part != "all":
+            return
+        self._has_looked = True
+        if isinstance(features, Tensor) and not features.requires_grad:
+            say_if_detached(self._parts.encoder)
 
     def _total(
         self, encoded: list[Encoded], weights_k: Tensor, tasks: Collection[str], shares: Shares | None = None

@@ -10,6 +10,8 @@ import torch
 
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, row_losses, task_of_column
 from mt2st_fast.kernels.heads.kind import MAX_NUMBERS, column_weights_on, elementwise_kinds
+from mt2st_fast.kernels.heads.kinds.binary import MultiLabel
+from mt2st_fast.kernels.heads.kinds.softmax import Classification
 
 ELEMENTWISE = elementwise_kinds()
 
@@ -131,3 +133,15 @@ def test_weights_of_a_transformation_are_not_kept(make):
     torch.func.grad(lambda logits: losses_of(head, logits).sum())(torch.randn(2, 3))
     kept = column_weights_on(head, torch.float32, torch.device("cpu"))
     assert not torch._C._functorch.is_functorch_wrapped_tensor(kept)
+
+
+def test_weights_of_classes_that_are_all_zero_are_refused():
+    with pytest.raises(ValueError, match="class_weights are all 0, so no label would count"):
+        Classification(3, class_weights=[0, 0.0, 0])
+    assert Classification(3, class_weights=[0, 1, 0]).class_weights == (0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("one", [2.0, 3, torch.tensor(2.0)])
+def test_one_number_for_all_labels_is_named(one):
+    with pytest.raises(ValueError, match="pos_weight must be a list with one number per output"):
+        MultiLabel(3, pos_weight=one)

@@ -162,6 +162,11 @@ def test_the_environment_variable_is_honoured(monkeypatch):
         ((HUBER, 3), {"delta": 0.0}, "delta must"),
         ((SOFTMAX, 3), {"class_weights": (1.0, 2.0)}, "class_weights needs 3"),
         ((SOFTMAX, 2), {"class_weights": (1.0, -2.0)}, "class_weights must be finite and not negative"),
+        (
+            (SOFTMAX, 2),
+            {"class_weights": 2.0},
+            "class_weights must be a list with one number per output, not 2.0",
+        ),
         ((SOFTMAX, 2), {"class_weights": (1.0, math.inf)}, "class_weights must be finite and not negative"),
         (
             (SOFTMAX, 2),
