@@ -18,14 +18,20 @@ if TYPE_CHECKING:  # importing it takes a second, which `--help` and `info` shou
     from matplotlib.figure import Figure
 
 MARKS = "os^Dv*Pp"
+MOST_LETTERS = 60  # of a name in a picture
 _NO_LETTER = r"Glyph \d+ .* missing from"  # a warning of matplotlib's
 
 # Figures are drawn without pyplot: no window, no global state, safe in any thread.
 
 
 def plain(name: str) -> str:
-    """Return a user's name so that matplotlib shows it literally: no formula, no line break, and not hidden."""
-    shown = " ".join(name.encode("utf-8", "replace").decode("utf-8").split()).replace("$", r"\$")
+    """Return a user's name so that matplotlib shows it literally: no formula, no line break, not hidden, and no wider
+    than a picture.
+    """
+    shown = " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
+    if len(shown) > MOST_LETTERS:
+        shown = f"{shown[: MOST_LETTERS - 1]}…"
+    shown = shown.replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown  # legends leave out labels that begin so
 
 

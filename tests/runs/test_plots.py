@@ -42,3 +42,9 @@ def test_letters_that_the_font_lacks_are_left_to_the_browser(name: str, as_text:
     drawn = svg(plot_seconds({name: [[(0.0, 0.5)]], "stl": [[(0.0, 0.4)]]}, "quality")).decode()
     assert ("<text" in drawn) == as_text
     assert (name in drawn.replace(f"<!-- {name} -->", "")) == as_text
+
+
+def test_a_name_is_no_wider_than_a_picture() -> None:
+    figure = plot_seconds({"$" * 300: [[(0.0, 0.5)]], "stl": [[(0.0, 0.4)]]}, "quality")
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().width < figure.bbox.width
