@@ -35,7 +35,7 @@ from .heads.plans import (
 )
 from .heads.pooling import POOLINGS, Pooling
 from .heads.reference import accepted_targets, head_correct, row_losses
-from .machine.registry import OPS, REFERENCE, Choice, Op, asked_for, choose_backend
+from .machine.registry import NO_NUMBA, OPS, REFERENCE, Choice, Op, asked_for, choose_backend, is_set
 from .step.activations import ACTIVATIONS, chosen_activation, is_activation
 from .step.bags import bag_step, bag_step_obstacle
 from .step.common import Dropout
@@ -79,6 +79,7 @@ __all__ = [
     "EVERY_ROW",
     "FROZEN",
     "NOTHING",
+    "NO_NUMBA",
     "OPS",
     "PADDING",
     "POOLINGS",
@@ -136,6 +137,7 @@ __all__ = [
     "gradient_model",
     "head_correct",
     "is_activation",
+    "is_set",
     "lay_adjacent",
     "losses_apart",
     "multitask_gradients",

@@ -79,7 +79,8 @@ def test_kernels_import_nothing_of_the_package(module):
 WITHOUT_KERNELS = (
     "training.trainer", "training.run", "training.schedules", "runs", "cli", "integrations", "exporting",
 )  # fmt: skip
-CHOICES = {"Choice", "OPS", "choose_backend"}  # these say what would run, and run nothing
+# These say what would run, and run nothing.
+CHOICES = {"Choice", "OPS", "choose_backend", "NO_NUMBA", "is_set"}
 ABOUT_KERNELS = ("cli.info", "cli.kernels", "cli.tune")
 
 

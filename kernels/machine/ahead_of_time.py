@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +20,9 @@ from .launch import family_of
 
 NVIDIA_TARGET = re.compile(r"sm_(\d{2,3})")
 JOBS_AT_ONCE, MOST_PROCESSES = 4, 8  # each of them loads torch and Triton
+TESTED = {"sm_80", "sm_90", "sm_100", "gfx942"}  # the compiler knows them
+_AFTER_THE_REASON = "Repro command"  # Triton's error ends with the whole code
+MOST_SAID = 500  # characters of it
 AMD_TARGET = re.compile(r"gfx[0-9a-f]{3,4}")
 
 
@@ -59,9 +63,23 @@ def compile_all(targets: list[str], per_kernel: int | None = None) -> list[Compi
         for module in modules
         for place in _places(_variants_of(importlib.import_module(module), gpu), per_kernel)
     ]
-    # Spawn: a forked process would inherit locks held by threads that it does not have.
-    with ProcessPoolExecutor(min(MOST_PROCESSES, os.cpu_count() or 1), get_context("spawn")) as pool:
-        return list(pool.map(_compile_job, jobs, chunksize=JOBS_AT_ONCE))
+    for target in gpus.keys() - TESTED:
+        # Alone: of many jobs at once, those that are cancelled after an error may still end their processes.
+        _results([next(job for job in jobs if job.target == target)], 1)
+    return _results(jobs, min(MOST_PROCESSES, os.cpu_count() or 1))
+
+
+def _results(jobs: list[_Job], n_processes: int) -> list[CompiledKernel]:
+    try:
+        # Spawn: a forked process would inherit locks held by threads that it does not have.
+        with ProcessPoolExecutor(n_processes, get_context("spawn"), initializer=_be_quiet) as pool:
+            return list(pool.map(_compile_job, jobs, chunksize=JOBS_AT_ONCE))
+    except BrokenProcessPool as error:
+        targets = " or ".join(dict.fromkeys(job.target for job in jobs))
+        raise RuntimeError(
+            f"the compiler ended abruptly for {targets}: it may not know such a GPU, or lack memory; compile for one "
+            "target at a time"
+        ) from error
 
 
 def _places(variants: Any, per_kernel: int | None) -> list[int]:
@@ -82,6 +100,12 @@ class _Job(NamedTuple):
     target: str
     module: str
     place: int
+
+
+def _be_quiet() -> None:
+    """Discard what the compiler prints of a target that it does not know, thousands of lines: errors tell it."""
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def _compile_job(job: _Job) -> CompiledKernel:
@@ -122,7 +146,8 @@ def _compile(variant: tuple[str, Any, dict, dict, dict], target: str, gpu: Any) 
     try:
         compiled = triton.compile(source, target=gpu, options=options)
     except Exception as error:
-        raise RuntimeError(f"{kernel.__name__} ({name}) does not compile for {target}: {error}") from error
+        said = " ".join(str(error).split(_AFTER_THE_REASON)[0].split())[:MOST_SAID]
+        raise RuntimeError(f"{kernel.__name__} ({name}) does not compile for {target}: {said}") from error
     read = _nvidia_usage if gpu.backend == "cuda" else _amd_usage
     registers, spills = read(compiled.asm, gpu)
     return CompiledKernel(kernel.__name__, name, target, registers, spills, compiled.metadata.shared)

@@ -19,6 +19,11 @@ from numba.extending import intrinsic
 
 from .cache import KernelCache, kernel_cache
 from .compiling import clock
+from .registry import NO_NUMBA
+
+if getattr(numba.config, "DISABLE_JIT", 0):  # set as it is imported, so that no type checker knows it
+    # They work on addresses and vectors, which Python does not have.
+    raise ImportError(f"{NO_NUMBA} is set, and kernels for CPUs run only compiled; unset it", name=NO_NUMBA)
 
 log = logging.getLogger("mt2st_fast")
 

@@ -17,6 +17,7 @@ from types import ModuleType
 import torch
 
 BACKEND_VARIABLE = "MT2ST_BACKEND"
+NO_NUMBA = "NUMBA_DISABLE_JIT"  # Numba's own switch: what it decorates then stays Python
 REFERENCE = "reference"  # plain torch: supports every device and dtype
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,6 +39,7 @@ class Backend:
     devices: the device types that it runs on.
     dtypes: of the tensors that it takes.
     interpreted_by: an environment variable that lets it run on any device if it is "1".
+    stopped_by: an environment variable that keeps its compiler from compiling if it is a number other than 0.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Backend:
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
     interpreted_by: str | None = None
+    stopped_by: str | None = None
 
     def obstacle(self, device_type: str, dtype: torch.dtype) -> str | None:
         """Why it cannot handle these tensors, or None."""
@@ -55,7 +58,17 @@ class Backend:
             return f"it has no kernel for {dtype}"
         if importlib.util.find_spec(self.package) is None:
             return f"the package {self.package} is not installed"
+        if self.stopped_by is not None and is_set(self.stopped_by):
+            return f"{self.stopped_by} is set, and its kernels run only compiled"
         return None
+
+
+def is_set(variable: str) -> bool:
+    """Whether an environment variable is a number other than 0, which is how Numba reads its own."""
+    try:
+        return int(os.environ.get(variable, "0")) != 0
+    except ValueError:
+        return False
 
 
 class Op:

@@ -46,6 +46,8 @@ app.command()(info)
 app.command()(kernels)
 app.command()(tune)
 
+NO_NUMBA = "NUMBA_DISABLE_JIT"  # as kernels name it, which are not loaded here
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Errors that the user can fix end in one line on standard error and exit code 2."""
@@ -77,6 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os._exit(2)  # a normal exit would destroy the process group, which waits for the lost process
     except InputError as error:
         if os.environ.get("MT2ST_DEBUG"):
+            raise
+        _leave(str(error))
+    except ImportError as error:
+        if error.name != NO_NUMBA:
             raise
         _leave(str(error))
     except OSError as error:

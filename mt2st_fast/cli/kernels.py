@@ -23,12 +23,15 @@ def kernels(
 
     Exits with code 1 if a kernel spills registers to memory.
     """
+    names = [target.strip() for target in targets.split(",") if target.strip()]
+    if not names:
+        raise InputError(f"--compile names no architecture; the default is {DEFAULT_TARGETS}")
     try:
         from mt2st_fast.kernels.machine.ahead_of_time import compile_all
     except ImportError as error:
         raise InputError(f"Triton cannot be imported ({error}); install triton (Linux only)") from error
     try:
-        compiled = compile_all([target.strip() for target in targets.split(",") if target.strip()])
+        compiled = compile_all(names)
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error)) from error
     table = Table("kernel", "variant", "target", "registers", "spills", "shared bytes")

@@ -31,13 +31,15 @@ class RowStream:
 
     def draw(self, count: int) -> np.ndarray:
         """Return the next rows, int64 (count,); passes follow one another without a gap."""
-        order = self.order()
-        piece = order[self.position : self.position + count]
-        self.position += len(piece)
-        if len(piece) == count:
-            return piece
-        self.seek(self.pass_number + 1, 0)
-        return np.concatenate([piece, self.draw(count - len(piece))])
+        pieces = []
+        while True:
+            piece = self.order()[self.position : self.position + count]
+            self.position += len(piece)
+            count -= len(piece)
+            pieces.append(piece)
+            if not count:
+                return np.concatenate(pieces) if len(pieces) > 1 else piece
+            self.seek(self.pass_number + 1, 0)
 
     def order(self) -> np.ndarray:
         """Return all rows in the order of the current pass, from its start."""

@@ -20,6 +20,10 @@ from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, str
 
 MOST_STEPS_BY_DEFAULT = 2500
 LEAST_BATCH = 16
+MOST_EPOCHS_BY_DEFAULT = 10.0
+# Ten passes over a few hundred rows are a few hundred steps, in which hardly anything is learned.
+LEAST_ROWS_READ = 1000 * LEAST_BATCH
+MOST_EPOCHS_OF_FEW_ROWS = 100.0
 ENGINES = ("fused", "torch")
 NONE = "none"  # no second strategy
 OF_DEFAULT_CORPUS = "stl"  # the second strategy there
@@ -56,10 +60,10 @@ def _names_device(shown: str, value: str) -> None:
 class Config:
     """All options of a run, JSON-able; `data`, `main` and `aux` are for the record.
 
-    epochs: passes over all rows; None takes as many as make about 2,500 steps, between 1 and 10. A step is a batch of
-    `batch_size` rows. Where main labels are rare, a share `main_share` of a batch has one; once the main task is alone,
-    all rows of a batch have one. strategy_options: values of the strategy's own options by name; others have the
-    default that the strategy declares.
+    epochs: passes over all rows; None takes as many as make about 2,500 steps, between 1 and 10; for fewer than 1,600
+    rows, up to 100, so that 16,000 rows are read. A step is a batch of `batch_size` rows. Where main labels are rare, a
+    share `main_share` of a batch has one; once the main task is alone, all rows of a batch have one. strategy_options:
+    values of the strategy's own options by name; others have the default that the strategy declares.
     """
 
     data: str = option(
@@ -107,7 +111,8 @@ class Config:
     epochs: float | None = option(
         None,
         "Training",
-        f"passes over all rows; by default as many as make about {MOST_STEPS_BY_DEFAULT:,} steps",
+        f"passes over all rows; by default as many as make about {MOST_STEPS_BY_DEFAULT:,} steps, up to "
+        f"{MOST_EPOCHS_BY_DEFAULT:g} (of few rows, up to {MOST_EPOCHS_OF_FEW_ROWS:g})",
         test=positive,
         min=0,
         max=MOST_EPOCHS,
@@ -221,7 +226,9 @@ class Config:
         n_rows = splits.train.n_rows
         batch_size = self._batch_size_for(splits) if self.batch_size is None else self.batch_size
         steps_per_epoch = -(-n_rows // batch_size)
-        by_size = min(10.0, max(1.0, round(MOST_STEPS_BY_DEFAULT / steps_per_epoch, 1)))
+        of_few_rows = min(MOST_EPOCHS_OF_FEW_ROWS, LEAST_ROWS_READ / n_rows)
+        most = max(MOST_EPOCHS_BY_DEFAULT, of_few_rows)
+        by_size = round(min(most, max(1.0, MOST_STEPS_BY_DEFAULT / steps_per_epoch)), 1)
         epochs = by_size if self.epochs is None else self.epochs
         # Names stay as the user gave them: a csv task includes its kind (rating:regression).
         main = splits.main if self.main is None else self.main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +18,20 @@ if TYPE_CHECKING:  # importing it takes a second, which `--help` and `info` shou
     from matplotlib.figure import Figure
 
 MARKS = "os^Dv*Pp"
+MOST_LETTERS = 60  # of a name in a picture
+_NO_LETTER = r"Glyph \d+ .* missing from"  # a warning of matplotlib's
 
 # Figures are drawn without pyplot: no window, no global state, safe in any thread.
 
 
 def plain(name: str) -> str:
-    """Return a user's name so that matplotlib shows it literally: no formula, no line break, and not hidden."""
-    shown = " ".join(name.encode("utf-8", "replace").decode("utf-8").split()).replace("$", r"\$")
+    """Return a user's name so that matplotlib shows it literally: no formula, no line break, not hidden, and no wider
+    than a picture.
+    """
+    shown = " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
+    if len(shown) > MOST_LETTERS:
+        shown = f"{shown[: MOST_LETTERS - 1]}…"
+    shown = shown.replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown  # legends leave out labels that begin so
 
 
@@ -31,7 +39,7 @@ def plain(name: str) -> str:
 def _whatever_letters() -> Iterator[None]:
     """Suppress warnings about letters that the font lacks, which are drawn as boxes."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+        warnings.filterwarnings("ignore", _NO_LETTER, UserWarning)
         yield
 
 
@@ -176,13 +184,27 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure) -> bytes:
-    """Return the figure as SVG, the same bytes for the same figure."""
+    """Return the figure as SVG, the same bytes for the same figure.
+
+    Letters are drawn as outlines, which look alike everywhere, unless the font lacks some.
+    """
     from matplotlib import rc_context
 
-    picture = io.StringIO()
-    with rc_context({"svg.hashsalt": "mt2st-fast"}), _whatever_letters():
-        figure.savefig(picture, format="svg", metadata={"Date": None})
-    return picture.getvalue().encode()
+    def saved(letters: str) -> bytes:
+        picture = io.StringIO()
+        with rc_context({"svg.hashsalt": "mt2st-fast", "svg.fonttype": letters}):
+            figure.savefig(picture, format="svg", metadata={"Date": None})
+        return picture.getvalue().encode("utf-8", "replace")
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", _NO_LETTER, UserWarning)
+            return saved("path")
+    except UserWarning as warning:
+        if not re.match(_NO_LETTER, str(warning)):
+            raise
+    with _whatever_letters():  # as text, for which a browser has other fonts
+        return saved("none")
 
 
 def _mark_phases(axes: Axes, borders: Sequence[float]) -> None:

@@ -59,6 +59,14 @@ def test_kernels_that_spill_fail_the_command(
     assert f"1 kernels compiled, {min(spills, 1)} with spills" in shown
 
 
+@pytest.mark.parametrize("targets", ["", " , "])
+def test_kernels_for_no_target_are_refused(targets: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["kernels", "--compile", targets])
+    assert stop.value.code == 2
+    assert "--compile names no architecture; the default is sm_80" in capsys.readouterr().err
+
+
 def test_prepare_writes_a_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.txt").write_text("The cat saw the dog\nA dog saw\n")
     run(

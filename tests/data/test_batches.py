@@ -339,3 +339,12 @@ def test_wrong_levels_phases_and_missing_labels_are_named():
         token_batches(token_corpus(labelled=[]))
     with pytest.raises(InputError, match="no training row has a label"):
         Sampler(np.zeros(3, dtype=bool), 2)
+
+
+def test_a_batch_may_have_one_labelled_row_thousands_of_times():
+    """As with --batch-size 8192 and a single main label."""
+    labelled = np.arange(9000) == 17
+    sampler = Sampler(labelled, batch_size=8192)
+    rows = sampler.next_rows()
+    assert len(rows) == 8192
+    assert (rows == 17).sum() == 1638

@@ -123,3 +123,20 @@ def test_a_batch_with_few_main_labels_has_room_for_half_of_the_usual_rows(
     changed, labelled, auxiliary, expected
 ):
     assert Config(**changed).resolved(splits_of(labelled, auxiliary)).batch_size == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "changed", "expected"),
+    [
+        (20, {}, 100.0),
+        (160, {}, 100.0),  # 1,000 steps of 16 rows
+        (400, {}, 40.0),  # the same
+        (1_600, {}, 10.0),
+        (4_000, {}, 10.0),
+        (400, {"batch_size": 400}, 40.0),  # 40 steps
+        (400_000, {}, 3.2),
+        (4_000, {"epochs": 2.0}, 2.0),
+    ],
+)
+def test_few_rows_are_read_often_enough_to_be_learned(rows, changed, expected):
+    assert Config(**changed).resolved(splits_of(rows, T=rows)).epochs == expected

@@ -35,3 +35,16 @@ def test_a_logarithmic_scale_has_plain_numbers() -> None:
     axis = figure.axes[0].yaxis
     shown = [t.get_text() for t in [*axis.get_majorticklabels(), *axis.get_minorticklabels()] if t.get_text()]
     assert {"0.7", "0.8", "1"} <= set(shown)
+
+
+@pytest.mark.parametrize(("name", "as_text"), [("情感", True), ("tone", False)])
+def test_letters_that_the_font_lacks_are_left_to_the_browser(name: str, as_text: bool) -> None:
+    drawn = svg(plot_seconds({name: [[(0.0, 0.5)]], "stl": [[(0.0, 0.4)]]}, "quality")).decode()
+    assert ("<text" in drawn) == as_text
+    assert (name in drawn.replace(f"<!-- {name} -->", "")) == as_text
+
+
+def test_a_name_is_no_wider_than_a_picture() -> None:
+    figure = plot_seconds({"$" * 300: [[(0.0, 0.5)]], "stl": [[(0.0, 0.4)]]}, "quality")
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().width < figure.bbox.width

@@ -23,6 +23,16 @@ def test_texts_are_texts() -> None:
     assert '<th class="number">n</th>' in text
 
 
+def test_a_picture_is_no_wider_than_a_narrow_page() -> None:
+    figure = plot_seconds({"switch": [[(0.0, 0.5), (1.0, 0.7)]]}, "quality")
+    text = page(
+        "title", "lead", [Section("curves", pictures=[Picture(lambda: figure, "curves")])], ""
+    ).decode()
+    (rule,) = re.findall(r"^img \{(.*)\}$", text, re.MULTILINE)
+    assert "width: 100%" in rule
+    assert "min-width" not in rule
+
+
 def outside(text: str) -> list[str]:
     """What a page would ask the network for."""
     return [link for link in re.findall(r'(?:src|href)="([^"]*)"', text) if not link.startswith("data:")] + (

@@ -2,6 +2,6 @@
 
 import torch
 
-from ...machine.registry import Backend
+from ...machine.registry import NO_NUMBA, Backend
 
-BACKEND = Backend("numba", package="numba", devices=("cpu",), dtypes=(torch.float32,))
+BACKEND = Backend("numba", package="numba", devices=("cpu",), dtypes=(torch.float32,), stopped_by=NO_NUMBA)

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from ...machine.registry import KERNEL_DTYPES, Backend
+from ...machine.registry import KERNEL_DTYPES, NO_NUMBA, Backend
 
-BACKEND = Backend("numba", package="numba", devices=("cpu",), dtypes=KERNEL_DTYPES)
+BACKEND = Backend("numba", package="numba", devices=("cpu",), dtypes=KERNEL_DTYPES, stopped_by=NO_NUMBA)
 
 if TYPE_CHECKING:
     # Lets a type checker compare every plan with what the op calls.

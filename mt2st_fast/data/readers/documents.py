@@ -142,6 +142,9 @@ def _why_unfit(columns: Columns, name: str) -> str:
     return f"column {name!r} has {held}"
 
 
+_FOR_COMMAS = "if commas separate labels, write | in their place"
+
+
 def _notes_on_cells(columns: Columns, task: TaskRequest) -> Iterator[str]:
     """Yield notes on cells of a task's column that may have another meaning."""
     name, kind, values = task.name, task.kind, columns.values(task.name)
@@ -155,8 +158,14 @@ def _notes_on_cells(columns: Columns, task: TaskRequest) -> Iterator[str]:
             f"column {name!r}: each of the {len(values)} different cells is one class, | or ; included; if these signs "
             f"separate labels, use {name}:multilabel"
         )
+    elif kind == "classes" and columns.seems_to_hold_sets_by_commas(name):
+        yield (
+            f"column {name!r}: each of the {len(values)} different cells is one class, commas included; {_FOR_COMMAS} "
+            f"and use {name}:multilabel"
+        )
     if kind == "labels" and columns.holds_single_labels(name):
-        yield f"column {name!r}: no cell has | or ;, which separate labels, so each cell is one label"
+        fix = f"; {_FOR_COMMAS}" if columns.seems_to_hold_sets_by_commas(name) else ""
+        yield f"column {name!r}: no cell has | or ;, which separate labels, so each cell is one label{fix}"
     if kind == "labels" and (empty := columns.read_as(name, "").empty):
         yield (
             f"column {name!r}: {counted(empty, 'cell is', 'cells are')} empty, which is read as labels that are not "

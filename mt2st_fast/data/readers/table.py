@@ -25,6 +25,8 @@ _TRUTHS = frozenset({"true", "false"})
 _PANDAS_UNNAMED = re.compile(r"Unnamed: \d+")  # the name that pandas gives to a column without one
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d+)")
 _BETWEEN_LABELS = re.compile("[|;]")
+_COMMA = re.compile(",")
+_AROUND_LABELS = " []{}()'\""  # in a list as Python writes it
 _INTEGER = re.compile(r"[+-]?\d+")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # or a decimal comma: the cell alone does not say
 _COMMAS_AND_POINT = re.compile(r"([+-]?[1-9]\d{0,2}(?:,\d{3})+)((?:\.\d+)?)")
@@ -190,10 +192,15 @@ class Columns:
             _BETWEEN_LABELS.search(cell) for cell in self._counts[name]
         )
 
-    def seems_to_hold_sets(self, name: str) -> bool:
+    def seems_to_hold_sets(self, name: str, between: re.Pattern[str] = _BETWEEN_LABELS) -> bool:
         """Whether different cells are made of fewer labels between | or ;, as where a row has any of a few tags."""
         cells = self.values(name)
-        return len({label.strip() for cell in cells for label in _BETWEEN_LABELS.split(cell)}) < len(cells)
+        labels = {label.strip(_AROUND_LABELS) for cell in cells for label in between.split(cell)}
+        return len(labels) < len(cells)
+
+    def seems_to_hold_sets_by_commas(self, name: str) -> bool:
+        """Whether that is so between commas, which separate no labels here: names such as "Bath, UK" have them, too."""
+        return not self.has_decimal_commas(name) and self.seems_to_hold_sets(name, _COMMA)
 
     def holds_lists(self, name: str) -> bool:
         """Whether cells of the column are lists, in the first file."""

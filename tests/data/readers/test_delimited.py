@@ -89,6 +89,24 @@ def test_sets_of_labels_that_are_read_as_classes_are_told(write):
     assert not [note for note in open_data(spec, main="tags:multilabel").notes if note.startswith(told)]
 
 
+@pytest.mark.parametrize("form", ["{}", "[{}]"])
+def test_sets_between_commas_are_told(form, write):
+    cells = [form.format(cell) for cell in ("a", "a, b", "b, c", "a, c", "c")]
+    text = "text,tags\n" + "".join(f'w{i},"{cells[i % 5]}"\n' for i in range(40))
+    spec = f"csv:{write(**{'x.csv': text}) / 'x.csv'}"
+    fix = "if commas separate labels, write | in their place"
+    told = "column 'tags': each of the 5 different cells is one class, commas included; "
+    assert f"{told}{fix} and use tags:multilabel" in open_data(spec).notes
+    told = "column 'tags': no cell has | or ;, which separate labels, so each cell is one label; "
+    assert f"{told}{fix}" in open_data(spec, main="tags:multilabel").notes
+
+
+@pytest.mark.parametrize("names", [["Bath, UK", "Nice, FR", "Rome"], ["1,5", "2,5", "1,2", "2,1"]])
+def test_a_class_with_a_comma_in_its_name_is_no_set(names, write):
+    text = "text,y\n" + "".join(f'w{i},"{names[i % len(names)]}"\n' for i in range(40))
+    assert not [n for n in open_data(f"csv:{write(**{'x.csv': text}) / 'x.csv'}").notes if "commas" in n]
+
+
 def test_a_class_with_a_bar_in_its_name_is_no_set(write):
     folder = write(**{"x.csv": "text,y\n" + "".join(f"w{i},{['a|b', 'c', 'd'][i % 3]}\n" for i in range(40))})
     assert not [note for note in open_data(f"csv:{folder / 'x.csv'}").notes if "multilabel" in note]

@@ -60,3 +60,12 @@ def test_interpreter_is_refused(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
         compile_all(["sm_90"])
+
+
+@pytest.mark.parametrize("target", ["sm_10", "gfx000"])
+def test_a_target_that_the_compiler_does_not_know_ends_in_one_short_error(target, capfd):
+    with pytest.raises(RuntimeError, match=target) as error:
+        compile_all([target], per_kernel=1)
+    assert len(str(error.value)) < 1000
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")

@@ -40,6 +40,14 @@ def test_a_folder_is_a_backend(op):
     assert op.load("stub", "part").ANSWER == 42
 
 
+@pytest.mark.parametrize(("value", "stops"), [("1", True), ("0", False), ("", False)])
+def test_kernels_that_run_only_compiled_are_not_chosen_where_nothing_compiles(value, stops, monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", value)
+    for op in OPS.values():
+        obstacle = op.backends["numba"].obstacle("cpu", torch.float32)
+        assert obstacle == ("NUMBA_DISABLE_JIT is set, and its kernels run only compiled" if stops else None)
+
+
 def test_it_says_what_it_cannot_serve(op):
     assert op.choose("cpu", torch.float32).reason == "no kernels of stub op run on cpu"
     other = op.choose("meta", torch.float64)
