@@ -392,8 +392,8 @@ def test_channels_on_another_axis_are_left_to_torch():
     assert "is over 4 numbers" in StackTraining.obstacle(encoder, heads, optimizer)
     encoder[1] = nn.BatchNorm1d(33)
     training = StackTraining(encoder, heads, optimizer_of(OPTIMIZERS["AdamW"], encoder, heads))
-    assert training.declines([torch.randn(6, 7)]) is None
-    assert "channels on the second of 3 axes" in training.declines([torch.randn(6, 33, 7)])
+    assert training.inputs_obstacle([torch.randn(6, 7)]) is None
+    assert "channels on the second of 3 axes" in training.inputs_obstacle([torch.randn(6, 33, 7)])
 
 
 @pytest.mark.parametrize("stop", [3, 9])

@@ -41,6 +41,7 @@ from mt2st_fast.training.engines.held_parameters import (
     parameter_obstacle,
 )
 from mt2st_fast.training.engines.kept_models import MOST_MODELS, KeptModels
+from mt2st_fast.training.engines.kernel_calls import KernelCalls
 from mt2st_fast.training.engines.stack_layers import StackLayer, StackLayers, stack_layers
 from mt2st_fast.training.engines.stack_norms import made_norm, statistics_of, takes_batch
 
@@ -50,15 +51,14 @@ MOST_JOINED = 1 << 26
 KEPT_WEIGHTS = 1 << 24  # of all models that are kept: the memory of one has four times its weights
 
 
-class StackTraining:
+class StackTraining(KernelCalls):
     """Steps layers and heads as encoder, heads, backward pass and optimizer would, up to rounding.
 
-    Made for one phase and its active tasks; clip_norm: as a Trainer's. The kernel draws dropout, from keys that torch's
-    generator gives for every step: not the same bits as torch's, but the same on any number of threads and in a resumed
-    run.
-
-    Raises ValueError with the reason if the kernel cannot do all that a step would do (see `obstacle`).
+    clip_norm: as a Trainer's. The kernel draws dropout, from keys that torch's generator gives for every step: not the
+    same bits as torch's, but the same on any number of threads and in a resumed run.
     """
+
+    joins_batches = True
 
     def __init__(
         self,
@@ -67,16 +67,14 @@ class StackTraining:
         optimizer: torch.optim.Optimizer,
         clip_norm: float | None = None,
     ) -> None:
-        reason = self.obstacle(encoder, heads, optimizer)
-        if reason is not None:
-            raise ValueError(f"a step cannot be made in one kernel call: {reason}")
-        self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
+        super().__init__(encoder, heads, optimizer)
         self._clip_norm = clip_norm
-        self._hold()
         self._dropped: list[Dropout] = []  # in the previous call
 
-    @staticmethod
-    def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:
+    @classmethod
+    def obstacle(
+        cls, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer
+    ) -> str | None:
         """Return why a step cannot be one kernel call, or None."""
         layers = stack_layers(encoder)
         if isinstance(layers, str):
@@ -108,14 +106,12 @@ class StackTraining:
         reason = stack_step_obstacle([p.detach() for p in parameters], widths, sizes)
         return reason or state_obstacle(optimizer, moved)
 
-    def declines(self, inputs: Sequence[Any]) -> str | None:
-        """Return why a step on batches with these inputs cannot be taken, or None."""
-        if self._held.have_changed():
-            if reason := self.obstacle(self._encoder, self._heads, self._optimizer):
-                return reason
-            self._hold()
-        reason = option_obstacle(self._optimizer) or self._held.obstacle()
-        reason = reason or next(filter(None, map(self._inputs_obstacle, inputs)), None)
+    def _options_obstacle(self) -> str | None:
+        return option_obstacle(self._optimizer)
+
+    def inputs_obstacle(self, inputs: Sequence[Any]) -> str | None:
+        """Return why one call cannot take the batches with these inputs, or None."""
+        reason = next(filter(None, map(self._tensor_obstacle, inputs)), None)
         if reason is None and self._takes_batch:
             reason = self._batch_obstacle(inputs)
         return reason or (self._joined_obstacle(inputs) if len(inputs) > 1 else None)
@@ -142,7 +138,7 @@ class StackTraining:
     def _rows_of(self, inputs: Tensor) -> Tensor:
         return inputs.flatten(0, -2) if self._front is None and inputs.dim() > 2 else inputs
 
-    def _inputs_obstacle(self, inputs: Any) -> str | None:
+    def _tensor_obstacle(self, inputs: Any) -> str | None:
         if type(inputs) is not Tensor or inputs.layout is not torch.strided or inputs.device.type != "cpu":
             return "the inputs are not one plain tensor on the CPU"
         if (reason := stack_inputs_obstacle(self._rows_of(inputs), self._n_inputs, self._front)) is not None:
@@ -197,8 +193,7 @@ class StackTraining:
         ]
 
     def _hold(self) -> None:
-        """Record the layers, where their parameters lie, and which of them move."""
-        layers = stack_layers(self._encoder)
+        layers = stack_layers(self.encoder)
         assert isinstance(layers, StackLayers)
         self._layers = layers
         parameters = _parameters(self._layers, self._heads)
@@ -218,7 +213,7 @@ class StackTraining:
         batch_norms = [norm for norm in norms if isinstance(norm, nn.BatchNorm1d)]
         self._has_channels, self._takes_batch = bool(batch_norms), any(map(takes_batch, batch_norms))
         self._held = HeldParameters(
-            parameters, self._optimizer, (self._encoder, self._heads), statistics_of(batch_norms)
+            parameters, self._optimizer, (self.encoder, self._heads), statistics_of(batch_norms)
         )
 
     def _made(self, parameter: Tensor, group: int) -> Dense:

@@ -71,9 +71,8 @@ class TextTraining(TextCalls):
         moved = [p for p, is_moved in zip(dense, are_moved(dense, optimizer), strict=True) if is_moved]
         return state_obstacle(optimizer, moved)
 
-    def declines(self) -> str | None:
-        """Return why this step cannot be taken, or None."""
-        return option_obstacle(self._optimizer) or super().declines()
+    def _options_obstacle(self) -> str | None:
+        return option_obstacle(self._optimizer)
 
     def __call__(
         self,
