@@ -22,33 +22,28 @@ from mt2st_fast.training.divergence import Rates, check_finite, check_finite_par
 from mt2st_fast.training.engines import make_engines
 from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.choice import ChosenEngine
+from mt2st_fast.training.faded_moments import FADE_STEPS, drop_faded_moments
 from mt2st_fast.training.fusing import fuse
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.interval import Interval
-from mt2st_fast.training.learning_rate import LearningRate
+from mt2st_fast.training.learning_rate import LearningRate, put_on_device
 from mt2st_fast.training.learnt_weights import learnt_schedule
 from mt2st_fast.training.observations import look_at_held_out, look_at_losses
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
-from mt2st_fast.training.optimizer_upkeep import (
-    FADE_STEPS,
-    admit,
-    check_optimizer,
-    drop_faded_moments,
-    optimizer_options,
-    put_on_device,
-    step_mixed_groups_singly,
-)
+from mt2st_fast.training.optimizer_upkeep import admit, step_mixed_groups_singly
 from mt2st_fast.training.phases import enter_phase, set_active
 from mt2st_fast.training.processes.decisions import agreed_weights, must_agree
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.resuming import own_source, restore_random_states, states_of_all
 from mt2st_fast.training.resuming import (
     check_end,
+    check_optimizer,
     check_settings,
     freeze_as_then,
     group_names,
     hold_groups,
     named_parameters,
+    optimizer_options,
     trained,
 )
 from mt2st_fast.training.run_options import RunOptions, fixed_settings
