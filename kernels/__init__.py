@@ -38,7 +38,7 @@ from .heads.reference import accepted_targets, head_correct, row_losses
 from .machine.registry import OPS, REFERENCE, Choice, Op, asked_for, choose_backend
 from .step.activations import ACTIVATIONS, chosen_activation, is_activation
 from .step.bags import bag_step, bag_step_obstacle
-from .step.common import Dropout
+from .step.common import Dropout, Updates
 from .step.dense_model import Decay, Dense
 from .step.front import Front
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
@@ -120,6 +120,7 @@ __all__ = [
     "Trained",
     "TrainedHead",
     "TypeRows",
+    "Updates",
     "WordCounter",
     "Words",
     "accepted_targets",

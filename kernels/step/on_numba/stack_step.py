@@ -25,14 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...bags.rules import RowRule, packed
+from ...bags.rules import packed
 from ...heads.on_numba.passes import survey_batch
 from ...heads.on_numba.tile import columns_of, head_panels
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
-from ..common import Dropout
-from ..dense_model import Decay
-from ..model import NOTHING, Moves
+from ..common import Dropout, Updates
+from ..model import NOTHING
 from ..stack_model import StackModel
 from .batch_norms import begin_norms, combine, combine_gradients
 from .dense_memory import HALVES
@@ -170,18 +169,16 @@ DROP = np.dtype([("key", np.uint64), ("threshold", np.uint64), ("kept", np.float
 
 def step(
     model: StackModel,
-    rules: Sequence[RowRule],
-    decays: Sequence[Decay],
+    updates: Updates,
     inputs: Tensor,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropouts: Sequence[Dropout],
-    moves: Moves,
-    clip_norm: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Return (losses (K,), correct (K,)) for `stack_step` in step/stack.py."""
     # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
     batch = survey_batch(targets, task_weights, model.layout, not task_weights.requires_grad)
+    rules, decays, moves, clip_norm = updates
     N, K, moving = inputs.shape[0], len(model.heads), model.moving(moves)
     losses = torch.zeros(K, dtype=torch.float32, device="cpu")
     correct = torch.zeros(K, dtype=torch.int64, device="cpu")

@@ -19,6 +19,7 @@ from mt2st_fast.kernels import (
     Moves,
     RowState,
     StackModel,
+    Updates,
     stack_inputs_obstacle,
     stack_step,
     stack_step_obstacle,
@@ -169,17 +170,8 @@ class StackTraining(KernelCalls):
         rules, decays = rules_of(self._optimizer)
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
-        found = stack_step(
-            model,
-            rules,
-            decays,
-            self._rows_of(inputs),
-            batch.targets,
-            batch.weights,
-            self._dropped,
-            moves,
-            self._clip_norm,
-        )
+        updates = Updates(rules, decays, moves, self._clip_norm)
+        found = stack_step(model, updates, self._rows_of(inputs), batch.targets, batch.weights, self._dropped)
         return self._heads.over_active(found.losses, batch)
 
     def _dropout(self) -> list[Dropout]:

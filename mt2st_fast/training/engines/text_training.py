@@ -19,6 +19,7 @@ from mt2st_fast.kernels import (
     RowState,
     TextStepModel,
     Trained,
+    Updates,
     text_step,
 )
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
@@ -99,18 +100,8 @@ class TextTraining(TextCalls):
         decays.append(Decay())
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
-        found = text_step(
-            model,
-            rules,
-            decays,
-            words,
-            batch.targets,
-            batch.weights,
-            self._dropped,
-            moves,
-            extra,
-            self._clip_norm,
-        )
+        updates = Updates(rules, decays, moves, self._clip_norm)
+        found = text_step(model, updates, words, batch.targets, batch.weights, self._dropped, extra)
         return self._heads.over_active(found.losses, batch)
 
     def _hold(self) -> None:
