@@ -40,7 +40,7 @@ from .step.activations import ACTIVATIONS, chosen_activation, is_activation
 from .step.bags import bag_step, bag_step_obstacle
 from .step.common import Dropout, Updates
 from .step.dense_model import Decay, Dense
-from .step.front import Front
+from .step.embedding import EmbeddingTable
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
 from .step.stack import stack_inputs_obstacle, stack_step, stack_step_obstacle
 from .step.stack_model import BatchNorm, Layer, Norm, Running, StackModel
@@ -92,8 +92,8 @@ __all__ = [
     "Dense",
     "DeviceBags",
     "Dropout",
+    "EmbeddingTable",
     "ExtraGradients",
-    "Front",
     "FusedUpdate",
     "Gradient",
     "HeadLayout",

@@ -23,7 +23,7 @@ from .common import (
     parameters_obstacle,
     step_kernels,
 )
-from .front import Front, described, indices_obstacle
+from .embedding import EmbeddingTable, described, indices_obstacle
 from .stack_model import StackModel
 
 # Of a layer, in inputs or outputs. Up to here a step took 0.3 to 0.99 of the eager engine's time, with 8,192 inputs
@@ -45,10 +45,10 @@ def stack_step_obstacle(
     return obstacle or heads_obstacle(layout_sizes, widths[-1])
 
 
-def stack_inputs_obstacle(inputs: Tensor, n_inputs: int, front: Front | None) -> str | None:
+def stack_inputs_obstacle(inputs: Tensor, n_inputs: int, embedding: EmbeddingTable | None) -> str | None:
     """Why `stack_step` cannot take these inputs, or None; indices are not read."""
-    if front is not None:
-        return indices_obstacle(front, inputs, n_inputs)
+    if embedding is not None:
+        return indices_obstacle(embedding, inputs, n_inputs)
     if inputs.dtype is torch.float32 and inputs.dim() == 2 and inputs.shape[1] == n_inputs:
         return None
     return f"its kernel takes inputs (N, {n_inputs}) of float32, not {described(inputs)}"
@@ -73,7 +73,7 @@ def stack_step(
     Raises ValueError, before anything is changed, for inputs and targets that do not fit the model, for an index that
     is not in the table, and for a class target that is neither in [0, C) nor ignore_index.
     """
-    if (reason := stack_inputs_obstacle(inputs, model.n_inputs, model.front)) is not None:
+    if (reason := stack_inputs_obstacle(inputs, model.n_inputs, model.embedding)) is not None:
         raise ValueError(reason)
     if len(dropouts) != 1 + len(model.layers):
         raise ValueError(f"there are {len(model.layers)} layers, but {len(dropouts)} dropouts, not one more")

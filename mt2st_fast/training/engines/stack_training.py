@@ -13,7 +13,7 @@ from mt2st_fast.kernels import (
     FROZEN,
     Dense,
     Dropout,
-    Front,
+    EmbeddingTable,
     HeadLayout,
     Layer,
     Moves,
@@ -137,12 +137,14 @@ class StackTraining(KernelCalls):
         )
 
     def _rows_of(self, inputs: Tensor) -> Tensor:
-        return inputs.flatten(0, -2) if self._front is None and inputs.dim() > 2 else inputs
+        return inputs.flatten(0, -2) if self._embedding is None and inputs.dim() > 2 else inputs
 
     def _tensor_obstacle(self, inputs: Any) -> str | None:
         if type(inputs) is not Tensor or inputs.layout is not torch.strided or inputs.device.type != "cpu":
             return "the inputs are not one plain tensor on the CPU"
-        if (reason := stack_inputs_obstacle(self._rows_of(inputs), self._n_inputs, self._front)) is not None:
+        if (
+            reason := stack_inputs_obstacle(self._rows_of(inputs), self._n_inputs, self._embedding)
+        ) is not None:
             return reason
         if inputs.dim() > 2 and self._has_channels:
             return (
@@ -195,8 +197,8 @@ class StackTraining(KernelCalls):
             id(p): self._made(p, groups[id(p)] if is_moved else FROZEN)
             for p, is_moved in zip(parameters, are_moved(parameters, self._optimizer), strict=True)
         }
-        self._n_inputs, self._front = self._widths()[0], self._made_front()
-        table = None if self._front is None else self._front.table.parameter
+        self._n_inputs, self._embedding = self._widths()[0], self._made_embedding()
+        table = None if self._embedding is None else self._embedding.table.parameter
         n_weights = sum(p.numel() for p in parameters)
         if table is not None:  # of which a model has no copies, but a number for each row
             n_weights += len(table) - table.numel()
@@ -220,16 +222,16 @@ class StackTraining(KernelCalls):
         assert not isinstance(widths, str)
         return widths
 
-    def _made_front(self) -> Front | None:
-        if self._layers.front is None:
+    def _made_embedding(self) -> EmbeddingTable | None:
+        if self._layers.embedding is None:
             return None
-        module, how, padding = self._layers.front
-        return Front(self._dense[id(module.weight)], how, padding)
+        module, how, padding = self._layers.embedding
+        return EmbeddingTable(self._dense[id(module.weight)], how, padding)
 
     def _new_model(self, layout: HeadLayout) -> StackModel:
         return StackModel(
             [self._layer(each) for each in self._layers.layers],
-            [self._linear(self._heads.linear(name)) for name in layout.names], layout, self._front,
+            [self._linear(self._heads.linear(name)) for name in layout.names], layout, self._embedding,
         )  # fmt: skip
 
     def _layer(self, layer: StackLayer) -> Layer:
@@ -246,7 +248,7 @@ class StackTraining(KernelCalls):
 
 def _parameters(layers: StackLayers, heads: MultiTaskHeads) -> list[nn.Parameter]:
     """Return the parameters of table and layers, then those of the active heads."""
-    modules: list[nn.Module] = [] if layers.front is None else [layers.front.module]
+    modules: list[nn.Module] = [] if layers.embedding is None else [layers.embedding.module]
     modules += [module for layer in layers.layers for module in layer.modules]
     return [*(p for module in modules for p in module.parameters()), *head_parameters(heads)]
 
@@ -258,11 +260,11 @@ def _widths(layers: StackLayers, n_features: int) -> list[int] | str:
     """
     of_layers = [layer.shape[0] for layer in layers.layers]
     n_inputs = layers.layers[0].shape[1] if layers.layers else n_features
-    if layers.front is None:
+    if layers.embedding is None:
         return [n_inputs, *of_layers]
-    D = layers.front.module.weight.shape[1]
-    if layers.front.how != "concat" and not layers.layers:
+    D = layers.embedding.module.weight.shape[1]
+    if layers.embedding.how != "concat" and not layers.layers:
         return [D]
-    if n_inputs % D if layers.front.how == "concat" else n_inputs != D:
+    if n_inputs % D if layers.embedding.how == "concat" else n_inputs != D:
         return f"its table has rows of {D} numbers, and the first layer or the heads {n_inputs} inputs"
     return [n_inputs, *of_layers]
