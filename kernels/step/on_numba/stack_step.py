@@ -39,9 +39,9 @@ from .dense_tiles import columns_by_task, count_step, head_biases, store_losses
 from .dense_updates import ONE, add_up_dense, clip_factor, move_dense, square_of_piece
 from .dropout import drop_of
 from .embedding import index_batch, move_table, n_table_pieces, scale_vectors, square_of_rows, sweeps_table
-from .passes import tile_passes_of
 from .stack_memory import memory_of, tile_rows_of
 from .stack_tiles import prepare, run_tile
+from .tile_passes import tile_passes_of
 
 
 @helper

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from mt2st_fast.kernels.step.on_numba.passes import tile_passes_of
+from mt2st_fast.kernels.step.on_numba.tile_passes import tile_passes_of
 
 CASES = [
     (L, reach, cuts)
