@@ -70,7 +70,7 @@ from .step.text_model import (
     gradient_model,
 )
 from .text.layout import END, PADDING
-from .text.words import WordCounter, split_lines
+from .text.words import LineWords, WordCounter, split_lines
 
 __all__ = [
     "ACTIVATIONS",
@@ -100,6 +100,7 @@ __all__ = [
     "HeadSpec",
     "Kind",
     "Layer",
+    "LineWords",
     "Moves",
     "MultitaskLoss",
     "Norm",
