@@ -69,6 +69,14 @@ def _rounded(ratio: Ratio) -> dict[str, float]:
     return {name: round(value, 4) for name, value in ratio._asdict().items()}
 
 
+def ratio_text(record: Record, digits: int = 2) -> str:
+    """Format the ratio of a record, with the quartiles of the rounds' ratios; "" if it has none."""
+    ratio = record["ratio"]
+    if ratio is None:
+        return ""
+    return f"{ratio['of_medians']:.{digits}f} [{ratio['p25']:.{digits}f} to {ratio['p75']:.{digits}f}]"
+
+
 def append(records: Iterable[Record], folder: Path = FOLDER) -> None:
     """Append records to the file of their kind of device."""
     folder.mkdir(parents=True, exist_ok=True)

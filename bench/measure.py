@@ -11,11 +11,11 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -57,6 +57,9 @@ STEP_BURST_US = {"cpu": 50_000, "cuda": 10_000}
 BUILDING_SHARE = 0.6
 LEAST_SECONDS = 1.0
 COLD_SECONDS, COLD_CALLS = 0.2, 30
+
+
+Case = TypeVar("Case", HeadCase, StepCase)
 
 
 class Suite(StrEnum):
@@ -128,13 +131,13 @@ def main(
     started = time.perf_counter()
     red = first > 0
     work = list(_work(suite, case, m))
-    for place, (name, run, weight) in enumerate(work[first:], first):
+    for place, job in enumerate(work[first:], first):
         left = math.inf if total_seconds is None else total_seconds - (time.perf_counter() - started)
         if left <= 0:
-            console.print(f"[yellow]skipped {name}: the {total_seconds:g} s are used up[/yellow]")
+            console.print(f"[yellow]skipped {job.name}: the {total_seconds:g} s are used up[/yellow]")
             continue
-        m.begin(left * weight / sum(other[2] for other in work[place:]))
-        red |= not _survived(name, run)
+        m.begin(left * job.weight / sum(other.weight for other in work[place:]))
+        red |= not _survived(job)
         if found.type == "cuda" and _is_lost(found) and place + 1 < len(work):
             _go_on_in_another_process(place + 1, time.perf_counter() - started, total_seconds)
     if red:
@@ -161,41 +164,46 @@ def _go_on_in_another_process(first: int, seconds: float, total_seconds: float |
     os.execv(sys.executable, [sys.executable, "-m", "bench.measure", *arguments])
 
 
-def _survived(name: str, run: Callable[[], bool]) -> bool:
+class Work(NamedTuple):
+    """A case to measure: `run` returns whether its checks passed; weight: of its share of the time."""
+
+    name: str
+    run: Callable[[], bool]
+    weight: float = 1.0
+
+
+def _survived(work: Work) -> bool:
     """Run one case, so that a failure does not affect the others."""
     try:
-        return run()
+        return work.run()
     except Exception:
-        console.print(f"[red]{name}: failed[/red]")
+        console.print(f"[red]{work.name}: failed[/red]")
         console.print(traceback.format_exc(), highlight=False, markup=False)
         return False
 
 
-Work = tuple[str, Callable[[], bool], float]
-
-
 def _work(suite: Suite, part: str | None, m: Measurement) -> Iterator[Work]:
-    """Yield (name, measuring function, weight of its time share); the function returns False if a check fails."""
+    """Yield the cases of a suite whose names contain `part`."""
     kind: DeviceKind = "cuda" if m.device.type == "cuda" else "cpu"
 
     def wanted(*suites: Suite) -> bool:
         return suite in (*suites, Suite.all)
 
     if wanted(Suite.floors):
-        yield "floors", partial(measure_floors, m), 1.0
+        yield Work("floors", partial(measure_floors, m))
     if wanted(Suite.heads):
         for case in _named(head_cases(kind), part):
             # Requirements are for forward and backward; time on a GPU is short.
             for direction in DIRECTIONS if kind == "cpu" else DIRECTIONS[:1]:
-                yield case.name, partial(measure_heads, case, direction, m), case.weight
+                yield Work(case.name, partial(measure_heads, case, direction, m), case.weight)
     if wanted(Suite.step):
         for step_case in _named(step_cases(kind), part):
-            yield step_case.name, partial(measure_step, step_case, m), 1.0
+            yield Work(step_case.name, partial(measure_step, step_case, m))
     if wanted(Suite.memory) and kind == "cpu":
-        yield MEMORY_CASE.name, partial(measure_memory, MEMORY_CASE, m), 1.0
+        yield Work(MEMORY_CASE.name, partial(measure_memory, MEMORY_CASE, m))
 
 
-def _named(cases, part):  # type: ignore[no-untyped-def]
+def _named(cases: Sequence[Case], part: str | None) -> list[Case]:
     return [case for case in cases if part is None or part in case.name]
 
 
@@ -241,12 +249,18 @@ def over_eager(peers: Mapping[str, Peer]) -> dict[str, tuple[str, str]]:
     return ratios
 
 
+class CheckedPeers(NamedTuple):
+    """The peers that compute the right thing, more fields of their records, and whether all of ours are among them."""
+
+    peers: dict[str, Peer]
+    more: dict[str, dict[str, Any]]
+    green: bool
+
+
 def checked_peers(
     case: HeadCase, direction: Direction, m: Measurement, names: tuple[str, ...]
-) -> tuple[dict[str, Peer], dict[str, dict[str, Any]], bool]:
-    """Return the peers that compute the right thing, additional fields of their records, and whether ours are among
-    them.
-    """
+) -> CheckedPeers:
+    """Build these peers, as far as they are there and time is left, and check them."""
     inputs = case.inputs(device=m.device)
     check = Check(inputs, direction)
     peers: dict[str, Peer] = {}
@@ -267,7 +281,7 @@ def checked_peers(
                 green = green and name not in OURS
                 _skip(name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}")
     shown = [name for name in build_of if name in peers]
-    return {name: peers[name] for name in shown}, more, green
+    return CheckedPeers({name: peers[name] for name in shown}, more, green)
 
 
 def _checked(peer: Peer, check: Check, m: Measurement) -> tuple[Peer, dict[str, Any]]:

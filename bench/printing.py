@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.interleaved import Ratio, Timings
-from bench.ledger import Record, make_record
+from bench.interleaved import Timings
+from bench.ledger import Record, make_record, ratio_text
 from bench.load import DISTURBED_SHARE
 
 
@@ -53,7 +53,7 @@ def record_and_print(
         )
         made.append(record)
         quartiles = f"{record['p25']:,.1f} to {record['p75']:,.1f}"
-        cells = (name, f"{record['p50']:,.1f}", quartiles, ratio_text(ratio), of or "")
+        cells = (name, f"{record['p50']:,.1f}", quartiles, ratio_text(record), of or "")
         table.add_row(*map(escape, cells), *(show(record) for show in shown.values()))
     console.print(table)
     warn_if_disturbed(console, timings.others_cpu_share)
@@ -65,11 +65,6 @@ def _rounds(timings: Timings) -> str:
     left_out = f" ({timings.left_out} left out: other placements of the cores)" if timings.left_out else ""
     apart = f", cores {timings.round_trip_ns:.0f} ns apart" if timings.round_trip_ns else ""
     return f"{timings.rounds} rounds{left_out}{apart}"
-
-
-def ratio_text(ratio: Ratio | None) -> str:
-    """Format the ratio of medians, and the quartiles of the rounds' ratios."""
-    return "" if ratio is None else f"{ratio.of_medians:.2f} [{ratio.p25:.2f} to {ratio.p75:.2f}]"
 
 
 def field(name: str, scale: float = 1.0, digits: int = 1) -> Callable[[Record], str]:

@@ -272,10 +272,7 @@ def _value(records: dict[str, Record], peer: str, field: str, unit: float) -> st
 
 
 def _ratio(record: Record | None, digits: int = 2) -> str:
-    if record is None or record["ratio"] is None:
-        return MISSING
-    ratio = record["ratio"]
-    return f"{ratio['of_medians']:.{digits}f} [{ratio['p25']:.{digits}f} to {ratio['p75']:.{digits}f}]"
+    return (record and ledger.ratio_text(record, digits)) or MISSING
 
 
 def _rounds(records: dict[str, Record]) -> str:

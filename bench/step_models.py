@@ -13,7 +13,8 @@ from bench.environment import ROOT
 from mt2st_fast import Classification, MultiTaskHeads, WindowEncoder
 from mt2st_fast.data import evaluation_batches, open_data
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.experiment import Experiment, evaluation_rows
+from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.experiment_parts import evaluation_rows
 from mt2st_fast.training.batch import Batch
 from mt2st_fast.training.optim import LazyAdam
 

@@ -205,7 +205,10 @@ def test_a_case_that_breaks_the_device_leaves_the_others_to_another_process(monk
         if done[-1] == "second":
             raise RuntimeError("an illegal memory access was encountered")
 
-    work = [(name, lambda name=name: done.append(name) is None, 1.0) for name in ("first", "second", "third")]
+    work = [
+        measure.Work(name, lambda name=name: done.append(name) is None)
+        for name in ("first", "second", "third")
+    ]
     monkeypatch.setattr(measure, "find", lambda name: torch.device("cuda"))
     monkeypatch.setattr(measure, "describe", lambda device: {})
     monkeypatch.setattr(measure, "_work", lambda suite, case, m: work)
@@ -225,7 +228,10 @@ def test_a_case_that_breaks_the_device_leaves_the_others_to_another_process(monk
 
 def test_a_run_that_goes_on_begins_at_its_case_and_stays_red(monkeypatch):
     done = []
-    work = [(name, lambda name=name: done.append(name) is None, 1.0) for name in ("first", "second", "third")]
+    work = [
+        measure.Work(name, lambda name=name: done.append(name) is None)
+        for name in ("first", "second", "third")
+    ]
     monkeypatch.setattr(measure, "_work", lambda suite, case, m: work)
     with pytest.raises(measure.typer.Exit):
         measure.main(measure.Suite.heads, device="cpu", total_seconds=None, records=None, case=None, first=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bench.ledger import Record
+from bench.ledger import Record, ratio_text
 from bench.markdown import table
 from bench.required import (
     ALLOWED_LOSS,
@@ -82,7 +82,7 @@ def _gpu_table(
                 record["peer"],
                 _duration(record["p50"]),
                 shown(record),
-                _ratio(record),
+                ratio_text(record),
                 ratio["of"] if ratio else "",
                 verdict(record, ratio["of_medians"]) if ratio else "",
             ]
@@ -115,7 +115,7 @@ def _bags(found: Sequence[Record]) -> list[str]:
             record["direction"],
             record["peer"],
             _duration(record["p50"]),
-            _ratio(record),
+            ratio_text(record),
             f"{record['accuracy']:.4f}" if "accuracy" in record else "",
             _bag_verdict(record),
         ]
@@ -171,7 +171,7 @@ def _words(found: Sequence[Record]) -> list[str]:
             record["direction"],
             record["peer"],
             f"{record['words_per_second']:,}",
-            _ratio(record),
+            ratio_text(record),
             *(f"{record['quality_median'][task]:.3f}" for task in tasks),
             _words_verdict(record, theirs.get((record["case"], record["direction"]))),
         ]
@@ -183,7 +183,7 @@ def _words(found: Sequence[Record]) -> list[str]:
         *lines,
         "",
         *(
-            f"- {r['case']}, {r['shape']}: mapped, {_ratio(r)} times the speed of the same text in memory"
+            f"- {r['case']}, {r['shape']}: mapped, {ratio_text(r)} times the speed of the same text in memory"
             for r in mapped
         ),
     ]
@@ -201,13 +201,6 @@ def _words_verdict(record: Record, theirs: Record | None) -> str:
     ]
     quality = f"quality missed ({', '.join(worse)})" if worse else "quality met"
     return f"≥ {least:g}, {decided(fast, [record])}; {quality}"
-
-
-def _ratio(record: Record) -> str:
-    ratio = record["ratio"]
-    if ratio is None:
-        return ""
-    return f"{ratio['of_medians']:.2f} [{ratio['p25']:.2f} to {ratio['p75']:.2f}]"
 
 
 def _duration(us: float) -> str:

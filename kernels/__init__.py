@@ -38,9 +38,9 @@ from .heads.reference import accepted_targets, head_correct, row_losses
 from .machine.registry import NO_NUMBA, OPS, REFERENCE, Choice, Op, asked_for, choose_backend, is_set
 from .step.activations import ACTIVATIONS, chosen_activation, is_activation
 from .step.bags import bag_step, bag_step_obstacle
-from .step.common import Dropout
+from .step.common import Dropout, Updates
 from .step.dense_model import Decay, Dense
-from .step.front import Front
+from .step.embedding import EmbeddingTable
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
 from .step.stack import stack_inputs_obstacle, stack_step, stack_step_obstacle
 from .step.stack_model import BatchNorm, Layer, Norm, Running, StackModel
@@ -70,7 +70,7 @@ from .step.text_model import (
     gradient_model,
 )
 from .text.layout import END, PADDING
-from .text.words import WordCounter, split_lines
+from .text.words import LineWords, WordCounter, split_lines
 
 __all__ = [
     "ACTIVATIONS",
@@ -93,14 +93,15 @@ __all__ = [
     "Dense",
     "DeviceBags",
     "Dropout",
+    "EmbeddingTable",
     "ExtraGradients",
-    "Front",
     "FusedUpdate",
     "Gradient",
     "HeadLayout",
     "HeadSpec",
     "Kind",
     "Layer",
+    "LineWords",
     "Moves",
     "MultitaskLoss",
     "Norm",
@@ -121,6 +122,7 @@ __all__ = [
     "Trained",
     "TrainedHead",
     "TypeRows",
+    "Updates",
     "WordCounter",
     "Words",
     "accepted_targets",

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.memory import MOST_DIM
 from mt2st_fast.numbers import check_at_most, check_count, check_positive_in_float32
 from mt2st_fast.serving.load import load
+from mt2st_fast.table_limits import MOST_DIM
 from mt2st_fast.words.fasttext_models import Classifier, FastTextModel, Vectors, words_of
 from mt2st_fast.words.fasttext_options import UNSUPERVISED_LOSSES, check_refused
 from mt2st_fast.words.gensim_errors import NoWordsError

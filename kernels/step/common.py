@@ -1,4 +1,4 @@
-"""What all single-kernel training steps share: the result, the choice of a backend, and checks."""
+"""What all single-kernel training steps share: how they update, their result, the choice of a backend, and checks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,30 @@ import torch
 from torch import Tensor
 
 from ..bags.op import choose_embedding_backend
+from ..bags.rules import RowRule
 from ..heads.layout import HeadLayout
 from ..machine.registry import Op
+from .dense_model import Decay
+from .model import EVERYTHING, Moves
 
 OP = Op("step", __package__)
 
 
 MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider head is computed in chunks, by the op of the heads
+
+
+class Updates(NamedTuple):
+    """How a step updates parameters.
+
+    rules: those that the model's parameters refer to, with the rates of this step. decays (len(rules),): how each
+    decays dense parameters. moves: which sides of the model are updated. clip_norm: the largest 2-norm of the gradients
+    of all parameters that are updated; all are scaled down to it.
+    """
+
+    rules: Sequence[RowRule]
+    decays: Sequence[Decay]
+    moves: Moves = EVERYTHING
+    clip_norm: float | None = None
 
 
 class Dropout(NamedTuple):

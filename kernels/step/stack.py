@@ -14,11 +14,16 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..bags.rules import RowRule
-from .common import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
-from .dense_model import Decay
-from .front import Front, described, indices_obstacle
-from .model import EVERYTHING, Moves
+from .common import (
+    Dropout,
+    StepResult,
+    Updates,
+    check_targets,
+    heads_obstacle,
+    parameters_obstacle,
+    step_kernels,
+)
+from .embedding import EmbeddingTable, described, indices_obstacle
 from .stack_model import StackModel
 
 # Of a layer, in inputs or outputs. Up to here a step took 0.3 to 0.99 of the eager engine's time, with 8,192 inputs
@@ -40,10 +45,10 @@ def stack_step_obstacle(
     return obstacle or heads_obstacle(layout_sizes, widths[-1])
 
 
-def stack_inputs_obstacle(inputs: Tensor, n_inputs: int, front: Front | None) -> str | None:
+def stack_inputs_obstacle(inputs: Tensor, n_inputs: int, embedding: EmbeddingTable | None) -> str | None:
     """Why `stack_step` cannot take these inputs, or None; indices are not read."""
-    if front is not None:
-        return indices_obstacle(front, inputs, n_inputs)
+    if embedding is not None:
+        return indices_obstacle(embedding, inputs, n_inputs)
     if inputs.dtype is torch.float32 and inputs.dim() == 2 and inputs.shape[1] == n_inputs:
         return None
     return f"its kernel takes inputs (N, {n_inputs}) of float32, not {described(inputs)}"
@@ -51,39 +56,32 @@ def stack_inputs_obstacle(inputs: Tensor, n_inputs: int, front: Front | None) ->
 
 def stack_step(
     model: StackModel,
-    rules: Sequence[RowRule],
-    decays: Sequence[Decay],
+    updates: Updates,
     inputs: Tensor,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropouts: Sequence[Dropout],
-    moves: Moves = EVERYTHING,
-    clip_norm: float | None = None,
 ) -> StepResult:
     """Train layers and heads, or one side of them, on N rows, in place.
 
     The caller must check `stack_step_obstacle` first.
     inputs: (N, F) float32 on the CPU; with a table before the layers, indices of its rows (N, L), int64 or int32.
-    rules: those that the model's parameters refer to, with the rates of this step;
-    decays (len(rules),): how each decays parameters. dropouts: of the inputs, and of every layer's outputs.
-    clip_norm: the largest 2-norm of the gradients of all parameters that the step updates; all are scaled down to it.
-    moves: if neither side, running statistics of BatchNorms stay as they are, too: the batch is only measured.
+    updates: if of neither side, running statistics of BatchNorms stay as they are, too: the batch is only measured.
+    dropouts: of the inputs, and of every layer's outputs.
     targets, task_weights (K,): as in `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
 
     Raises ValueError, before anything is changed, for inputs and targets that do not fit the model, for an index that
     is not in the table, and for a class target that is neither in [0, C) nor ignore_index.
     """
-    if (reason := stack_inputs_obstacle(inputs, model.n_inputs, model.front)) is not None:
+    if (reason := stack_inputs_obstacle(inputs, model.n_inputs, model.embedding)) is not None:
         raise ValueError(reason)
     if len(dropouts) != 1 + len(model.layers):
         raise ValueError(f"there are {len(model.layers)} layers, but {len(dropouts)} dropouts, not one more")
     if model.cuts and inputs.shape[0] < 2:
         raise ValueError(f"a BatchNorm needs a batch of at least 2 rows, not {inputs.shape[0]}")
     check_targets(model.layout, targets, task_weights, inputs.shape[0], "rows")
-    found = StepResult(
-        *_kernels().step(model, rules, decays, inputs, targets, task_weights, dropouts, moves, clip_norm)
-    )
-    increment_version(model.moving(moves).dense.parameters)
+    found = StepResult(*_kernels().step(model, updates, inputs, targets, task_weights, dropouts))
+    increment_version(model.moving(updates.moves).dense.parameters)
     return found
 
 
@@ -93,14 +91,11 @@ class StackKernels(Protocol):
     def step(
         self,
         model: StackModel,
-        rules: Sequence[RowRule],
-        decays: Sequence[Decay],
+        updates: Updates,
         inputs: Tensor,
         targets: Sequence[Tensor],
         task_weights: Tensor,
         dropouts: Sequence[Dropout],
-        moves: Moves,
-        clip_norm: float | None,
     ) -> tuple[Tensor, Tensor]:
         """Update the parameters; return (losses (K,), correct (K,)) as `stack_step` does."""
 

@@ -22,7 +22,7 @@ from .dense_model import (
     parts_of,
     pieces_of,
 )
-from .front import Front
+from .embedding import EmbeddingTable
 from .model import EVERYTHING, FROZEN, NOTHING, Moves
 
 
@@ -139,7 +139,7 @@ class Moving(NamedTuple):
 class StackModel:
     """Linear layers, each on the outputs of the one before, and K linear heads, as `stack_step` trains them.
 
-    front: a table before the layers, whose rows are their inputs.
+    embedding: a table before the layers, whose rows are their inputs.
     Parameters and states must not move in memory. No gradients are computed for what lies before the first layer that
     is not frozen.
 
@@ -151,9 +151,9 @@ class StackModel:
         layers: Sequence[Layer],
         heads: Sequence[Linear],
         layout: HeadLayout,
-        front: Front | None = None,
+        embedding: EmbeddingTable | None = None,
     ) -> None:
-        if not layers and front is None:
+        if not layers and embedding is None:
             raise ValueError("a stack needs at least one linear layer, or a table")
         for layer in layers:
             layer.check()
@@ -164,9 +164,9 @@ class StackModel:
         self.n_inputs = layers[0].shape[1] if layers else heads[0][0].parameter.shape[1]
         self.n_features = layers[-1].shape[0] if layers else self.n_inputs
         check_heads(heads, layout, self.n_features)
-        if front is not None:
-            front.check(self.n_inputs)
-        self.layers, self.heads, self.layout, self.front = tuple(layers), tuple(heads), layout, front
+        if embedding is not None:
+            embedding.check(self.n_inputs)
+        self.layers, self.heads, self.layout, self.embedding = tuple(layers), tuple(heads), layout, embedding
         parts = parts_of([layer.linear for layer in layers], heads, [layer.of_norm for layer in layers])
         self._moving = {
             moves: self._of(dense_moving(parts, moves), moves)
@@ -177,10 +177,10 @@ class StackModel:
 
     def _of(self, dense: DenseMoving, moves: Moves) -> Moving:
         L = len(self.layers)
-        if self.front is None or not moves.shared or self.front.table.rule == FROZEN:
+        if self.embedding is None or not moves.shared or self.embedding.table.rule == FROZEN:
             return Moving(dense, L - min(dense.layers, default=L), pieces_of([]))
         # No part like the others, whose gradients are products.
-        table = dense_moving([Part(TABLE, 0, self.front.table)], moves)
+        table = dense_moving([Part(TABLE, 0, self.embedding.table)], moves)
         both = dense._replace(
             counts=np.concatenate([dense.counts, table.counts]),
             parameters=[*dense.parameters, *table.parameters],

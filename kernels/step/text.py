@@ -17,7 +17,15 @@ from torch.autograd.graph import increment_version
 
 from ..bags.op import in_kernel_types
 from ..bags.rules import SGD, RowRule
-from .common import Dropout, StepResult, check_targets, heads_obstacle, parameters_obstacle, step_kernels
+from .common import (
+    Dropout,
+    StepResult,
+    Updates,
+    check_targets,
+    heads_obstacle,
+    parameters_obstacle,
+    step_kernels,
+)
 from .dense_model import Decay
 from .model import EVERYTHING, Moves
 from .text_model import ExtraGradients, TextStepModel, Words
@@ -52,24 +60,18 @@ def text_step_obstacle(
 
 def text_step(
     model: TextStepModel,
-    rules: Sequence[RowRule],
-    decays: Sequence[Decay],
+    updates: Updates,
     words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropout: Dropout,
-    moves: Moves = EVERYTHING,
     extra: ExtraGradients | None = None,
-    clip_norm: float | None = None,
 ) -> StepResult:
     """Train table, hidden layer and heads, or one side of them, on N rows, in place.
 
     The caller must check `text_step_obstacle` first.
     words: windows or bags, whichever the model pools. Gradients of the words in `extra` go into the same step of the
     table.
-    rules: those that the model's parameters refer to, with the rates of this step. decays (len(rules),): how each
-    decays dense parameters. clip_norm: the largest 2-norm of the gradients of all parameters that the step updates;
-    all are scaled down to it.
     targets, task_weights (K,): as in `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
 
     Raises ValueError, before anything is changed, for words and targets that do not fit the model, and for a class
@@ -77,29 +79,23 @@ def text_step(
     """
     if model.gathers_rows:
         raise ValueError("a gradient_model is not stepped; call text_gradients")
-    return _step(model, rules, decays, words, targets, task_weights, dropout, moves, extra, clip_norm)
+    return _step(model, updates, words, targets, task_weights, dropout, extra)
 
 
 def _step(
     model: TextStepModel,
-    rules: Sequence[RowRule],
-    decays: Sequence[Decay],
+    updates: Updates,
     words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropout: Dropout,
-    moves: Moves,
     extra: ExtraGradients | None,
-    clip_norm: float | None = None,
 ) -> StepResult:
     words = _in_kernel_types(model, words)
     check_targets(model.layout, targets, task_weights, words.n_rows, _ROWS[model.pooled.how])
     _check_extra(model, extra)
-    kernels = _kernels(model)
-    found = StepResult(
-        *kernels.step(model, rules, decays, words, targets, task_weights, dropout, moves, extra, clip_norm)
-    )
-    increment_version(model.moving(moves).parameters)
+    found = StepResult(*_kernels(model).step(model, updates, words, targets, task_weights, dropout, extra))
+    increment_version(model.moving(updates.moves).parameters)
     return found
 
 
@@ -124,9 +120,8 @@ def text_gradients(
     model.room = room
     try:
         # Such a step updates the gradients themselves: gradient - rate * (new gradient), with rate -1.
-        found = _step(
-            model, [RowRule(SGD, -1.0)], [Decay()], words, targets, task_weights, dropout, moves, extra
-        )
+        updates = Updates([RowRule(SGD, -1.0)], [Decay()], moves)
+        found = _step(model, updates, words, targets, task_weights, dropout, extra)
         rows, d_rows = _kernels(model).gathered(model, moves)
     finally:
         model.room = None  # it may be memory that somebody gives back
@@ -190,15 +185,12 @@ class TextKernels(Protocol):
     def step(
         self,
         model: TextStepModel,
-        rules: Sequence[RowRule],
-        decays: Sequence[Decay],
+        updates: Updates,
         words: Words,
         targets: Sequence[Tensor],
         task_weights: Tensor,
         dropout: Dropout,
-        moves: Moves,
         extra: ExtraGradients | None,
-        clip_norm: float | None,
     ) -> tuple[Tensor, Tensor]:
         """Update the parameters; return (losses (K,), correct (K,)) as `text_step` does."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from .layout import (
@@ -106,16 +108,23 @@ class WordCounter:
         self._kernels.place_all(self._table.slots, len(self._table.slots), self._table.words, n_words)
 
 
+class LineWords(NamedTuple):
+    """Words and labels of U lines: line u has ids[bounds[u]:bounds[u + 1]]; label m is labels[m], in line lines[m]."""
+
+    ids: np.ndarray  # int32
+    bounds: np.ndarray  # int64 (U + 1,)
+    labels: np.ndarray  # int32 (M,)
+    lines: np.ndarray  # int64 (M,)
+
+
 def split_lines(
     numbers: np.ndarray, id_of: np.ndarray, is_label: np.ndarray, *, keep_empty: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return (ids, bounds, labels, lines): the words and labels of the U lines that have any.
+) -> LineWords:
+    """Return the words and labels of the U lines that have any; keep_empty: of all lines.
 
-    keep_empty: of all lines.
-    numbers: int32 (N,), word numbers with END after each line. id_of: int32 (V,), is_label: bool (V,), by number.
-    The words of line u are ids[bounds[u]:bounds[u + 1]], int32. Label m is the number labels[m] int32, in line
-    lines[m], int64. The ids overwrite the numbers.
+    numbers: int32 (N,), word numbers with END after each line; the ids overwrite them. id_of: int32 (V,), is_label:
+    bool (V,), by number.
     """
     from .on_numba import lines as kernels
 
-    return kernels.split_lines(numbers, id_of, is_label, keep_empty)
+    return LineWords(*kernels.split_lines(numbers, id_of, is_label, keep_empty))

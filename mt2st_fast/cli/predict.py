@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, BinaryIO
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -28,6 +28,7 @@ from mt2st_fast.files import (
     reading,
     writing,
 )
+from mt2st_fast.serving.wanted import Wanted
 
 CHUNK_BYTES = 1 << 19
 
@@ -100,18 +101,17 @@ def predict(
     from mt2st_fast.model_folder import files_of_model, kind_of
     from mt2st_fast.words.supervised_model import KIND as SUPERVISED
 
-    names = tasks_named(tasks)
+    asked = _Asked(tasks_named(tasks), form, tokenizer, k, threshold, probabilities)
     source = _Source.of(file, kind, text_column, delimiter)
     sink_path = None if out is None else out_file(out)
     if sink_path is not None:
         check_not_read(sink_path, [source.path or _standard_input(), *files_of_model(model)])
-    asked = {"k": k, "threshold": threshold, "probabilities": probabilities}
     answers = _of_lines if kind_of(model) == SUPERVISED else _of_texts
     was_enabled = gc.isenabled()
     gc.disable()  # words form no reference cycles, and searching for them takes half of the time
     try:
         with _sink(sink_path) as sink:
-            for text in answers(model, source, tokenizer, names, form, asked):
+            for text in answers(model, source, asked):
                 sink.write(text.encode("utf-8", "surrogatepass"))
     finally:
         if was_enabled:
@@ -163,27 +163,35 @@ class _Source:
         return self.kind not in READERS or READERS[self.kind].unlabelled is None
 
 
-def _of_texts(
-    folder: Path,
-    source: _Source,
-    tokenizer: str | None,
-    tasks: tuple[str, ...],
-    form: str | None,
-    asked: dict[str, Any],
-) -> Iterator[str]:
+@dataclass(frozen=True)
+class _Asked:
+    """What the command's arguments ask for, None where they leave it to the model."""
+
+    tasks: tuple[str, ...]
+    form: str | None
+    tokenizer: str | None
+    k: int | None
+    threshold: float | None
+    probabilities: bool
+
+    def wanted(self, main: str, form: str) -> Wanted:
+        """Return what to write in a format, of the main task if no other is asked for."""
+        return Wanted(self.tasks or (main,), form, self.k, self.threshold, self.probabilities)
+
+
+def _of_texts(folder: Path, source: _Source, asked: _Asked) -> Iterator[str]:
     """Label text with the model of a run."""
     from mt2st_fast.data.readers import takes
     from mt2st_fast.data.text.tokenizers import TOKENIZERS
     from mt2st_fast.serving.reading import read_rows, read_units
     from mt2st_fast.serving.text_model import TextModel
-    from mt2st_fast.serving.wanted import Wanted
     from mt2st_fast.serving.writing import check_format, write_units
 
     model = TextModel.load(folder)
-    for task in tasks:
+    for task in asked.tasks:
         model.check_task(task)
-    wanted = Wanted(tasks or (model.main,), check_format(model, form), **asked)
-    cut = model.tokenizer if tokenizer is None else tokenizer
+    wanted = asked.wanted(model.main, check_format(model, asked.form))
+    cut = model.tokenizer if asked.tokenizer is None else asked.tokenizer
     if cut not in TOKENIZERS:
         raise InputError(f"--tokenizer {cut!r} is unknown; available: {', '.join(TOKENIZERS)}")
     if source.path is None or source.is_text:
@@ -196,28 +204,20 @@ def _of_texts(
     return write_units(model, units, wanted)
 
 
-def _of_lines(
-    folder: Path,
-    source: _Source,
-    tokenizer: str | None,
-    tasks: tuple[str, ...],
-    form: str | None,
-    asked: dict[str, Any],
-) -> Iterator[str]:
+def _of_lines(folder: Path, source: _Source, asked: _Asked) -> Iterator[str]:
     """Label lines with a model of train_supervised, which splits lines itself."""
     from mt2st_fast.data.text.lines import TextLines
     from mt2st_fast.serving.classified_lines import check_format, write_lines
     from mt2st_fast.serving.fitting import check_keys
-    from mt2st_fast.serving.wanted import Wanted
     from mt2st_fast.words.supervised_model import SupervisedModel
 
-    if source.kind not in ("auto", "text") or tokenizer not in (None, "blanks"):
+    if source.kind not in ("auto", "text") or asked.tokenizer not in (None, "blanks"):
         raise InputError(
             "a train_supervised model reads lines of text and splits them at white space; pass the name of a file, "
             "without a kind such as csv:, and leave out --input and --tokenizer"
         )
     model = SupervisedModel.load(folder, device="cpu")
-    wanted = Wanted(tasks or (model.main,), check_format(form), **asked)
+    wanted = asked.wanted(model.main, check_format(asked.form))
     if wanted.format == "jsonl":
         check_keys(wanted.tasks, "document")
     return write_lines(model, (lines for _, lines in TextLines(*source.lines).blocks()), wanted)

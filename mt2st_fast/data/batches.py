@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class WindowInputs:
     sentence borders need no test.
     """
 
-    def __init__(self, corpus: Corpus, window: int):
+    def __init__(self, corpus: Corpus, window: int) -> None:
         if corpus.level != "token":
             raise InputError(
                 "windows need a label per token, but this corpus has labels per document; use BagBatches"
@@ -82,7 +83,7 @@ class WindowInputs:
 class BagInputs:
     """All type ids of documents, one document after the other."""
 
-    def __init__(self, corpus: Corpus):
+    def __init__(self, corpus: Corpus) -> None:
         if corpus.level != "document":
             raise InputError(
                 "bags need a label per document, but this corpus has labels per token; use TokenBatches"
@@ -92,6 +93,9 @@ class BagInputs:
     def __call__(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return type ids, int32 (total,), and the offsets of the documents in them, int64 (B + 1,)."""
         return take_bags(self._tokens, self._bounds, rows)
+
+
+Inputs = WindowInputs | BagInputs
 
 
 class TrainingBatches:
@@ -110,14 +114,14 @@ class TrainingBatches:
     def __init__(
         self,
         corpus: Corpus,
-        inputs,
+        inputs: Inputs,
         batch_size: int,
         main: str,
-        tasks,
+        tasks: Sequence[str] | None,
         share: float,
         seed: int,
         fixed_batches: bool = False,
-    ):
+    ) -> None:
         check_main(corpus, main)
         self.main = main
         self.tasks = (
@@ -224,7 +228,7 @@ class TrainingBatches:
         """Return a checksum of all training data, which must be the same when a run is resumed."""
         return self._corpus.digest(self.tasks)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return phase and positions after the last batch that was yielded, in JSON's types."""
         self.ahead.put_back()
         return {
@@ -233,7 +237,7 @@ class TrainingBatches:
             "data": self._digest,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with exactly the batches that would have followed.
 
         Raises InputError for other data or settings.
@@ -265,7 +269,7 @@ class TokenBatches(TrainingBatches):
         share: float = 0.5,
         seed: int = 1,
         tasks: Sequence[str] | None = None,
-    ):
+    ) -> None:
         super().__init__(corpus, WindowInputs(corpus, window), batch_size, main, tasks, share, seed)
 
 
@@ -286,14 +290,14 @@ class BagBatches(TrainingBatches):
         seed: int = 1,
         tasks: Sequence[str] | None = None,
         fixed_batches: bool = False,
-    ):
+    ) -> None:
         super().__init__(corpus, BagInputs(corpus), batch_size, main, tasks, share, seed, fixed_batches)
 
 
 class EvaluationBatches:
     """All rows of a corpus in order, with the targets of the requested tasks; can be iterated repeatedly."""
 
-    def __init__(self, corpus: Corpus, batch_size: int, inputs, tasks: Sequence[str]):
+    def __init__(self, corpus: Corpus, batch_size: int, inputs: Inputs, tasks: Sequence[str]) -> None:
         if batch_size < 1:
             raise InputError(f"batch size must be positive, not {batch_size}")
         self._corpus, self._tasks = corpus, tuple(tasks)
@@ -331,9 +335,9 @@ class EvaluationBatches:
         return ((inputs.between(*part), targets.between(*part)) for part in bounds)
 
 
-def _fits(inputs, columns: Sequence[np.ndarray], device: torch.device) -> bool:
+def _fits(inputs: Inputs, columns: Sequence[np.ndarray], device: torch.device) -> TypeGuard[WindowInputs]:
     """Whether the inputs have a form for devices, and fit on this one together with the targets."""
-    if not hasattr(inputs, "on_device"):
+    if not isinstance(inputs, WindowInputs):
         return False
     return inputs.n_bytes() + sum(column.nbytes for column in columns) <= memory_budget(device)
 

@@ -28,7 +28,7 @@ class TargetColumn:
     class_names: tuple[str, ...]
     values: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind == "classes":
             self._check_classes()
         elif self.kind in ("labels", "values"):
@@ -94,7 +94,7 @@ class Corpus:
     level: str = "token"
     groups: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.level not in ("token", "document"):
             raise ValueError(f"the level of a corpus must be token or document, not {self.level!r}")
         if self.tokens.ndim != 1 or self.tokens.dtype != np.int32:
@@ -210,7 +210,7 @@ class Splits:
     notes: tuple[str, ...] = ()
     record: ReadRecord = NOTHING_RECORDED
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for part, corpus in self.parts.items():
             if corpus.tokens.size and corpus.tokens.max() >= len(self.vocabulary):
                 raise ValueError(

@@ -19,7 +19,7 @@ from mt2st_fast.data.text.word_files import NumberedWords, read_words
 from mt2st_fast.data.tokens import MISSING_WORD, Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels import split_lines
+from mt2st_fast.kernels import LineWords, split_lines
 
 DEFAULT_FAMILY = "label"
 
@@ -61,7 +61,7 @@ def read_labelled_text(path: Path, prefix: str = "__label__", families: bool = T
         raise InputError(
             f"{path}: no line has a label; write labels like {prefix}sport or {prefix}topic__sport"
         )
-    documents, labels, lines = _split_lines(text, is_label)
+    documents, lines = _split_lines(text, is_label)
     whole = {i: text.words[i].removeprefix(prefix) for i in np.flatnonzero(is_label).tolist()}
     split = {i: _split_label(label) if families else (DEFAULT_FAMILY, label) for i, label in whole.items()}
     first: dict[tuple[str, str], int] = {}
@@ -71,21 +71,21 @@ def read_labelled_text(path: Path, prefix: str = "__label__", families: bool = T
                 f"{path}: {text.words[first[key]]} and {text.words[i]} are both class {key[1]} of the family "
                 f"{key[0]}; rename one of them"
             )
-    return LabelledText(documents, _labels_by_family(split, labels, lines))
+    return LabelledText(documents, _labels_by_family(split, lines.labels, lines.lines))
 
 
 def _labels_among(words: Sequence[str], prefix: str) -> np.ndarray:
     return np.fromiter(map(str.startswith, words, repeat(prefix)), bool, len(words))
 
 
-def _split_lines(text: NumberedWords, is_label: np.ndarray) -> tuple[Tokens, np.ndarray, np.ndarray]:
-    """Return (documents, labels (M,), and the document (M,) of each label)."""
+def _split_lines(text: NumberedWords, is_label: np.ndarray) -> tuple[Tokens, LineWords]:
+    """Return the documents, and the lines that they were made of, which also have their labels."""
     id_of = np.full(len(is_label), MISSING_WORD, np.int32)
     vocabulary, id_of[~is_label] = Vocabulary.numbered(
         list(compress(text.words, (~is_label).tolist())), text.counts[~is_label]
     )
-    ids, bounds, labels, lines = split_lines(text.numbers, id_of, is_label)
-    return Tokens(ids, bounds, vocabulary), labels, lines
+    found = split_lines(text.numbers, id_of, is_label)
+    return Tokens(found.ids, found.bounds, vocabulary), found
 
 
 def _labels_by_family(

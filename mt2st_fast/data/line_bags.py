@@ -33,10 +33,10 @@ class LineBags:
             self._begin()
         numbers = add_lines(self._counter, lines)
         self._take_new_words()
-        ids, bounds, *_ = split_lines(numbers, self._id_of, self._is_label, keep_empty=True)
+        found = split_lines(numbers, self._id_of, self._is_label, keep_empty=True)
         if self._features.words_alone:
-            return _without_missing(ids, bounds)
-        return self._features.bags_of(ids, bounds, self._parts)
+            return _without_missing(found.ids, found.bounds)
+        return self._features.bags_of(found.ids, found.bounds, self._parts)
 
     def _begin(self) -> None:
         self._counter = WordCounter()

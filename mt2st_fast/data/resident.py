@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mt2st_fast.data.sampler import RowsAhead
+
 PART_OF_FREE_MEMORY = 4  # a corpus may take 1/4 of the device's free bytes
 STEPS_AHEAD = 256  # steps whose rows are drawn and copied at once
 
@@ -22,14 +24,6 @@ def memory_budget(device: torch.device) -> float:
     if device.type != "cuda":
         return float("inf")
     return torch.cuda.mem_get_info(device)[0] / PART_OF_FREE_MEMORY
-
-
-class DeviceInputs(Protocol):
-    """The inputs of all rows of a corpus, on a device."""
-
-    def __call__(self, rows: Tensor) -> Any:
-        """Return the inputs of rows (B,)."""
-        ...
 
 
 class DeviceWindows:
@@ -81,11 +75,11 @@ class ResidentBatch:
     """A batch as row numbers; `materialise` is part of the step, so that a captured step includes it."""
 
     rows: Tensor  # (B,) int64, on the same device
-    inputs: DeviceInputs
+    inputs: DeviceWindows
     targets: DeviceTargets
     tasks: tuple[str, ...]
 
-    def materialise(self) -> tuple[Any, dict[str, Tensor]]:
+    def materialise(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (inputs, {task: targets}) of the rows, on the device."""
         return self.inputs(self.rows), self.targets(self.rows, self.tasks)
 
@@ -110,7 +104,7 @@ class TrainingRows(Protocol):
     """Training batches as a resident stream uses them."""
 
     active: tuple[str, ...]
-    ahead: Any  # RowsAhead
+    ahead: RowsAhead
 
     def active_columns(self) -> Mapping[str, np.ndarray]:
         """Return the targets of all rows, by active task."""
@@ -120,7 +114,7 @@ class TrainingRows(Protocol):
 class ResidentStream:
     """The endless batches of `TrainingBatches` as rows on a device: the same rows as it would yield itself."""
 
-    def __init__(self, batches: TrainingRows, inputs: DeviceInputs, device: torch.device) -> None:
+    def __init__(self, batches: TrainingRows, inputs: DeviceWindows, device: torch.device) -> None:
         self._batches, self._inputs, self._device = batches, inputs, device
         self._enter_phase()
 

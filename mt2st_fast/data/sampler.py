@@ -1,6 +1,7 @@
 """The rows of each training batch: shuffled streams that can be resumed at any batch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def main_is_rare(labelled: np.ndarray, share: float) -> bool:
 class RowStream:
     """Endless shuffled passes over a set of rows; pass p is a permutation seeded by (seed, stream, p)."""
 
-    def __init__(self, rows: np.ndarray, seed: int, stream: int):
+    def __init__(self, rows: np.ndarray, seed: int, stream: int) -> None:
         self._rows = rows
         self._seed = (seed, stream)
         self.seek(0, 0)
@@ -68,7 +69,9 @@ class Sampler:
     fixed = False
     part = (0, 1)
 
-    def __init__(self, labelled: np.ndarray, batch_size: int, share: float = MAIN_SHARE, seed: int = 1):
+    def __init__(
+        self, labelled: np.ndarray, batch_size: int, share: float = MAIN_SHARE, seed: int = 1
+    ) -> None:
         if batch_size < 1:
             raise InputError(f"batch size must be positive, not {batch_size}")
         if not 0 < share <= 1:
@@ -115,7 +118,7 @@ class Sampler:
         n_other = self.batch_size - self._n_main
         return np.concatenate([main_rows, self._streams["other"].draw(n_other)]) if n_other else main_rows
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return the positions of the streams, in JSON's types."""
         streams = {name: [stream.pass_number, stream.position] for name, stream in self._streams.items()}
         return {
@@ -125,7 +128,7 @@ class Sampler:
             **self._identity,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken.
 
         Raises InputError if the data, batch size, share or seed differ.
@@ -152,7 +155,9 @@ class FixedSampler(Sampler):
 
     fixed = True
 
-    def __init__(self, labelled: np.ndarray, batch_size: int, share: float = MAIN_SHARE, seed: int = 1):
+    def __init__(
+        self, labelled: np.ndarray, batch_size: int, share: float = MAIN_SHARE, seed: int = 1
+    ) -> None:
         super().__init__(labelled, batch_size, share, seed)
         rows = {name: stream.order() for name, stream in self._streams.items()}
         self._batches = {
@@ -200,7 +205,7 @@ class RowsAhead:
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
-        self._before: dict = {}
+        self._before: dict[str, Any] = {}
         self._drawn = self._used = 0
 
     @property

@@ -21,7 +21,7 @@ class Vocabulary:
     too (with count 0), because hashed subwords can describe a word that has no row of its own.
     """
 
-    def __init__(self, words: Sequence[str], counts: np.ndarray | Sequence[int]):
+    def __init__(self, words: Sequence[str], counts: np.ndarray | Sequence[int]) -> None:
         """Take types that are already in id order; `from_counts` and `build` sort them."""
         self.words = list(words)
         self.counts = np.asarray(counts, dtype=np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,16 @@ _TRIAL_SIZES = (5, 0, 1, 40, 2, 0, 13, 3)  # sizes of units, repeated
 _UNSEEN = ("Unseenword", "ZÜRICH-2031", "don’t", "x", "…", "日本語", "a1b2", "Ünseen's", "ǅungla", "😀")
 
 _KINDS: dict[type, str] = {Classification: "classes", MultiLabel: "labels", Regression: "values"}
-Tasks = Mapping[str, tuple[str, Sequence[str]]]  # {task: (classes, labels or values, names of the outputs)}
+
+
+class Outputs(NamedTuple):
+    """The outputs of a task: "classes", "labels" or "values", and their names, if they have any."""
+
+    kind: str
+    names: Sequence[str] = ()
+
+
+Tasks = Mapping[str, Outputs]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,9 +174,9 @@ def export_modules(
             f"parameters are {str(other.pop()).removeprefix('torch.')}, but a graph needs float32; call .float() first"
         )
     graph = _graph_of(encoder, heads, names, example, axes)
-    sizes: Tasks = {name: (_kind(heads.tasks[name]), ()) for name in names}
+    tasks_of = {name: Outputs(_kind(heads.tasks[name])) for name in names}
     return write_graph(
-        graph, file, format, {"text": None, "rows_of_logits": graph.rows, "tasks": _described(sizes)}
+        graph, file, format, {"text": None, "rows_of_logits": graph.rows, "tasks": _described(tasks_of)}
     )
 
 
@@ -232,8 +241,8 @@ def _kind(task: Any) -> str:
 
 def _described(tasks: Tasks) -> dict[str, dict[str, Any]]:
     return {
-        task: {"kind": kind, "labels": list(names), "output": output_of(task)}
-        for task, (kind, names) in tasks.items()
+        task: {"kind": outputs.kind, "labels": list(outputs.names), "output": output_of(task)}
+        for task, outputs in tasks.items()
     }
 
 

@@ -21,7 +21,7 @@ from mt2st_fast.kernels import (
     type_rows,
     unique_ids,
 )
-from mt2st_fast.memory import naming_table
+from mt2st_fast.table_limits import naming_table
 
 NO_ROW = -1
 # Mean pooling divides by the bag: this scale keeps the features of a window near unit variance.

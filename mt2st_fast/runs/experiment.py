@@ -3,63 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from mt2st_fast.data import (
-    READERS,
     BagBatches,
-    Corpus,
     Splits,
-    SubwordTable,
-    TargetColumn,
     TokenBatches,
     evaluation_batches,
     subword_rows,
 )
-from mt2st_fast.data.readers.same_data import located
-from mt2st_fast.data.record import never_seen
 from mt2st_fast.data.scaling import Scale, scaled, scales_of
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import at_home
 from mt2st_fast.kernels import Choice, choose_backend
-from mt2st_fast.model.description import describe, rebuild
-from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.plain import PlainHeads, plain_encoder, plain_optimizer
 from mt2st_fast.model.subword_vectors import SubwordVectors
-from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
-from mt2st_fast.model.tasks import Task, task_of_column
+from mt2st_fast.model.tasks import Task
 from mt2st_fast.model.word_tasks import WordTask
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.judging import SPAN_F1, SpanF1, is_by_spans, judged_by
+from mt2st_fast.runs.experiment_parts import (
+    evaluation_rows,
+    labelled_main,
+    make_batches,
+    make_encoder,
+    make_task,
+    make_trainer,
+    own_metrics,
+    start_from_vectors,
+)
+from mt2st_fast.runs.judging import SPAN_F1, is_by_spans, judged_by
 from mt2st_fast.runs.options import in_flags, options_of
-from mt2st_fast.runs.resumed_data import WORDS, has_other_data
+from mt2st_fast.runs.resumed_data import has_other_data
 from mt2st_fast.runs.word_context import CONTEXT, context_batches, context_task
-from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.divergence import NonFiniteLossError
-from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import History
-from mt2st_fast.training.own_metrics import Metric, metric_name
+from mt2st_fast.training.own_metrics import metric_name
 from mt2st_fast.training.schedules import find_strategy
 from mt2st_fast.training.schedules.abilities import Shortening
-from mt2st_fast.training.trained_heads import heads_without, untrained
 from mt2st_fast.training.trainer import Trainer
-from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
+from mt2st_fast.words.vectors import Coverage
 
 WARMING_STEPS = 5
-# Rows of an evaluation batch. Text repeats its words, and a batch of tokens looks up each distinct word only once; but
-# all of its logits may have to be in memory.
-EVALUATION_ROWS = {"token": 1 << 14, "document": 1 << 12}
-MOST_LOGITS, LEAST_EVALUATION_ROWS = 1 << 26, 1 << 8
 
 
 @contextmanager
@@ -77,46 +67,6 @@ def _options_as_input() -> Iterator[None]:
 def _name_flags(error: InputError) -> None:
     """Have an error of the library name flags instead of arguments."""
     error.args = (in_flags(str(error), options_of(Config)),)
-
-
-def _labelled_main(splits: Splits) -> str:
-    """Return the main task. Raises InputError for data without labels, and without any for development."""
-    if splits.main is None:
-        labelled = any(word.startswith("__label__") for word in splits.vocabulary.words)
-        hint = "; for __label__ words, use train_supervised in Python" if labelled else ""
-        raise InputError(
-            f"{splits.name} has no labels to train a main task on; use a reader for labelled data{hint}"
-        )
-    if not splits.dev.targets[splits.main].labelled().any():
-        raise InputError(f"no development row has a label of the main task {splits.main}; label some rows")
-    return splits.main
-
-
-def _make_trainer(
-    config: Config,
-    splits: Splits,
-    encoder: WindowEncoder | BagEncoder,
-    heads: MultiTaskHeads,
-    callbacks: Sequence[Callback],
-) -> Trainer:
-    trained, trained_heads, engine = _on_engine(config, encoder, heads)
-    strategy = find_strategy(config.strategy)
-    patience = config.patience
-    stopping = [] if patience is None else [EarlyStopping(patience, config.min_delta)]
-    return Trainer(
-        strategy.encoder_of(trained, splits.tasks, config.strategy_options),
-        trained_heads,
-        schedule=config.schedule(),
-        lr=config.lr,
-        lr_decay=config.lr_decay,  # type: ignore[arg-type]
-        clip_norm=config.clip_norm,
-        accumulate=config.accumulate,
-        precision=config.precision,  # type: ignore[arg-type]
-        device=config.device,
-        callbacks=[*callbacks, *stopping],
-        metrics=_own_metrics(config.metric, splits, splits.dev),
-        **engine,
-    )
 
 
 @dataclass
@@ -140,7 +90,7 @@ class Experiment:
     def prepare(cls, config: Config, splits: Splits, callbacks: Sequence[Callback] = ()) -> Experiment:
         """Make encoder, heads, batches and trainer for a corpus. Raises InputError for a value that cannot be used."""
         config.check_strategy_options((find_strategy(config.strategy).name,))
-        main = _labelled_main(splits)
+        main = labelled_main(splits)
         config = config.resolved(splits)
         torch.manual_seed(config.seed)
         with _options_as_input():
@@ -157,7 +107,7 @@ class Experiment:
             of_columns[main] = judged_by(config.metric, splits, of_columns[main])
             tasks: dict[str, Task | WordTask] = {**of_columns, **context_task(config, splits)}
             heads = MultiTaskHeads(encoder.out_features, tasks, main, backend=config.backend)
-            trainer = _make_trainer(config, splits, encoder, heads, callbacks)
+            trainer = make_trainer(config, splits, encoder, heads, callbacks)
             dtype = trainer.options.autocast_dtype or torch.float32
             backend = choose_backend(trainer.device, dtype, config.backend)
             scales = scales_of(splits.train)
@@ -270,7 +220,7 @@ class Experiment:
     def _tested(self, metric: str | None, tasks: Sequence[str]) -> dict[str, float]:
         """Return the metrics of tasks on test rows; metric: what the main task is judged by."""
         test, judges = self.splits.test, self.trainer.metrics
-        self.trainer.metrics = _own_metrics(metric, self.splits, test)
+        self.trainer.metrics = own_metrics(metric, self.splits, test)
         try:
             return self.trainer.evaluate(self._held_out(test), tasks)
         finally:
@@ -288,137 +238,3 @@ class Experiment:
         return evaluation_batches(
             scaled(corpus, self.scales), evaluation_rows(corpus, self.splits.tasks), window, self.splits.tasks
         )
-
-
-def _own_metrics(metric: str | None, splits: Splits, corpus: Corpus) -> dict[str, Metric]:
-    """Return what judges the main task on a corpus, if that is no metric of its kind."""
-    main = str(splits.main)
-    return {main: SpanF1(corpus.column(main).class_names, main, corpus)} if metric == SPAN_F1 else {}
-
-
-def evaluation_rows(corpus: Corpus, tasks: Sequence[str]) -> int:
-    """Return the number of rows of an evaluation batch."""
-    widest = max(corpus.column(name).size for name in tasks)
-    return max(LEAST_EVALUATION_ROWS, min(EVALUATION_ROWS[corpus.level], MOST_LOGITS // widest))
-
-
-def text_model(experiment: Experiment) -> TextModel:
-    """Return the trained model for saving and predicting: on a CPU, with the current weights, in units of the data."""
-    trainer, splits = experiment.trainer, experiment.splits
-    left_out = untrained(trainer.heads, trainer.history)
-    configuration, tensors = describe(*_modules_to_keep(trainer.encoder, trainer.heads, left_out))
-    encoder, heads = rebuild(configuration, {name: t.detach().cpu() for name, t in tensors.items()})
-    assert isinstance(encoder, WindowEncoder | BagEncoder)
-    for name in heads.names:
-        if name in experiment.scales:
-            experiment.scales[name].undo_in(heads.linear(name))
-    labels = {
-        name: Labels(column.kind, column.class_names, never_seen(column))
-        for name, column in splits.train.targets.items()
-        if name in heads.names
-    }
-    reader = READERS[experiment.config.data.partition(":")[0]]
-    vectors = experiment.vectors
-    return TextModel(
-        encoder,
-        heads,
-        vectors.vocabulary,
-        vectors.table,
-        labels,
-        reader.tokenizer,
-        located(splits.name),
-        experiment.config.text_column,
-    )
-
-
-def _modules_to_keep(
-    encoder: nn.Module, heads: MultiTaskHeads, left_out: Collection[str]
-) -> tuple[nn.Module, MultiTaskHeads]:
-    """Return encoder and heads of the tasks that can be predicted for text; with one encoder per task, the main task's
-    only.
-    """
-    if not isinstance(encoder, TaskAdaptedEncoder):
-        return encoder, heads_without(heads, left_out)
-    main = heads.main
-    alone = MultiTaskHeads.from_modules(
-        {main: heads.linear(main)}, {main: heads.tasks[main]}, main, backend=heads.backend, plan=heads.plan
-    )
-    return encoder.folded(main), alone
-
-
-def _on_engine(
-    config: Config, encoder: WindowEncoder | BagEncoder, heads: MultiTaskHeads
-) -> tuple[nn.Module, MultiTaskHeads, dict[str, Any]]:
-    """Return (encoder, heads, options of the Trainer) for training on the chosen engine."""
-    if config.engine == "torch":
-        optimizer = plain_optimizer(encoder.table, config.lr, config.weight_decay)
-        options = {"optimizer": optimizer, "graph": False, "backward": "autograd"}
-        return plain_encoder(encoder), PlainHeads.of(heads), options
-    graph = "auto" if config.graph is None else config.graph
-    return encoder, heads, {
-        "weight_decay": config.weight_decay, "graph": graph, "backward": config.backward,
-    }  # fmt: skip
-
-
-def make_task(column: TargetColumn) -> Task:
-    """Return the task for a target column."""
-    task: Task = task_of_column(column.kind, column.size)
-    return task
-
-
-def make_encoder(config: Config, splits: Splits, table: SubwordTable) -> WindowEncoder | BagEncoder:
-    """Return a window encoder for labels on tokens, or a bag encoder for labels on documents."""
-    options: dict[str, Any] = {
-        "rows_of_type": torch.from_numpy(table.rows),
-        "num_rows": table.num_rows,
-        "padding_row": table.padding_row,
-        "dropout": config.dropout,
-        "sparse": True,
-    }
-    types = len(splits.vocabulary)
-    if splits.train.level == "token":
-        return WindowEncoder(types, config.dim, window=config.window, hidden=config.hidden, **options)
-    return BagEncoder(types, config.dim, **options)
-
-
-def start_from_vectors(
-    encoder: WindowEncoder | BagEncoder, config: Config, splits: Splits
-) -> Coverage | None:
-    """Copy the vectors of `config.init` into the words' own rows; rare words share the row of unknown ones.
-
-    Raises InputError where the file cannot be used or its vectors have another length than `config.dim`.
-    """
-    if config.init is None:
-        return None
-    vectors = WordVectors.read(at_home(config.init))
-    if vectors.dim != config.dim:
-        raise InputError(
-            f"--init {config.init} has vectors of {vectors.dim} numbers, but --dim is {config.dim}; "
-            f"use --dim {vectors.dim}"
-        )
-    own = np.flatnonzero(splits.vocabulary.counts >= config.min_count)
-    table_td, coverage = initial_table(vectors, [splits.vocabulary.words[t] for t in own], seed=config.seed)
-    assert encoder.rows_of_type is not None  # set by make_encoder
-    with torch.no_grad():
-        encoder.table[encoder.rows_of_type[own, 0]] = torch.from_numpy(table_td)
-    return coverage
-
-
-def make_batches(config: Config, splits: Splits) -> TokenBatches | BagBatches:
-    """Return training batches of the kind that the encoder reads."""
-    assert splits.main is not None
-    assert config.batch_size is not None  # `resolved` fills it in
-    options: dict[str, Any] = {
-        "main": splits.main,
-        "share": config.main_share,
-        "seed": config.seed,
-        "tasks": splits.tasks,
-    }
-    of_tokens = splits.train.level == "token"
-    batches = (
-        TokenBatches(splits.train, config.batch_size, config.window, **options)
-        if of_tokens
-        else BagBatches(splits.train, config.batch_size, **options)
-    )
-    batches.data_settings[WORDS] = splits.vocabulary.digest  # batches have numbers in place of words
-    return batches

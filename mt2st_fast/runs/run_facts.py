@@ -18,8 +18,9 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.task_adapted import adapted_in
 from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.runs.data_summary import summarize_data
-from mt2st_fast.runs.experiment import Experiment, text_model
+from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.json_files import read_json, write_json
+from mt2st_fast.runs.kept_model import text_model
 from mt2st_fast.runs.run_schema import RunFacts, RunOutcome, ScoreSummary
 from mt2st_fast.serving.scores import TaskScore, scores
 from mt2st_fast.training.history import History

@@ -18,7 +18,7 @@ from mt2st_fast.data.corpus import Corpus
 from mt2st_fast.data.subwords import HashedParts, SubwordTable
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.exporting.models import WordModel, export_words
+from mt2st_fast.exporting.models import Outputs, WordModel, export_words
 from mt2st_fast.exporting.writing import Exported
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
@@ -147,7 +147,7 @@ class TextModel:
         names = [self._known(task) for task in tasks or (self.main,)]
         return export_words(
             WordModel(self._trained, self.heads, self.vocabulary, self.table, self.tokenizer),
-            {task: (self.labels[task].kind, self.labels[task].names) for task in names},
+            {task: Outputs(self.labels[task].kind, self.labels[task].names) for task in names},
             lambda units: self.outputs(units, names),
             file,
             format,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.training.optimizer_upkeep import rate_as_set, set_rate
 
 Decay = Literal["linear", "none"]
 SchedulerFactory = Callable[..., LRScheduler]  # takes (optimizer) or (optimizer, total_steps)
@@ -198,3 +199,31 @@ def _merged(fresh: Any, progress: Any) -> Any:
 
 def _are_states(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+
+
+def put_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Hold the learning rates on the device, so that a step can be captured as a CUDA graph.
+
+    AdamW then counts its steps there.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
+        if "capturable" in group:
+            group["capturable"] = True
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set a group's learning rate, in place if it is a tensor: a captured step reads that tensor."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def rate_as_set(group: dict[str, Any], expected: float) -> float:
+    """Return a group's learning rate as a number: `expected`, unless someone else has set another."""
+    rate = float(group["lr"])
+    # float32 holds 0.002 as 0.0020000001.
+    return (
+        expected if isinstance(group["lr"], Tensor) and math.isclose(rate, expected, rel_tol=1e-6) else rate
+    )

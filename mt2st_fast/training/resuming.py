@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.module_state import plain_name
+from mt2st_fast.training.optimizer_upkeep import IMPLEMENTATIONS
 
 logger = logging.getLogger(__name__)
 
@@ -130,3 +131,53 @@ def hold_groups(
             optimizer.param_groups.append(dict(first))
         optimizer.param_groups[place]["params"] = [named[name] for name in names]
     del optimizer.param_groups[len(groups) :]
+
+
+def optimizer_options(optimizer: torch.optim.Optimizer, names: list[list[str]] | None) -> dict[str, Any]:
+    """Return the class of an optimizer and its options, JSON-able.
+
+    {"class": name, "groups": [{option: value}], "names": the parameters in each group, if they have names}.
+    """
+    plain = (bool, int, float, str)
+    groups = []
+    for group in optimizer.param_groups:
+        told = {name: list(v) if isinstance(v, tuple) else v for name, v in group.items()}
+        groups.append(
+            {
+                name: value
+                for name, value in told.items()
+                # lr may change during a run; initial_lr is the configured value.
+                if name not in ("params", "lr", *IMPLEMENTATIONS)
+                and (value is None or isinstance(value, plain) or (name == "betas"))
+            }
+        )
+    return {"class": type(optimizer).__name__, "groups": groups, "names": names}
+
+
+def check_optimizer(stored: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raises InputError if an optimizer, or one of its options, differs from the stored one (`optimizer_options`)."""
+    if own["class"] != stored["class"]:
+        raise InputError(
+            f"the checkpoint was made with {stored['class']}, this run has {own['class']}; use the same optimizer"
+        )
+    for before, now in _same_groups(stored, own):
+        for name in sorted(before.keys() & now.keys()):
+            if before[name] != now[name]:
+                shown = "lr" if name == "initial_lr" else name
+                raise InputError(
+                    f"the checkpoint was made with {shown} {before[name]}, this run has {now[name]}; use the same, "
+                    "or start a new run"
+                )
+
+
+def _same_groups(
+    stored: dict[str, Any], own: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the options of groups that share a parameter; in order of the groups if parameters have no names."""
+    if stored["names"] is None or own["names"] is None:
+        yield from zip(stored["groups"], own["groups"], strict=False)
+        return
+    for before, names in zip(stored["groups"], stored["names"], strict=True):
+        for now, own_names in zip(own["groups"], own["names"], strict=True):
+            if not set(names).isdisjoint(own_names):
+                yield before, now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -22,21 +22,15 @@ from mt2st_fast.training.divergence import Rates, check_finite, check_finite_par
 from mt2st_fast.training.engines import make_engines
 from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.choice import ChosenEngine
+from mt2st_fast.training.faded_moments import FADE_STEPS, drop_faded_moments
 from mt2st_fast.training.fusing import fuse
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
-from mt2st_fast.training.learning_rate import LearningRate
+from mt2st_fast.training.interval import Interval
+from mt2st_fast.training.learning_rate import LearningRate, put_on_device
 from mt2st_fast.training.learnt_weights import learnt_schedule
 from mt2st_fast.training.observations import look_at_held_out, look_at_losses
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
-from mt2st_fast.training.optimizer_upkeep import (
-    FADE_STEPS,
-    admit,
-    check_optimizer,
-    drop_faded_moments,
-    optimizer_options,
-    put_on_device,
-    step_mixed_groups_singly,
-)
+from mt2st_fast.training.optimizer_upkeep import admit, step_mixed_groups_singly
 from mt2st_fast.training.phases import enter_phase, set_active
 from mt2st_fast.training.processes.data import OWN
 from mt2st_fast.training.processes.decisions import agreed_weights, must_agree
@@ -44,11 +38,13 @@ from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.resuming import own_source, restore_random_states, states_of_all
 from mt2st_fast.training.resuming import (
     check_end,
+    check_optimizer,
     check_settings,
     freeze_as_then,
     group_names,
     hold_groups,
     named_parameters,
+    optimizer_options,
     trained,
 )
 from mt2st_fast.training.run_options import RunOptions, fixed_settings
@@ -109,10 +105,7 @@ class Run:
         self._phase_active: tuple[str, ...] = ()  # the tasks of losses and weights (K,)
         self._weight_values: list[float] = []
         self._given_weights: dict[str, float] | None = None  # by the schedule for the last step
-        self._weighted: set[str] = set()  # tasks with a weight in some step since the last record
-        self._unread_losses: list[Tensor] = []  # (K,) each, on the device until the next record
-        self._interval_seconds = 0.0  # spent in steps since the last record
-        self._choosing_seconds = 0.0  # spent choosing which parts train, not yet in a record
+        self._interval = Interval()
         self._last_tasks: tuple[str, ...] = ()  # of the last batch that passed the checks
         self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
         self._learnt = learnt_schedule(options.schedule, heads, options.device)
@@ -191,7 +184,7 @@ class Run:
         # Compilation in a first call does not count as part of a step.
         started, compiled = time.perf_counter(), compile_seconds()
         losses = self._take_step(self.source.next_step(self.steps_done))
-        self._interval_seconds += time.perf_counter() - started - (compile_seconds() - compiled)
+        self._interval.step_seconds += time.perf_counter() - started - (compile_seconds() - compiled)
         return losses
 
     def record(self, *, after_step: bool = True) -> None:
@@ -199,16 +192,15 @@ class Run:
 
         Raises NonFiniteLossError, naming task and step.
         """
-        if not self._unread_losses:
+        interval = self._interval
+        if not interval.losses:
             return
-        started = time.perf_counter()
-        losses_mk = torch.stack(self._unread_losses).double().cpu()
-        self._interval_seconds += time.perf_counter() - started
+        losses_mk = interval.read()
         done = range(self.steps_done - len(losses_mk), self.steps_done)
         self._check_finite(losses_mk)
         self._read_learnt_weights()
         means = dict(zip(self._phase_active, losses_mk.mean(0).tolist(), strict=True))
-        weights = dict(zip(self._phase_active, self._weight_values, strict=True))
+        weights = self._weight_of_task()
         record = StepRecord(
             step=self.steps_done,
             epoch=self.steps_done / self.steps_per_epoch,
@@ -216,13 +208,13 @@ class Run:
             losses=means,
             weights=weights,
             learning_rate=self._rate.as_set(),
-            step_ms=1e3 * self._interval_seconds / len(done),
-            train_seconds=self.history.train_seconds + self._interval_seconds + self._choosing_seconds,
+            step_ms=1e3 * interval.step_seconds / len(done),
+            train_seconds=self.history.train_seconds + interval.step_seconds + interval.choosing_seconds,
             trained=steps_by_part(self._options.schedule, map(self._moment, done)),
         )
-        self._unread_losses, self._interval_seconds, self._choosing_seconds = [], 0.0, 0.0
+        self._interval = Interval(weighted=self._weighted_now())
         self.history.steps.append(record)
-        self._note_trained(means)
+        self._note_trained(means, interval.weighted)
         last_step = self._batches_of_last_step() if after_step and self._wants_gradients else []
         with self.processes.doing("Run.record"):
             look_at_losses(
@@ -230,7 +222,7 @@ class Run:
             )
         self._listener.on_record(record)
 
-    def _note_trained(self, means: Mapping[str, float]) -> None:
+    def _note_trained(self, means: Mapping[str, float], weighted: Collection[str]) -> None:
         """Note which tasks the steps since the last record have trained: those with labels (a loss) and a weight.
 
         A head of one class has a loss of 0 in any case.
@@ -239,14 +231,15 @@ class Run:
             task = self.heads.tasks.get(name)
             one_class = task is not None and task.head.kind.takes_classes and task.head.size == 1
             known = name in self.history.tasks_trained
-            weighted = self._learnt is not None or name in self._weighted
-            if not known and weighted and (loss or one_class):
+            counts = self._learnt is not None or name in weighted
+            if not known and counts and (loss or one_class):
                 self.history.tasks_trained.append(name)
-        self._weighted = self._weighted_now()
+
+    def _weight_of_task(self) -> dict[str, float]:
+        return dict(zip(self._phase_active, self._weight_values, strict=True))
 
     def _weighted_now(self) -> set[str]:
-        weights = zip(self._phase_active, self._weight_values, strict=True)
-        return {name for name, weight in weights if weight}
+        return {name for name, weight in self._weight_of_task().items() if weight}
 
     def admit_unfrozen(self) -> None:
         """Train parameters that were unfrozen or added after the optimizer was made, from their next gradient on."""
@@ -286,7 +279,7 @@ class Run:
         except BaseException:  # those of earlier batches of this step would count in the next one
             self.optimizer.zero_grad(set_to_none=True)
             raise
-        self._unread_losses.append(losses)
+        self._interval.losses.append(losses)
         self._last_step = wanted if self._keeps_step else None
         self.steps_done += 1
         if self._options.device.type == "cpu" and self.steps_done % FADE_STEPS == 0:
@@ -369,7 +362,7 @@ class Run:
         """Select parts while the tasks that are about to retire are still there."""
         selection = self._selection.make(self.steps_done, self._named())
         self.history.selections.append(selection)
-        self._choosing_seconds += selection.seconds
+        self._interval.choosing_seconds += selection.seconds
 
     def _moment(self, step: int) -> Moment:
         return Moment(step, self.steps_per_epoch, self.total_steps)
@@ -379,7 +372,7 @@ class Run:
             return
         self._state.set_weights(values)
         self._weight_values = values
-        self._weighted |= self._weighted_now()
+        self._interval.weighted |= self._weighted_now()
 
     # --- what the schedule observes ---------------------------------------------------------------------
 
@@ -413,7 +406,7 @@ class Run:
         return tuple(state["active"])
 
     def _restore(self, stored: Checkpoint) -> None:
-        state, device = stored.state, self._options.device
+        state = stored.state
         stored.restore_modules(self._modules())
         named = self._named()
         freeze_as_then(named, state["trained"], self._trained_at_start)
@@ -427,13 +420,8 @@ class Run:
         self.history = History.from_json(state["history"])
         self.history.stopped = None  # it continues; what ended it may end it again
         self._phase_active = tuple(state["phase_active"])
-        # A run stopped between two records continues to exactly the record that it would have made.
-        self._unread_losses = [
-            torch.tensor(k, dtype=torch.float64, device=device) for k in state["unread_losses"]
-        ]
-        self._interval_seconds = state["interval_seconds"]
-        self._choosing_seconds = state["choosing_seconds"]
-        self._weight_values, self._weighted = state["weights"], set(state["weighted"])
+        self._interval = Interval.from_state(state, self._options.device)
+        self._weight_values = state["weights"]
         self._state.set_weights(self._weight_values)
         if self._phase_active:
             self.source.enter_phase(self._phase_active)
@@ -473,10 +461,7 @@ class Run:
             "source": source,
             "processes": states_of_all(self.processes, source, self.source.taken),
             "weights": self._weight_values,
-            "weighted": sorted(self._weighted),
-            "unread_losses": [losses_k.tolist() for losses_k in self._unread_losses],
-            "interval_seconds": self._interval_seconds,
-            "choosing_seconds": self._choosing_seconds,
+            **self._interval.state(),
             "schedule": dict(schedule.state_dict()) if self._remembers(schedule) else None,  # type: ignore[attr-defined]
         }
         save_checkpoint(path, self._modules(), self.optimizer, state, self.processes)
@@ -487,8 +472,8 @@ class Run:
 
     def check_finite(self) -> None:
         """Raises NonFiniteLossError if a loss that is not read yet, or a trained parameter, is not finite."""
-        if self._unread_losses:
-            self._check_finite(torch.stack(self._unread_losses))
+        if self._interval.losses:
+            self._check_finite(torch.stack(self._interval.losses))
         # A last step may make parameters non-finite without a loss that shows it.
         found = [(name, p) for name, p in self._named().items() if p.requires_grad]
         check_finite_parameters(found, self._phase_active, self._rates())

@@ -23,7 +23,6 @@ from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import cpu_threads
 from mt2st_fast.errors import InputError
-from mt2st_fast.memory import MOST_BUCKETS, MOST_DIM, naming_table
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.modes import check_records
@@ -36,6 +35,7 @@ from mt2st_fast.numbers import (
     given,
     is_number,
 )
+from mt2st_fast.table_limits import MOST_BUCKETS, MOST_DIM, naming_table
 from mt2st_fast.training.optim import RowwiseAdagrad
 from mt2st_fast.training.schedules import MultiTask, Schedule
 from mt2st_fast.training.trained_heads import heads_without, untrained

@@ -15,7 +15,7 @@ from mt2st_fast.data.labelled_text import DEFAULT_FAMILY, LabelledText, read_lab
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import device_named
 from mt2st_fast.errors import InputError
-from mt2st_fast.exporting.models import export_bags
+from mt2st_fast.exporting.models import Outputs, export_bags
 from mt2st_fast.exporting.writing import Exported
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder
@@ -99,7 +99,7 @@ class SupervisedModel:
     ) -> Exported:
         """Write a graph of the main family, or of `families`, as `TextModel.export` does; its input texts are lines."""
         names = [self._known(family) for family in families or (self.main,)]
-        tasks = {name: (self.families[name].kind, self.labels[name]) for name in names}
+        tasks = {name: Outputs(self.families[name].kind, self.labels[name]) for name in names}
         return export_bags(self.encoder, self.heads, self.features, self.prefix, tasks, file, format)
 
     def __getstate__(self) -> dict[str, Any]:

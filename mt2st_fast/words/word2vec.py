@@ -18,8 +18,8 @@ import torch
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.memory import MOST_BUCKETS, MOST_DIM
 from mt2st_fast.numbers import check_at_most, check_count, given
+from mt2st_fast.table_limits import MOST_BUCKETS, MOST_DIM
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.words.context_run import ContextPlan, ContextRun
 from mt2st_fast.words.gensim_errors import NoSuchNameError

@@ -9,7 +9,7 @@ import numpy as np
 from mt2st_fast.data.character_ngrams import character_ngrams, ngram_hash, subword_ids
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.kernels.context.workspace import WordRows
-from mt2st_fast.memory import naming_table
+from mt2st_fast.table_limits import naming_table
 from mt2st_fast.words.word2vec_options import LearningOptions
 
 WORDS_AT_ONCE = 4096  # words whose subword rows are summed in one block

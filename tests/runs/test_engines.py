@@ -14,7 +14,8 @@ from mt2st_fast.data import open_data
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.plain import PlainHeads, plain_loss
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.experiment import WARMING_STEPS, Experiment, text_model
+from mt2st_fast.runs.experiment import WARMING_STEPS, Experiment
+from mt2st_fast.runs.kept_model import text_model
 from mt2st_fast.training.schedules import strategies
 
 SMALL = {

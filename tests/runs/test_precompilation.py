@@ -16,7 +16,7 @@ from mt2st_fast.data import Corpus, TargetColumn
 from mt2st_fast.kernels.machine import cache
 from mt2st_fast.runs import precompilation
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.experiment import evaluation_rows
+from mt2st_fast.runs.experiment_parts import evaluation_rows
 from tests.runs.test_engines import documents
 
 # Runs after a precompilation; prints the kernels that it had to get beside those.

@@ -26,6 +26,10 @@ def made(make_encoder):
     return encoder, MultiTaskHeads(33, TASKS, "a")
 
 
+def buffers(encoder):
+    return [buffer.clone() for buffer in encoder.buffers()]
+
+
 def inputs_of(encoder, N, seed):
     draw = torch.Generator().manual_seed(seed)
     if encoder in OF_WORDS:

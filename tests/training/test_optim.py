@@ -17,8 +17,9 @@ from mt2st_fast import (
     WindowEncoder,
 )
 from mt2st_fast.kernels import ROW_RULES
+from mt2st_fast.training.clipping import clip_gradients
 from mt2st_fast.training.optim import RowSparseOptimizer, optimizer_by_rule
-from mt2st_fast.training.optimizer_upkeep import clip_gradients, row_sparse_tables
+from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 
 T = 50
 

@@ -382,7 +382,7 @@ def test_an_encoder_that_is_more_than_this_is_not_taken(reason):
     encoder = ENCODERS[reason]()
     optimizer = optimizer_of(OPTIMIZERS["AdamW"], encoder, heads)
     assert reason in StackTraining.obstacle(encoder, heads, optimizer)
-    with pytest.raises(ValueError, match=r"cannot be made in one kernel call: .*"):
+    with pytest.raises(ValueError, match=r"cannot take one kernel call a batch: .*"):
         StackTraining(encoder, heads, optimizer)
 
 

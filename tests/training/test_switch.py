@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mt2st_fast import Callback, Diminish, MultiTask, SingleTask, Switch, Trainer
-from mt2st_fast.training.optimizer_upkeep import FADE_STEPS, drop_faded_moments
+from mt2st_fast.training.faded_moments import FADE_STEPS, drop_faded_moments
 from mt2st_fast.training.sources import Source
 
 AUXILIARY = ("feats.Number", "score")

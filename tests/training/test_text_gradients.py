@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mt2st_fast import Callback, Classification, MultiTask, MultiTaskHeads, Switch, Trainer
-from mt2st_fast.kernels import Dropout, text_gradients, text_step
+from mt2st_fast.kernels import Dropout, Updates, text_gradients, text_step
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.text_gradients import TextGradients
 from mt2st_fast.training.engines.text_training import TextTraining
@@ -274,6 +274,6 @@ def test_each_kind_of_model_is_refused_by_the_call_for_the_other():
     gradients, moves = models
     given = (types, [targets[name] for name in TASKS], WEIGHTS, Dropout(0.0, 0))
     with pytest.raises(ValueError, match="a gradient_model is not stepped"):
-        text_step(gradients, [], [], *given)
+        text_step(gradients, Updates([], []), *given)
     with pytest.raises(ValueError, match="text_gradients requires a gradient_model"):
         text_gradients(moves, *given)

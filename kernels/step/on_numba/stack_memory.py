@@ -16,7 +16,7 @@ from ..model import EVERYTHING
 from ..stack_model import Layer, StackModel
 from .batch_norm_memory import batch_norm_records
 from .dense_memory import LAYER, DenseBuffers, dense_buffers, floats, parameter_address, up
-from .front_memory import FrontMemory
+from .embedding_memory import EmbeddingMemory
 from .norm_memory import norm_records
 
 MOST_TILE_ROWS = 64
@@ -37,7 +37,7 @@ class Memory(NamedTuple):
     n_tiles: int
     packs: np.ndarray
     pack_pieces: int
-    front: FrontMemory
+    embedding: EmbeddingMemory
     norms: np.ndarray | None  # (layers,), see norm_memory.py
     batch_norms: np.ndarray | None  # (layers,), see batch_norm_memory.py
     options: np.ndarray | None  # (layers, 2) of activations; None if all are among those of every stack
@@ -76,7 +76,7 @@ def _new_memory(model: StackModel, N: int, n_tiles: int) -> Memory:
     ld = up(model.n_inputs, PANEL) + SKEW
     inputs = x = make(padded, ld)
     d_x = make(padded, ld) if model.moving(EVERYTHING).reach > len(model.layers) else 0
-    front = FrontMemory(model.front, x, ld, model.n_inputs, d_x)
+    embedding = EmbeddingMemory(model.embedding, x, ld, model.n_inputs, d_x)
     for record, layer in zip(layers, model.layers, strict=True):
         _lay_out(record, layer, (inputs, ld, d_x), padded, n_tiles, make)
         inputs, ld, d_x = (int(record[name]) for name in ("outputs", "ld", "d_outputs"))
@@ -89,7 +89,7 @@ def _new_memory(model: StackModel, N: int, n_tiles: int) -> Memory:
     )
     n_floats = sum(layer.weight.parameter.numel() for layer in model.layers if layer.weight is not None)
     return Memory(
-        N, n_tiles, _packs(model), max(1, n_floats // FLOATS_A_PIECE), front, norms, batch_norms,
+        N, n_tiles, _packs(model), max(1, n_floats // FLOATS_A_PIECE), embedding, norms, batch_norms,
         _options(model.layers), dense, held,
     )  # fmt: skip
 
@@ -137,7 +137,7 @@ def _packs(model: StackModel) -> np.ndarray:
         H, F = layer.shape
         for backward, panels, floats_each in ((0, -(-H // PANEL), F * PANEL), (1, -(-F // PANEL), H * PANEL)):
             at_once = max(1, PACKED_FLOATS // floats_each)
-            if index or not backward or model.front is not None:
+            if index or not backward or model.embedding is not None:
                 found += [
                     (index, backward, first, min(panels, first + at_once))
                     for first in range(0, panels, at_once)

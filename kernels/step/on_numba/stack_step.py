@@ -3,7 +3,7 @@
 Four rounds of pieces of work, each on all threads:
 1. weights are packed for their products;
 2. tiles of rows: all layers, logits, losses, and the gradients of all layers' outputs; beside them, the batch is
-   grouped by rows of the table, if that is trained; in several passes (legs.py), if a BatchNorm needs all rows;
+   grouped by rows of the table, if that is trained; in several passes (tile_passes.py), if a BatchNorm needs all rows;
 3. the gradients of weights, over each half of the tiles;
 4. updates; a row of the table sums its gradient itself.
 
@@ -25,24 +25,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...bags.rules import RowRule, packed
+from ...bags.rules import packed
 from ...heads.on_numba.passes import survey_batch
 from ...heads.on_numba.tile import columns_of, head_panels
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
-from ..common import Dropout
-from ..dense_model import Decay
-from ..model import NOTHING, Moves
+from ..common import Dropout, Updates
+from ..model import NOTHING
 from ..stack_model import StackModel
 from .batch_norms import begin_norms, combine, combine_gradients
 from .dense_memory import HALVES
 from .dense_tiles import columns_by_task, count_step, head_biases, store_losses
 from .dense_updates import ONE, add_up_dense, clip_factor, move_dense, square_of_piece
 from .dropout import drop_of
-from .front import index_batch, move_table, n_table_pieces, scale_vectors, square_of_rows, sweeps_table
-from .legs import legs_of
+from .embedding import index_batch, move_table, n_table_pieces, scale_vectors, square_of_rows, sweeps_table
 from .stack_memory import memory_of, tile_rows_of
 from .stack_tiles import prepare, run_tile
+from .tile_passes import tile_passes_of
 
 
 @helper
@@ -54,61 +53,61 @@ def _add_up(p, pieces, N, tile_rows, column_of, dense):
 
 @helper
 def _run(
-    p, n_indexed, sweeps, legs, leg, N, tile_rows, front, table_pieces, inputs, norms, batch_norms, options, drops,
-    reach, for_logits, for_features, head_bias, heads, columns, column_weights, targets, scale, dense,
+    p, n_indexed, sweeps, passes, tile_pass, N, tile_rows, embedding, table_pieces, inputs, norms, batch_norms, options,
+    drops, reach, for_logits, for_features, head_bias, heads, columns, column_weights, targets, scale, dense,
 ):  # fmt: skip
     """Group the batch by rows of the table (piece 0, if n_indexed is 1), or process a tile."""
     if table_pieces is not None and p < n_indexed:
-        index_batch(front, sweeps)
+        index_batch(embedding, sweeps)
         return
     run_tile(
-        p - n_indexed, legs[leg], N, tile_rows, front, table_pieces, inputs, norms, batch_norms, options, drops, reach,
-        for_logits, for_features, head_bias, heads, columns, column_weights, targets, scale, dense,
+        p - n_indexed, passes[tile_pass], N, tile_rows, embedding, table_pieces, inputs, norms, batch_norms, options,
+        drops, reach, for_logits, for_features, head_bias, heads, columns, column_weights, targets, scale, dense,
     )  # fmt: skip
 
 
 @helper
-def _combine(leg, batch_norms, N, n_tiles, tile_rows, tracks, dense):
-    """What all tiles have measured of the BatchNorm at which a leg ends."""
-    if leg["measures"]:
-        n = leg["up_end"] - 1
+def _combine(tile_pass, batch_norms, N, n_tiles, tile_rows, tracks, dense):
+    """What all tiles have measured of the BatchNorm at which a pass ends."""
+    if tile_pass["measures"]:
+        n = tile_pass["up_end"] - 1
         combine(dense.layers[n], batch_norms[n], N, n_tiles, tile_rows, tracks)
-    if leg["pauses"]:
-        n = leg["down_end"] + 1
+    if tile_pass["pauses"]:
+        n = tile_pass["down_end"] + 1
         combine_gradients(dense.layers[n], batch_norms[n], N, n_tiles)
 
 
 @helper
-def _square(p, n_of_table, table_pieces, front, pieces, column_of, n_tiles, dense, squares):
+def _square(p, n_of_table, table_pieces, embedding, pieces, column_of, n_tiles, dense, squares):
     """squares[p] = the sum of the squares of the gradient of some rows of the table, or of a dense parameter."""
     if table_pieces is not None and p < n_of_table:
-        squares[p] = square_of_rows(p, front)
+        squares[p] = square_of_rows(p, embedding)
         return
     squares[p] = square_of_piece(p - n_of_table, pieces, column_of, n_tiles, dense)
 
 
 @helper
 def _move(
-    p, n_of_table, table_pieces, sweeps, front, pieces, rules, decays, factor, column_of, n_tiles, dense
+    p, n_of_table, table_pieces, sweeps, embedding, pieces, rules, decays, factor, column_of, n_tiles, dense
 ):
     """Update some rows of the table (the first pieces), or some dense parameters (the others)."""
     if table_pieces is not None and p < n_of_table:
-        move_table(p, front, table_pieces, sweeps, rules, decays)
+        move_table(p, embedding, table_pieces, sweeps, rules, decays)
         return
     move_dense(p - n_of_table, pieces, rules, decays, factor, column_of, n_tiles, dense)
 
 
 def _step_on_stack(  # type: ignore[no-untyped-def]
-    team, rules, decays, clip_norm, front, table_pieces, inputs, norms, batch_norms, tracks, options, legs, N,
+    team, rules, decays, clip_norm, embedding, table_pieces, inputs, norms, batch_norms, tracks, options, passes, N,
     tile_rows, packs, pack_pieces, drops, pieces, counts, heads, column_weights, targets, mean_scale, scale, reach,
     dense, losses_address, correct_address,
 ):  # fmt: skip
-    """Take one step on N rows of inputs, an address, or of the indices that the front holds; store losses and hits.
+    """Take one step on N rows of inputs, an address, or of the indices that `embedding` holds; store losses and hits.
 
     rules, decays: of this step (see move_dense). clip_norm: None = gradients are not clipped. table_pieces: of a table
     before the layers, none if it is not updated; None without a table. norms, batch_norms (layers,): records of NORM
     and BATCH_NORM; None if no layer has such a norm. tracks: 1 = the running statistics of BatchNorms follow the batch.
-    options (layers, 2): of activations; None if all are among the usual ones. legs: records of LEG.
+    options (layers, 2): of activations; None if all are among the usual ones. passes: records of TILE_PASS.
     pieces, counts: of parameters that are updated.
     heads: records of the heads that are computed. reach: how many layers gradients are computed for. Everything else is
     as in tile_pass.
@@ -126,34 +125,35 @@ def _step_on_stack(  # type: ignore[no-untyped-def]
     n_tiles = -(-N // tile_rows)
     n_indexed, sweeps = 0, False
     if table_pieces is not None and len(table_pieces) > 0:
-        n_indexed, sweeps = 1, sweeps_table(rules[front[0]["rule"]], decays[front[0]["rule"]])
+        n_indexed, sweeps = 1, sweeps_table(rules[embedding[0]["rule"]], decays[embedding[0]["rule"]])
     if batch_norms is not None:
         begin_norms(dense.layers, batch_norms)
-    for leg in range(len(legs)):
-        n_beside = n_indexed if leg == 0 else 0
+    for tile_pass in range(len(passes)):
+        n_beside = n_indexed if tile_pass == 0 else 0
         in_parallel(team, n_beside + n_tiles, _run, (
-            n_beside, sweeps, legs, leg, N, tile_rows, front, table_pieces, inputs, norms, batch_norms, options, drops,
-            reach, for_logits, for_features, head_bias_s, heads, columns, column_weights, targets, scale, dense,
+            n_beside, sweeps, passes, tile_pass, N, tile_rows, embedding, table_pieces, inputs, norms, batch_norms,
+            options, drops, reach, for_logits, for_features, head_bias_s, heads, columns, column_weights, targets,
+            scale, dense,
         ))  # fmt: skip
         if batch_norms is not None:
-            _combine(legs[leg], batch_norms, N, n_tiles, tile_rows, tracks, dense)
+            _combine(passes[tile_pass], batch_norms, N, n_tiles, tile_rows, tracks, dense)
     in_parallel(team, HALVES * len(pieces), _add_up, (pieces, N, tile_rows, column_of, dense))
     factor, n_of_table = ONE, 0
     if clip_norm is not None:
         if table_pieces is not None:
-            n_of_table = n_table_pieces(front, table_pieces, False)
+            n_of_table = n_table_pieces(embedding, table_pieces, False)
         squares = np.zeros(n_of_table + len(pieces))
         in_parallel(
             team, len(squares), _square,
-            (n_of_table, table_pieces, front, pieces, column_of, n_tiles, dense, squares),
+            (n_of_table, table_pieces, embedding, pieces, column_of, n_tiles, dense, squares),
         )  # fmt: skip
         factor = clip_factor(squares, clip_norm)
         if table_pieces is not None and n_indexed and factor != ONE:
-            in_parallel(team, n_tiles, scale_vectors, (N, tile_rows, factor, front))
+            in_parallel(team, n_tiles, scale_vectors, (N, tile_rows, factor, embedding))
     if table_pieces is not None:
-        n_of_table = n_table_pieces(front, table_pieces, sweeps)
+        n_of_table = n_table_pieces(embedding, table_pieces, sweeps)
     in_parallel(team, n_of_table + len(pieces), _move, (
-        n_of_table, table_pieces, sweeps, front, pieces, rules, decays, factor, column_of, n_tiles, dense
+        n_of_table, table_pieces, sweeps, embedding, pieces, rules, decays, factor, column_of, n_tiles, dense
     ))  # fmt: skip
     for i in range(len(counts)):
         count_step(counts[i])
@@ -170,34 +170,32 @@ DROP = np.dtype([("key", np.uint64), ("threshold", np.uint64), ("kept", np.float
 
 def step(
     model: StackModel,
-    rules: Sequence[RowRule],
-    decays: Sequence[Decay],
+    updates: Updates,
     inputs: Tensor,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropouts: Sequence[Dropout],
-    moves: Moves,
-    clip_norm: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Return (losses (K,), correct (K,)) for `stack_step` in step/stack.py."""
     # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
     batch = survey_batch(targets, task_weights, model.layout, not task_weights.requires_grad)
+    rules, decays, moves, clip_norm = updates
     N, K, moving = inputs.shape[0], len(model.heads), model.moving(moves)
     losses = torch.zeros(K, dtype=torch.float32, device="cpu")
     correct = torch.zeros(K, dtype=torch.int64, device="cpu")
     memory = memory_of(model, N)
-    if model.front is not None:
-        memory.front.hold(inputs)
+    if model.embedding is not None:
+        memory.embedding.hold(inputs)
     elif not inputs.is_contiguous():
         inputs = inputs.contiguous()
     step_on_stack(
-        packed(rules), np.array(decays, np.float32), clip_norm and float(clip_norm), memory.front.record,
-        None if model.front is None else moving.table_pieces,
+        packed(rules), np.array(decays, np.float32), clip_norm and float(clip_norm), memory.embedding.record,
+        None if model.embedding is None else moving.table_pieces,
         inputs.data_ptr(), memory.norms, memory.batch_norms, int(moves != NOTHING), memory.options,
-        legs_of(len(model.layers), moving.reach, model.cuts), N, tile_rows_of(N), memory.packs, memory.pack_pieces,
-        _drops(dropouts), moving.dense.pieces, moving.dense.counts, batch.computed(), batch.table.column_weights,
-        batch.addresses, batch.scale, batch.gradient_scale, moving.reach, memory.dense, losses.data_ptr(),
-        correct.data_ptr(),
+        tile_passes_of(len(model.layers), moving.reach, model.cuts), N, tile_rows_of(N), memory.packs,
+        memory.pack_pieces, _drops(dropouts), moving.dense.pieces, moving.dense.counts, batch.computed(),
+        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, moving.reach, memory.dense,
+        losses.data_ptr(), correct.data_ptr(),
     )  # fmt: skip
     return losses, correct
 

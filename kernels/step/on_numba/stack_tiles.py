@@ -18,7 +18,7 @@ from .activations import activate, deactivate, undo_standardise
 from .batch_norms import measure
 from .dense_tiles import copy_from, head_tile, multiply_panels
 from .dropout import words_of
-from .front import load_rows, store_vector_gradients
+from .embedding import load_rows, store_vector_gradients
 
 # --- round 1: packed weights --------------------------------------------------------------------------------
 
@@ -60,11 +60,11 @@ def _tile_of(address, ld, first):
 
 @helper
 def run_tile(
-    tile, leg, N, tile_rows, front, table_pieces, inputs, norms, batch_norms, options, drops, reach, for_logits,
-    for_features, head_bias, heads, columns, column_weights, targets, scale, dense,
+    tile, tile_pass, N, tile_rows, embedding, table_pieces, inputs, norms, batch_norms, options, drops, reach,
+    for_logits, for_features, head_bias, heads, columns, column_weights, targets, scale, dense,
 ):  # fmt: skip
     """Process the rows of a tile: outputs of all layers, losses, and gradients of the outputs of `reach` layers, or of
-    all layers and of the table before them; or what of it belongs to a leg, a record of LEG.
+    all layers and of the table before them; or what of it belongs to a pass, a record of TILE_PASS.
 
     table_pieces, norms, batch_norms, options: None without a table, a norm of that kind, or an unusual activation.
     drops (layers + 1,): of inputs, then of every layer.
@@ -75,22 +75,22 @@ def run_tile(
     whole = round_up(
         rows, BLOCK_ROWS
     )  # products are of whole blocks: what lies beyond the rows is never read
-    F = front[0]["F"]
+    F = embedding[0]["F"]
     widest = F
     for n in range(L):
         widest = max(widest, layers[n]["rows"])
     factors, words = np.zeros(round_up(widest, WIDTH), np.float32), np.empty(words_of(widest), np.uint64)
-    if leg["begins"]:
-        load_rows(front, table_pieces, inputs, drops[0], first, rows, factors, words[: words_of(F)])
-    for n in range(leg["up"], leg["up_end"]):
+    if tile_pass["begins"]:
+        load_rows(embedding, table_pieces, inputs, drops[0], first, rows, factors, words[: words_of(F)])
+    for n in range(tile_pass["up"], tile_pass["up_end"]):
         layer = layers[n]
         ld, ldx, H, F_n = layer["ld"], layer["ld_inputs"], layer["rows"], layer["columns"]
-        if layer["weight"] != 0 and (leg["begins"] or n > leg["up"]):
+        if layer["weight"] != 0 and (tile_pass["begins"] or n > tile_pass["up"]):
             multiply_panels(
                 _tile_of(layer["inputs"], ldx, first), ldx, whole, F_n, layer["forward"], F_n * PANEL, H,
                 _tile_of(layer["outputs"], ld, first), ld,
             )  # fmt: skip
-        if batch_norms is not None and leg["measures"] and n + 1 == leg["up_end"]:
+        if batch_norms is not None and tile_pass["measures"] and n + 1 == tile_pass["up_end"]:
             measure(layer, batch_norms[n], tile, first, rows)
             return
         for h in range(round_up(H, WIDTH)):
@@ -98,26 +98,26 @@ def run_tile(
         activate(
             n, layer, norms, batch_norms, options, drops[n + 1], first, rows, factors, words[: words_of(H)]
         )
-    if leg["turns"]:
-        d_features = layers[L - 1]["d_outputs"] if L else front[0]["d_x"]
+    if tile_pass["turns"]:
+        d_features = layers[L - 1]["d_outputs"] if L else embedding[0]["d_x"]
         head_tile(
             tile, first, rows, N, for_logits, for_features, head_bias, heads, columns, column_weights, targets, scale,
             _tile_of(d_features, dense.ld, first) if reach > 0 else 0, dense,
         )  # fmt: skip
-    for n in range(leg["down"], leg["down_end"], -1):
+    for n in range(tile_pass["down"], tile_pass["down_end"], -1):
         layer = layers[n]
         ld, ldx, H, F_n = layer["ld"], layer["ld_inputs"], layer["rows"], layer["columns"]
-        if batch_norms is not None and leg["turns"] == 0 and n == leg["down"]:
+        if batch_norms is not None and tile_pass["turns"] == 0 and n == tile_pass["down"]:
             undo_standardise(layer, batch_norms[n], tile, first, rows)
         else:
             deactivate(n, layer, norms, batch_norms, drops[n + 1], tile, first, rows)
-            if batch_norms is not None and leg["pauses"] and n - 1 == leg["down_end"]:
+            if batch_norms is not None and tile_pass["pauses"] and n - 1 == tile_pass["down_end"]:
                 return
         if n > L - reach and layer["weight"] != 0:
-            d_inputs = layers[n - 1]["d_outputs"] if n else front[0]["d_x"]
+            d_inputs = layers[n - 1]["d_outputs"] if n else embedding[0]["d_x"]
             multiply_panels(
                 _tile_of(layer["d_outputs"], ld, first), ld, whole, H, layer["backward"], H * PANEL, F_n,
                 _tile_of(d_inputs, ldx, first), ldx,
             )  # fmt: skip
-    if table_pieces is not None and reach > L and leg["ends"]:
-        store_vector_gradients(front, drops[0], first, rows, factors, words[: words_of(F)])
+    if table_pieces is not None and reach > L and tile_pass["ends"]:
+        store_vector_gradients(embedding, drops[0], first, rows, factors, words[: words_of(F)])

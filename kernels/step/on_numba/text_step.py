@@ -31,7 +31,7 @@ from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, head_panels
 from ...machine.jit import pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
-from ..common import Dropout
+from ..common import Dropout, Updates
 from ..dense_model import Decay
 from ..model import NOTHING, Moves
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, ExtraGradients, Moving, TextStepModel, Words
@@ -116,15 +116,12 @@ step_on_text = Kernel(_step_on_text)
 
 def step(
     model: TextStepModel,
-    rules: Sequence[RowRule],
-    decays: Sequence[Decay],
+    updates: Updates,
     words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropout: Dropout,
-    moves: Moves,
     extra: ExtraGradients | None,
-    clip_norm: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Return (losses (K,), correct (K,)) for `text_step` in step/text.py."""
     # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
@@ -133,9 +130,9 @@ def step(
     K = len(model.heads)
     losses, correct = _FLOATS.new_zeros(K), _INTEGERS.new_zeros(K)
     _call(
-        model, packed(rules), np.array(decays, np.float32), _rows(words, model, extra), model.moving(moves),
-        batch.computed(), batch, drop_of(dropout), losses.data_ptr(), correct.data_ptr(), extra,
-        clip_norm or 0.0,
+        model, packed(updates.rules), np.array(updates.decays, np.float32), _rows(words, model, extra),
+        model.moving(updates.moves), batch.computed(), batch, drop_of(dropout), losses.data_ptr(), correct.data_ptr(),
+        extra, updates.clip_norm or 0.0,
     )  # fmt: skip
     return losses, correct
 

@@ -73,7 +73,7 @@ READER = Reader(
 class _Table:
     """The words and columns of one file."""
 
-    def __init__(self, path: Path, needs_labels: bool = True):
+    def __init__(self, path: Path, needs_labels: bool = True) -> None:
         self.path = path
         self._needs_labels = needs_labels
         self.tasks: list[str] = []

@@ -68,7 +68,7 @@ class SourceFiles:
     units_per_file: np.ndarray
     labels: dict[str, np.ndarray]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         T, F = len(self.tokens), len(self.modules)
         whole = self.unit_lengths.sum() == T and self.units_per_file.sum() == len(self.unit_lengths)
         if not whole or len(self.units_per_file) != F or self.labels.keys() != set(_TASKS):

@@ -101,8 +101,8 @@ def read_lines(path: Path) -> Tokens:
     """Read a file with one unit per line; an empty line is an empty unit. Raises InputError as `read_words` does."""
     text = read_words(path)
     vocabulary, id_of = Vocabulary.numbered(text.words, text.counts)
-    ids, bounds, *_ = split_lines(text.numbers, id_of, np.zeros(len(id_of), bool), keep_empty=True)
-    return Tokens(ids, bounds, vocabulary)
+    found = split_lines(text.numbers, id_of, np.zeros(len(id_of), bool), keep_empty=True)
+    return Tokens(found.ids, found.bounds, vocabulary)
 
 
 class _Block(NamedTuple):

@@ -34,20 +34,22 @@ from mt2st_fast.training.engines.held_parameters import (
     parameter_obstacle,
 )
 from mt2st_fast.training.engines.kept_models import KeptModels
+from mt2st_fast.training.engines.kernel_calls import KernelCalls
 from mt2st_fast.training.optim import RowSparseOptimizer
 
 HAS_DROPOUT = "the encoder has dropout"
 PARTLY_FROZEN = "some heads are frozen while others are trained"  # their gradients are made together
 
 
-class BagTraining:
+class BagTraining(KernelCalls):
     """Steps table and heads as encoder, heads, backward pass and optimizer would, up to rounding.
 
-    Made for one phase and its active tasks. With `fixed_batches` the same tensors
-    return every epoch: what a step needs to know about their ids is computed once, and kept as long as they are.
-
-    Raises ValueError with the reason if the kernel cannot do all that a step would do (see `obstacle`).
+    With `fixed_batches` the same tensors return every epoch: what a step needs to know about their ids is computed
+    once, and kept as long as they are.
     """
+
+    encoder: BagEncoder
+    _optimizer: RowSparseOptimizer
 
     def __init__(
         self,
@@ -56,17 +58,13 @@ class BagTraining:
         optimizer: torch.optim.Optimizer,
         fixed_batches: bool = False,
     ) -> None:
-        reason = self.obstacle(encoder, heads, optimizer)
-        if reason is not None:
-            raise ValueError(f"a step cannot be made in one kernel call: {reason}")
-        assert isinstance(encoder, BagEncoder)
-        assert isinstance(optimizer, RowSparseOptimizer)
-        self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
         self._fixed_batches = fixed_batches
-        self._hold()
+        super().__init__(encoder, heads, optimizer)
 
-    @staticmethod
-    def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:
+    @classmethod
+    def obstacle(
+        cls, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer
+    ) -> str | None:
         """Return why a step cannot be one kernel call, or None."""
         reason = model_obstacle(encoder, (BagEncoder,), heads, optimizer)
         if reason is not None:
@@ -95,23 +93,18 @@ class BagTraining:
         rules = [optimizer.rule(group) for group in optimizer.param_groups]
         return bag_step_obstacle(parameters[0], parameters[1:], rules, encoder.backend)
 
-    def declines(self) -> str | None:
-        """Return why this step cannot be taken, or None."""
-        if self._held.have_changed():
-            if reason := self.obstacle(self._encoder, self._heads, self._optimizer):
-                return reason
-            self._hold()
-        if self._encoder.dropout.p > 0:  # callbacks may set it at any time
+    def _options_obstacle(self) -> str | None:
+        if self.encoder.dropout.p > 0:  # callbacks may set it at any time
             return HAS_DROPOUT
-        return option_obstacle(self._optimizer, decays=False) or self._held.obstacle()
+        return option_obstacle(self._optimizer, decays=False)
 
     def _hold(self) -> None:
-        self._trained = _trained(self._encoder, self._heads, self._optimizer)
+        self._trained = _trained(self.encoder, self._heads, self._optimizer)
         self._models: KeptModels[BagModel] = KeptModels()
         # What is known about a batch depends on the table's rows and on the mode.
         self._kept = WeakTensorKeyDictionary() if self._fixed_batches else None
-        parameters = [self._encoder.table, *head_parameters(self._heads)]
-        self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
+        parameters = [self.encoder.table, *head_parameters(self._heads)]
+        self._held = HeldParameters(parameters, self._optimizer, (self.encoder, self._heads))
 
     def __call__(
         self,
@@ -148,12 +141,12 @@ class BagTraining:
             )
             for linear in linears
         ]
-        table = self._encoder.table
+        table = self.encoder.table
         return BagModel(self._trained[table], heads, layout, self._optimizer.frozen_rows(table))
 
     def _prepared(self, ids: Tensor, starts: Tensor) -> PreparedBags:
         kept: PreparedBags | None = None if self._kept is None else self._kept.get(ids)
-        bags = kept or prepare_bags(self._encoder.table, ids, starts, self._encoder.mode)
+        bags = kept or prepare_bags(self.encoder.table, ids, starts, self.encoder.mode)
         if self._kept is not None and kept is None:
             self._kept[ids] = bags
         return bags

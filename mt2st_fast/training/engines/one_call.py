@@ -101,8 +101,9 @@ class OneCallSteps(Engine):
         """Return why this step cannot be taken, or None: it takes a batch of rows, and any number of tasks on words."""
         assert self._training is not None
         parts = self._parts
-        if isinstance(self._training, StackTraining):
-            return self._training.declines([inputs for inputs, _ in _batches_of(micro_steps)])
+        if self._training.joins_batches:
+            inputs = [inputs for inputs, _ in _batches_of(micro_steps)]
+            return self._training.declines() or self._training.inputs_obstacle(inputs)
         if len(micro_steps) != 1:
             return SEVERAL_BATCHES
         rows, on_words = split_by_words(parts.heads, micro_steps[0])
@@ -113,21 +114,17 @@ class OneCallSteps(Engine):
         return self._training.declines()
 
     def features(self, inputs: Any) -> Tensor | None:
-        """Compute features with the training kernel, if that takes word types; without autograd."""
-        return self._training.features(inputs) if isinstance(self._training, TextTraining) else None
+        """Compute features with the training kernel, if it can; without autograd."""
+        return None if self._training is None else self._training.features(inputs)
 
     def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Count with the training kernel, if that takes word types."""
-        return (
-            self._training.count_correct(inputs, targets)
-            if isinstance(self._training, TextTraining)
-            else None
-        )
+        """Count with the training kernel, if it can."""
+        return None if self._training is None else self._training.count_correct(inputs, targets)
 
     def __call__(self, micro_steps: Any) -> Tensor:
         """Take one step; returns the losses (K,)."""
         assert self._training is not None
-        if isinstance(self._training, StackTraining):
+        if self._training.joins_batches:
             return self._on_rows(*joined(self._parts.heads, _batches_of(micro_steps)))
         rows, on_words = split_by_words(self._parts.heads, micro_steps[0])
         inputs, targets = materialised(rows[0])

@@ -1,6 +1,6 @@
 """An encoder of torch's layers as a stack that one kernel call trains: linear layers, norms and what follows them.
 
-Before the layers, or instead of them, there may be a table of words (stack_front.py).
+Before the layers, or instead of them, there may be a table of words (stack_embedding.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 from mt2st_fast.kernels import ACTIVATIONS, chosen_activation, is_activation
 from mt2st_fast.kernels.step.activations import UNCHANGED, Chosen
-from mt2st_fast.training.engines.stack_front import FrontTable, front_table, is_table
+from mt2st_fast.training.engines.stack_embedding import StackEmbedding, is_table, stack_embedding
 from mt2st_fast.training.engines.stack_norms import NORMS, AnyNorm, norm_obstacle, width_of
 
 _CLASSES = dict.fromkeys(each.module.__name__ for each in ACTIVATIONS[1:])
@@ -47,7 +47,7 @@ class StackLayers(NamedTuple):
 
     layers: list[StackLayer]
     dropouts: list[nn.Dropout | None]  # one more than layers: the first is of the inputs
-    front: FrontTable | None  # makes the inputs of the first layer
+    embedding: StackEmbedding | None  # makes the inputs of the first layer
 
 
 def stack_layers(encoder: nn.Module) -> StackLayers | str:
@@ -57,27 +57,27 @@ def stack_layers(encoder: nn.Module) -> StackLayers | str:
             "it is for a WindowEncoder, a BagEncoder, an nn.EmbeddingBag or an nn.Sequential of linear layers, not for "
             f"{_name(encoder)}"
         )
-    split = _split_front(list(_leaves(encoder)))
+    split = _split_embedding(list(_leaves(encoder)))
     if isinstance(split, str):
         return split
     found = StackLayers([], [None], split[0])
     for module in split[1]:
         if (reason := _add(module, found)) is not None:
             return reason
-    return found if found.layers or found.front else "the encoder has no nn.Linear"
+    return found if found.layers or found.embedding else "the encoder has no nn.Linear"
 
 
-def _split_front(modules: list[nn.Module]) -> tuple[FrontTable | None, list[nn.Module]] | str:
+def _split_embedding(modules: list[nn.Module]) -> tuple[StackEmbedding | None, list[nn.Module]] | str:
     """Return the table, if the first of these modules is one, and the modules after it; or why that cannot be."""
     if not modules or not is_table(modules[0]):
         return None, modules
-    front = front_table(modules[0])
-    if isinstance(front, str):
-        return front
-    rest = _without_flatten(modules[1:]) if front.how == "concat" else modules[1:]
+    embedding = stack_embedding(modules[0])
+    if isinstance(embedding, str):
+        return embedding
+    rest = _without_flatten(modules[1:]) if embedding.how == "concat" else modules[1:]
     if rest is None:
         return "an nn.Embedding is not followed by an nn.Flatten of all but the first axis"
-    return front, rest
+    return embedding, rest
 
 
 def _without_flatten(modules: list[nn.Module]) -> list[nn.Module] | None:

@@ -13,12 +13,13 @@ from mt2st_fast.kernels import (
     FROZEN,
     Dense,
     Dropout,
-    Front,
+    EmbeddingTable,
     HeadLayout,
     Layer,
     Moves,
     RowState,
     StackModel,
+    Updates,
     stack_inputs_obstacle,
     stack_step,
     stack_step_obstacle,
@@ -41,6 +42,7 @@ from mt2st_fast.training.engines.held_parameters import (
     parameter_obstacle,
 )
 from mt2st_fast.training.engines.kept_models import MOST_MODELS, KeptModels
+from mt2st_fast.training.engines.kernel_calls import KernelCalls
 from mt2st_fast.training.engines.stack_layers import StackLayer, StackLayers, stack_layers
 from mt2st_fast.training.engines.stack_norms import made_norm, statistics_of, takes_batch
 
@@ -50,15 +52,14 @@ MOST_JOINED = 1 << 26
 KEPT_WEIGHTS = 1 << 24  # of all models that are kept: the memory of one has four times its weights
 
 
-class StackTraining:
+class StackTraining(KernelCalls):
     """Steps layers and heads as encoder, heads, backward pass and optimizer would, up to rounding.
 
-    Made for one phase and its active tasks; clip_norm: as a Trainer's. The kernel draws dropout, from keys that torch's
-    generator gives for every step: not the same bits as torch's, but the same on any number of threads and in a resumed
-    run.
-
-    Raises ValueError with the reason if the kernel cannot do all that a step would do (see `obstacle`).
+    clip_norm: as a Trainer's. The kernel draws dropout, from keys that torch's generator gives for every step: not the
+    same bits as torch's, but the same on any number of threads and in a resumed run.
     """
+
+    joins_batches = True
 
     def __init__(
         self,
@@ -67,16 +68,14 @@ class StackTraining:
         optimizer: torch.optim.Optimizer,
         clip_norm: float | None = None,
     ) -> None:
-        reason = self.obstacle(encoder, heads, optimizer)
-        if reason is not None:
-            raise ValueError(f"a step cannot be made in one kernel call: {reason}")
-        self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
+        super().__init__(encoder, heads, optimizer)
         self._clip_norm = clip_norm
-        self._hold()
         self._dropped: list[Dropout] = []  # in the previous call
 
-    @staticmethod
-    def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:
+    @classmethod
+    def obstacle(
+        cls, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer
+    ) -> str | None:
         """Return why a step cannot be one kernel call, or None."""
         layers = stack_layers(encoder)
         if isinstance(layers, str):
@@ -108,14 +107,12 @@ class StackTraining:
         reason = stack_step_obstacle([p.detach() for p in parameters], widths, sizes)
         return reason or state_obstacle(optimizer, moved)
 
-    def declines(self, inputs: Sequence[Any]) -> str | None:
-        """Return why a step on batches with these inputs cannot be taken, or None."""
-        if self._held.have_changed():
-            if reason := self.obstacle(self._encoder, self._heads, self._optimizer):
-                return reason
-            self._hold()
-        reason = option_obstacle(self._optimizer) or self._held.obstacle()
-        reason = reason or next(filter(None, map(self._inputs_obstacle, inputs)), None)
+    def _options_obstacle(self) -> str | None:
+        return option_obstacle(self._optimizer)
+
+    def inputs_obstacle(self, inputs: Sequence[Any]) -> str | None:
+        """Return why one call cannot take the batches with these inputs, or None."""
+        reason = next(filter(None, map(self._tensor_obstacle, inputs)), None)
         if reason is None and self._takes_batch:
             reason = self._batch_obstacle(inputs)
         return reason or (self._joined_obstacle(inputs) if len(inputs) > 1 else None)
@@ -140,12 +137,14 @@ class StackTraining:
         )
 
     def _rows_of(self, inputs: Tensor) -> Tensor:
-        return inputs.flatten(0, -2) if self._front is None and inputs.dim() > 2 else inputs
+        return inputs.flatten(0, -2) if self._embedding is None and inputs.dim() > 2 else inputs
 
-    def _inputs_obstacle(self, inputs: Any) -> str | None:
+    def _tensor_obstacle(self, inputs: Any) -> str | None:
         if type(inputs) is not Tensor or inputs.layout is not torch.strided or inputs.device.type != "cpu":
             return "the inputs are not one plain tensor on the CPU"
-        if (reason := stack_inputs_obstacle(self._rows_of(inputs), self._n_inputs, self._front)) is not None:
+        if (
+            reason := stack_inputs_obstacle(self._rows_of(inputs), self._n_inputs, self._embedding)
+        ) is not None:
             return reason
         if inputs.dim() > 2 and self._has_channels:
             return (
@@ -173,17 +172,8 @@ class StackTraining:
         rules, decays = rules_of(self._optimizer)
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
-        found = stack_step(
-            model,
-            rules,
-            decays,
-            self._rows_of(inputs),
-            batch.targets,
-            batch.weights,
-            self._dropped,
-            moves,
-            self._clip_norm,
-        )
+        updates = Updates(rules, decays, moves, self._clip_norm)
+        found = stack_step(model, updates, self._rows_of(inputs), batch.targets, batch.weights, self._dropped)
         return self._heads.over_active(found.losses, batch)
 
     def _dropout(self) -> list[Dropout]:
@@ -197,8 +187,7 @@ class StackTraining:
         ]
 
     def _hold(self) -> None:
-        """Record the layers, where their parameters lie, and which of them move."""
-        layers = stack_layers(self._encoder)
+        layers = stack_layers(self.encoder)
         assert isinstance(layers, StackLayers)
         self._layers = layers
         parameters = _parameters(self._layers, self._heads)
@@ -208,8 +197,8 @@ class StackTraining:
             id(p): self._made(p, groups[id(p)] if is_moved else FROZEN)
             for p, is_moved in zip(parameters, are_moved(parameters, self._optimizer), strict=True)
         }
-        self._n_inputs, self._front = self._widths()[0], self._made_front()
-        table = None if self._front is None else self._front.table.parameter
+        self._n_inputs, self._embedding = self._widths()[0], self._made_embedding()
+        table = None if self._embedding is None else self._embedding.table.parameter
         n_weights = sum(p.numel() for p in parameters)
         if table is not None:  # of which a model has no copies, but a number for each row
             n_weights += len(table) - table.numel()
@@ -218,7 +207,7 @@ class StackTraining:
         batch_norms = [norm for norm in norms if isinstance(norm, nn.BatchNorm1d)]
         self._has_channels, self._takes_batch = bool(batch_norms), any(map(takes_batch, batch_norms))
         self._held = HeldParameters(
-            parameters, self._optimizer, (self._encoder, self._heads), statistics_of(batch_norms)
+            parameters, self._optimizer, (self.encoder, self._heads), statistics_of(batch_norms)
         )
 
     def _made(self, parameter: Tensor, group: int) -> Dense:
@@ -233,16 +222,16 @@ class StackTraining:
         assert not isinstance(widths, str)
         return widths
 
-    def _made_front(self) -> Front | None:
-        if self._layers.front is None:
+    def _made_embedding(self) -> EmbeddingTable | None:
+        if self._layers.embedding is None:
             return None
-        module, how, padding = self._layers.front
-        return Front(self._dense[id(module.weight)], how, padding)
+        module, how, padding = self._layers.embedding
+        return EmbeddingTable(self._dense[id(module.weight)], how, padding)
 
     def _new_model(self, layout: HeadLayout) -> StackModel:
         return StackModel(
             [self._layer(each) for each in self._layers.layers],
-            [self._linear(self._heads.linear(name)) for name in layout.names], layout, self._front,
+            [self._linear(self._heads.linear(name)) for name in layout.names], layout, self._embedding,
         )  # fmt: skip
 
     def _layer(self, layer: StackLayer) -> Layer:
@@ -259,7 +248,7 @@ class StackTraining:
 
 def _parameters(layers: StackLayers, heads: MultiTaskHeads) -> list[nn.Parameter]:
     """Return the parameters of table and layers, then those of the active heads."""
-    modules: list[nn.Module] = [] if layers.front is None else [layers.front.module]
+    modules: list[nn.Module] = [] if layers.embedding is None else [layers.embedding.module]
     modules += [module for layer in layers.layers for module in layer.modules]
     return [*(p for module in modules for p in module.parameters()), *head_parameters(heads)]
 
@@ -271,11 +260,11 @@ def _widths(layers: StackLayers, n_features: int) -> list[int] | str:
     """
     of_layers = [layer.shape[0] for layer in layers.layers]
     n_inputs = layers.layers[0].shape[1] if layers.layers else n_features
-    if layers.front is None:
+    if layers.embedding is None:
         return [n_inputs, *of_layers]
-    D = layers.front.module.weight.shape[1]
-    if layers.front.how != "concat" and not layers.layers:
+    D = layers.embedding.module.weight.shape[1]
+    if layers.embedding.how != "concat" and not layers.layers:
         return [D]
-    if n_inputs % D if layers.front.how == "concat" else n_inputs != D:
+    if n_inputs % D if layers.embedding.how == "concat" else n_inputs != D:
         return f"its table has rows of {D} numbers, and the first layer or the heads {n_inputs} inputs"
     return [n_inputs, *of_layers]

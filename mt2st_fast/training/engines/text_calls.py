@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -32,29 +32,25 @@ from mt2st_fast.training.engines.held_parameters import (
     parameter_obstacle,
 )
 from mt2st_fast.training.engines.kept_models import KeptModels
+from mt2st_fast.training.engines.kernel_calls import KernelCalls
 from mt2st_fast.training.optim import RowSparseOptimizer
 
 Inputs = Tensor | tuple[Tensor, Tensor]  # windows (N, W), or bags: all words, and where each bag begins
 
 
-class TextCalls(ABC):
-    """Kernel calls of one phase and its active tasks.
+class TextCalls(KernelCalls):
+    """Kernel calls on word types, in windows or in bags.
 
     The kernel draws dropout, from a key that torch's generator gives for every step: not the same bits as torch's, but
     the same on any number of threads and in a resumed run.
-
-    Raises ValueError with the reason if the kernel cannot do all that a step would do (see `obstacle`).
     """
 
+    encoder: WindowEncoder | BagEncoder
+    _optimizer: RowSparseOptimizer
+
     def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> None:
-        reason = self.obstacle(encoder, heads, optimizer)
-        if reason is not None:
-            raise ValueError(f"{type(self).__name__} cannot take one kernel call a batch: {reason}")
-        assert isinstance(encoder, WindowEncoder | BagEncoder)
-        assert isinstance(optimizer, RowSparseOptimizer)
-        self.encoder, self._heads, self._optimizer = encoder, heads, optimizer
         self._key = torch.empty((), dtype=torch.int64, device="cpu")  # of the dropout of the latest step
-        self._hold()
+        super().__init__(encoder, heads, optimizer)
 
     @classmethod
     def obstacle(
@@ -76,14 +72,6 @@ class TextCalls(ABC):
         if not sizes:
             return "no active task has a head"
         return text_step_obstacle(table, dense, sizes, encoder.out_features, encoder.backend)
-
-    def declines(self) -> str | None:
-        """Return why this step cannot be taken, or None."""
-        if self._held.have_changed():
-            if reason := self.obstacle(self.encoder, self._heads, self._optimizer):
-                return reason
-            self._hold()
-        return self._held.obstacle()
 
     def features(self, inputs: Inputs) -> Tensor | None:
         """(N, H) the encoder's features of the inputs, without dropout; None before the first step."""
@@ -132,7 +120,6 @@ class TextCalls(ABC):
         return Dropout(dropout.p, int(self._key.random_()))
 
     def _hold(self) -> None:
-        """Record where the parameters lie, and which of them move."""
         self._models: KeptModels[TextStepModel] = KeptModels()
         self._parameters = text_parameters(self.encoder, self._heads)
         self._held = HeldParameters(self._parameters, self._optimizer, (self.encoder, self._heads))

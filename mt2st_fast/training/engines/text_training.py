@@ -19,6 +19,7 @@ from mt2st_fast.kernels import (
     RowState,
     TextStepModel,
     Trained,
+    Updates,
     text_step,
 )
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
@@ -71,9 +72,8 @@ class TextTraining(TextCalls):
         moved = [p for p, is_moved in zip(dense, are_moved(dense, optimizer), strict=True) if is_moved]
         return state_obstacle(optimizer, moved)
 
-    def declines(self) -> str | None:
-        """Return why this step cannot be taken, or None."""
-        return option_obstacle(self._optimizer) or super().declines()
+    def _options_obstacle(self) -> str | None:
+        return option_obstacle(self._optimizer)
 
     def __call__(
         self,
@@ -100,18 +100,8 @@ class TextTraining(TextCalls):
         decays.append(Decay())
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
-        found = text_step(
-            model,
-            rules,
-            decays,
-            words,
-            batch.targets,
-            batch.weights,
-            self._dropped,
-            moves,
-            extra,
-            self._clip_norm,
-        )
+        updates = Updates(rules, decays, moves, self._clip_norm)
+        found = text_step(model, updates, words, batch.targets, batch.weights, self._dropped, extra)
         return self._heads.over_active(found.losses, batch)
 
     def _hold(self) -> None:

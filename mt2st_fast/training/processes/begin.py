@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mt2st_fast.model.sharded import whole_shape
-from mt2st_fast.training.optimizer_upkeep import optimizer_options
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.resuming import draw_own_numbers
+from mt2st_fast.training.resuming import optimizer_options
 from mt2st_fast.training.run_options import RunOptions, fixed_settings
 
 if TYPE_CHECKING:

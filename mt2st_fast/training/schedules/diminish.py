@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.schedules.base import (
+    LEAST_WEIGHT,
     AuxiliaryWeights,
     Moment,
     PerTask,
@@ -36,7 +37,7 @@ class Diminish(AuxiliaryWeights):
     eta: PerTask
     gamma: PerTask = 1.0
     nu: PerTask = 1.0
-    floor: PerTask = 1e-3
+    floor: PerTask = LEAST_WEIGHT
     unit: Unit = "epoch"
 
     def __post_init__(self) -> None:
@@ -51,7 +52,7 @@ class Diminish(AuxiliaryWeights):
         t = moment.time(self.unit)
         exponent = eta * min(t, 1e30) ** value_of(self.nu, task, 1.0) if t > 0 else 0.0
         weight = value_of(self.gamma, task, 1.0) * math.exp(-exponent)
-        return weight if weight >= value_of(self.floor, task, 1e-3) else None
+        return weight if weight >= value_of(self.floor, task, LEAST_WEIGHT) else None
 
 
 def found_eta(values: Mapping[str, float | None], facts: RunFacts) -> dict[str, float]:

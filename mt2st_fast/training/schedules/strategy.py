@@ -16,7 +16,7 @@ from torch import nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import is_number
-from mt2st_fast.training.schedules.base import Schedule
+from mt2st_fast.training.schedules.base import LEAST_WEIGHT, Schedule
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ AUX_WEIGHT = StrategyOption("aux_weight", "initial weight of each auxiliary task
 SWITCH_AT = StrategyOption(
     "switch_at", "fraction of the run at which auxiliary tasks retire", 0.6, low=0.0, high=1.0
 )
-FLOOR = StrategyOption("floor", "an auxiliary task retires when its weight falls below this", 1e-3, low=0.0)
+FLOOR = StrategyOption(
+    "floor", "an auxiliary task retires when its weight falls below this", LEAST_WEIGHT, low=0.0
+)
 
 
 @cache

@@ -9,7 +9,7 @@ from numba.core import ir, types
 from numba.core.analysis import dead_branch_prune
 from numba.core.compiler import run_frontend
 
-from mt2st_fast.kernels.step.on_numba import activations, front, stack_step, stack_tiles
+from mt2st_fast.kernels.step.on_numba import activations, embedding, stack_step, stack_tiles
 
 TABLE, CLIPPING, NORMS, BATCH_NORMS, OPTIONS = "table_pieces", "clip_norm", "norms", "batch_norms", "options"
 
@@ -44,7 +44,7 @@ def _called(function, absent):
         (activations.deactivate, BATCH_NORMS, {"sum_products", "undo_standardise"}),
         (stack_tiles.run_tile, BATCH_NORMS, {"measure", "undo_standardise"}),
         (stack_step._step_on_stack, BATCH_NORMS, {"begin_norms", "_combine"}),
-        (front.load_rows, TABLE, {"_load_vectors"}),
+        (embedding.load_rows, TABLE, {"_load_vectors"}),
     ],
 )
 def test_what_is_none_is_not_compiled(function, absent, parts):

@@ -17,7 +17,7 @@ from ...machine.jit import address_of, helper, pointer_to_float32, pointer_to_in
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from .dense_updates import ONE, ZERO, move_piece, numbers_of_whole, sum_of_squares
 from .dropout import draw_factors
-from .front_memory import BESIDE, MEAN
+from .embedding_memory import BESIDE, MEAN
 from .text_index import number_distinct, transpose
 
 ROWS_A_PIECE = 256  # of the batch's rows
@@ -27,19 +27,19 @@ BLOCK_FLOATS = 4096  # of a table: half of a cache of 32 KiB
 
 
 @helper
-def load_rows(front, table_pieces, inputs, drop, first, rows, factors, words):
+def load_rows(embedding, table_pieces, inputs, drop, first, rows, factors, words):
     """Make rows first.. of x, with dropout: copies of inputs (N, F), an address, or vectors of the table.
 
     table_pieces: None without a table.
     """
-    of = front[0]
+    of = embedding[0]
     F = of["F"]
     for i in range(first, first + rows):
         at = of["x"] + FLOAT_BYTES * i * of["ld"]
         if table_pieces is None:
             copy_floats(inputs + FLOAT_BYTES * i * F, at, F)
         else:
-            _load_vectors(front, i, at)
+            _load_vectors(embedding, i, at)
         if drop["threshold"] > 0:
             draw_factors(factors[:F], F, drop["key"], i, drop["threshold"], drop["kept"], words)
             x = numba.carray(pointer_to_float32(at), (F,))
@@ -48,9 +48,9 @@ def load_rows(front, table_pieces, inputs, drop, first, rows, factors, words):
 
 
 @helper
-def _load_vectors(front, i, target):
+def _load_vectors(embedding, i, target):
     """target (F,), an address = the vectors of the indices of row i, pooled or side by side."""
-    of = front[0]
+    of = embedding[0]
     D, L, n, no_scales = of["D"], of["L"], of["n"], np.empty(0, np.float32)
     ids = numba.carray(pointer_to_int32(of["ids"]), (n,))
     if of["how"] == BESIDE:
@@ -74,9 +74,9 @@ def _load_vectors(front, i, target):
 
 
 @helper
-def store_vector_gradients(front, drop, first, rows, factors, words):
+def store_vector_gradients(embedding, drop, first, rows, factors, words):
     """Store the gradients of the vectors of rows first.., from those of x."""
-    of = front[0]
+    of = embedding[0]
     F = of["F"]
     scales = numba.carray(pointer_to_float32(of["scales"]), (first + rows,))
     for i in range(first, first + rows):
@@ -93,9 +93,9 @@ def store_vector_gradients(front, drop, first, rows, factors, words):
 
 
 @helper
-def index_batch(front, sweeps):
+def index_batch(embedding, sweeps):
     """Group the batch's indices by row of the table. sweeps: whether `move_table` will."""
-    of = front[0]
+    of = embedding[0]
     n = of["n"]
     trained = numba.carray(pointer_to_int32(of["trained"]), (n,))
     slots = numba.carray(pointer_to_int32(of["slots"]), (n,))
@@ -117,9 +117,9 @@ def index_batch(front, sweeps):
 
 
 @helper
-def square_of_rows(p, front):
+def square_of_rows(p, embedding):
     """The sum of the squares of the gradients of rows p ROWS_A_PIECE.. of those in the batch."""
-    of = front[0]
+    of = embedding[0]
     D, R = of["D"], of["n_rows"]
     begins = numba.carray(pointer_to_int64(of["begins"]), (R + 1,))
     owners = numba.carray(pointer_to_int32(of["owners"]), (of["n"],))
@@ -131,9 +131,9 @@ def square_of_rows(p, front):
 
 
 @helper
-def scale_vectors(tile, N, tile_rows, factor, front):
+def scale_vectors(tile, N, tile_rows, factor, embedding):
     """Scale the gradients of the vectors of a tile's rows."""
-    of = front[0]
+    of = embedding[0]
     first, last = tile * tile_rows * of["F"], min(N, (tile + 1) * tile_rows) * of["F"]
     d_vectors = numba.carray(pointer_to_float32(of["d_vectors"]), (last,))
     for i in range(first, last):
@@ -150,23 +150,23 @@ def sweeps_table(rule, decay):
 
 
 @helper
-def n_table_pieces(front, table_pieces, sweeps):
+def n_table_pieces(embedding, table_pieces, sweeps):
     """Into how many pieces the update of a table is divided, if it is swept or if the batch's rows are updated."""
     if len(table_pieces) == 0:  # the table is not updated
         return 0
-    return len(table_pieces) if sweeps else -(-front[0]["n_rows"] // ROWS_A_PIECE)
+    return len(table_pieces) if sweeps else -(-embedding[0]["n_rows"] // ROWS_A_PIECE)
 
 
 @helper
-def move_table(p, front, table_pieces, sweeps, rules, decays):
+def move_table(p, embedding, table_pieces, sweeps, rules, decays):
     """Update the rows of piece p."""
-    of = front[0]
+    of = embedding[0]
     D, R = of["D"], of["n_rows"]
     begins = numba.carray(pointer_to_int64(of["begins"]), (R + 1,))
     owners = numba.carray(pointer_to_int32(of["owners"]), (of["n"],))
     no_scales = np.empty(0, np.float32)
     if sweeps:
-        _sweep(table_pieces[p], front, begins, owners, no_scales, rules, decays)
+        _sweep(table_pieces[p], embedding, begins, owners, no_scales, rules, decays)
         return
     rows = numba.carray(pointer_to_int32(of["rows"]), (R,))
     per_row = numba.carray(pointer_to_float32(of["per_row"]), (of["V"] if of["per_row"] else 0,))
@@ -178,7 +178,7 @@ def move_table(p, front, table_pieces, sweeps, rules, decays):
 
 
 @helper
-def _sweep(piece, front, begins, owners, no_scales, rules, decays):
+def _sweep(piece, embedding, begins, owners, no_scales, rules, decays):
     """Update a piece of the table, most of whose rows may have gradient 0."""
     rule = rules[piece["rule"]]
     has_state = piece["per_row"] != 0 or piece["first"] != 0 or rule["uses_mean_square"] != 0
@@ -187,24 +187,24 @@ def _sweep(piece, front, begins, owners, no_scales, rules, decays):
     at_once = max(1, BLOCK_FLOATS // D) if alike else n
     gradient = np.zeros(min(n, at_once) * D, np.float32)
     if not alike:
-        _sum_block(front, piece["begin"], n, begins, owners, no_scales, gradient)
+        _sum_block(embedding, piece["begin"], n, begins, owners, no_scales, gradient)
         move_piece(piece, rules, decays, ONE, gradient, D)
-        _clear_block(front, piece["begin"], n, gradient)
+        _clear_block(embedding, piece["begin"], n, gradient)
         return
     counts = numba.carray(pointer_to_float32(piece["per_row"]), (1 if piece["per_row"] else 0,))
     step, scale = numbers_of_whole(rule, counts)
     decay = decays[piece["rule"]]
     for i in range(0, n, at_once):
         rows = min(at_once, n - i)
-        _sum_block(front, piece["begin"] + i, rows, begins, owners, no_scales, gradient)
+        _sum_block(embedding, piece["begin"] + i, rows, begins, owners, no_scales, gradient)
         _move_block(piece, i * D, rows * D, rule, decay, gradient, step, scale)
-        _clear_block(front, piece["begin"] + i, rows, gradient)
+        _clear_block(embedding, piece["begin"] + i, rows, gradient)
 
 
 @helper
-def _sum_block(front, begin, n, begins, owners, no_scales, gradient):
+def _sum_block(embedding, begin, n, begins, owners, no_scales, gradient):
     """gradient (n, D), zeros before = the gradients of rows begin.. that are in the batch."""
-    of, at = front[0], address_of(gradient)
+    of, at = embedding[0], address_of(gradient)
     D = of["D"]
     slot_of_row = numba.carray(pointer_to_int32(of["slot_of_row"]), (of["V"],))
     for i in range(n):
@@ -216,10 +216,10 @@ def _sum_block(front, begin, n, begins, owners, no_scales, gradient):
 
 
 @helper
-def _clear_block(front, begin, n, gradient):
+def _clear_block(embedding, begin, n, gradient):
     """Make what _sum_block has written 0 again, and forget the rows of the batch."""
-    D = front[0]["D"]
-    slot_of_row = numba.carray(pointer_to_int32(front[0]["slot_of_row"]), (front[0]["V"],))
+    D = embedding[0]["D"]
+    slot_of_row = numba.carray(pointer_to_int32(embedding[0]["slot_of_row"]), (embedding[0]["V"],))
     for i in range(n):
         if slot_of_row[begin + i] != NONE:
             slot_of_row[begin + i] = NONE

@@ -8,14 +8,14 @@ from torch import Tensor
 from ...bags.batch import NONE
 from ...machine.jit import entry
 from ...machine.simd import WIDTH
-from ..front import HOWS, Front
+from ..embedding import HOWS, EmbeddingTable
 
 SUM, MEAN, BESIDE = range(len(HOWS))
 GROWTH = 1.25
 
 # What comes before the first layer: inputs (N, F), copied to x (N, ld), or a table (V, D) and indices (N, L), from
 # which x is made. Addresses; of float32, unless another type is stated; 0 for what is not there.
-FRONT = np.dtype(
+EMBEDDING = np.dtype(
     [
         ("x", np.int64),
         ("ld", np.int64),  # of x and d_x
@@ -69,25 +69,25 @@ def take_indices(given, V, padding, counts_padding, ids, trained):
     return -1
 
 
-class FrontMemory:
+class EmbeddingMemory:
     """The record of what comes before the first layer, and the memory of a table's batches, which grows with them.
 
     x, d_x: addresses of (N, ld); F: how many of the ld numbers there are.
     """
 
-    def __init__(self, front: Front | None, x: int, ld: int, F: int, d_x: int) -> None:
-        self.record = np.zeros(1, FRONT)
+    def __init__(self, embedding: EmbeddingTable | None, x: int, ld: int, F: int, d_x: int) -> None:
+        self.record = np.zeros(1, EMBEDDING)
         self._of = self.record[0]  # the same memory
-        self._front, self._sizes, self._held = front, (-1, -1), dict[str, np.ndarray]()
+        self._embedding, self._sizes, self._held = embedding, (-1, -1), dict[str, np.ndarray]()
         self._set(x=x, ld=ld, F=F, d_x=d_x)
         self._F = F
-        if front is not None:
-            table, state = front.table.parameter, front.table.state
+        if embedding is not None:
+            table, state = embedding.table.parameter, embedding.table.state
             self._slot_of_row = np.full(len(table), NONE, np.int32)
             per_row, first, second = (0 if part is None else part.data_ptr() for part in state)
             self._set(
-                table=table.data_ptr(), V=len(table), D=table.shape[1], how=HOWS.index(front.how), per_row=per_row,
-                first=first, second=second, rule=front.table.rule, slot_of_row=self._slot_of_row.ctypes.data,
+                table=table.data_ptr(), V=len(table), D=table.shape[1], how=HOWS.index(embedding.how), per_row=per_row,
+                first=first, second=second, rule=embedding.table.rule, slot_of_row=self._slot_of_row.ctypes.data,
             )  # fmt: skip
 
     def _set(self, **values: int) -> None:
@@ -96,14 +96,14 @@ class FrontMemory:
 
     def hold(self, indices: Tensor) -> None:
         """Take over a batch's indices (N, L). Raises ValueError if one of them is not in the table."""
-        front = self._front
-        assert front is not None
+        embedding = self._embedding
+        assert embedding is not None
         N, L = indices.shape
-        V = len(front.table.parameter)
+        V = len(embedding.table.parameter)
         self._grow(N * L, N * self._F, V)
         given, held = indices.contiguous().view(-1).numpy(), self._held
-        padding = NONE if front.padding is None else front.padding
-        wrong = take_indices(given, V, padding, front.how == "concat", held["ids"], held["trained"])
+        padding = NONE if embedding.padding is None else embedding.padding
+        wrong = take_indices(given, V, padding, embedding.how == "concat", held["ids"], held["trained"])
         if wrong >= 0:
             raise ValueError(
                 f"inputs contain the index {given[wrong]}; valid are 0 up to, but not including, {V:,}"

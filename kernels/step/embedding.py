@@ -14,7 +14,7 @@ HOWS: tuple[str, ...] = get_args(How)
 MOST_ROWS = (1 << 31) - 1  # of a table, and of indices in a batch: they are numbered by 32 bits
 
 
-class Front(NamedTuple):
+class EmbeddingTable(NamedTuple):
     """A table (V, D) that is trained as a dense parameter: rows that a batch does not hold have gradient 0.
 
     how: the vectors of a row's L indices are added up, averaged, or lie side by side, L D numbers.
@@ -36,9 +36,9 @@ class Front(NamedTuple):
             raise ValueError(f"the table has rows of {D} numbers, and what follows it {n_inputs} inputs")
 
 
-def indices_obstacle(front: Front, indices: Tensor, n_inputs: int) -> str | None:
+def indices_obstacle(embedding: EmbeddingTable, indices: Tensor, n_inputs: int) -> str | None:
     """Return why these are no indices (N, L) of the rows of a table, or None; the indices themselves are not read."""
-    L = n_inputs // front.table.parameter.shape[1] if front.how == "concat" else None
+    L = n_inputs // embedding.table.parameter.shape[1] if embedding.how == "concat" else None
     fits = indices.dim() == 2 and indices.shape[1] > 0 and L in (None, indices.shape[1])
     if not fits or indices.dtype not in (torch.int32, torch.int64):
         return f"its kernel takes indices (N, {L or 'L'}) of int64 or int32, not {described(indices)}"

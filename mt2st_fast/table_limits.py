@@ -1,4 +1,4 @@
-"""Tables of vectors that do not fit into memory: the sizes are named, where an allocator names bytes."""
+"""Limits of tables of vectors, and the error of one that does not fit into memory: it names sizes, not bytes."""
 
 from __future__ import annotations
 

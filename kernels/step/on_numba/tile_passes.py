@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 # Layers are numbered from the inputs to the heads; ends are exclusive.
-LEG = np.dtype(
+TILE_PASS = np.dtype(
     [
         ("begins", np.int64),  # 1: from the inputs; else from the norm of layer `up`, after its product
         ("up", np.int64),
@@ -27,15 +27,15 @@ LEG = np.dtype(
 
 
 @lru_cache
-def legs_of(L: int, reach: int, cuts: tuple[int, ...]) -> np.ndarray:
-    """Return (passes,) LEG for L layers.
+def tile_passes_of(L: int, reach: int, cuts: tuple[int, ...]) -> np.ndarray:
+    """Return (passes,) TILE_PASS for L layers.
 
     reach: how many layers gradients are computed for. cuts: the layers whose norms need all rows.
     """
     ups = [0, *cuts]
     lowest = max(-1, L - 1 - reach)
     downs = [L - 1, *(cut for cut in reversed(cuts) if cut > lowest)]
-    legs = [
+    passes = [
         (int(n == 0), up, (cuts[n] + 1 if n < len(cuts) else L), int(n < len(cuts)), 0, 0, 0, 0, 0)
         for n, up in enumerate(ups)
     ]
@@ -44,5 +44,5 @@ def legs_of(L: int, reach: int, cuts: tuple[int, ...]) -> np.ndarray:
         (down, downs[n + 1] - 1 if n < last else lowest, int(n < last), int(n == last))
         for n, down in enumerate(downs)
     ]
-    legs[-1] = (*legs[-1][:4], 1, *back[0])
-    return np.array([*legs, *((0, 0, 0, 0, 0, *each) for each in back[1:])], LEG)
+    passes[-1] = (*passes[-1][:4], 1, *back[0])
+    return np.array([*passes, *((0, 0, 0, 0, 0, *each) for each in back[1:])], TILE_PASS)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mt2st_fast import BagEncoder, InputError
-from mt2st_fast.memory import naming_table
+from mt2st_fast.table_limits import naming_table
 
 ROWS, DIM = 2**40, 2**10  # more than any allocator gives
 SAID = "a table of 1,099,511,627,776 vectors of dimension 1,024 takes 4,503,600 GB, which is more than there is memory"

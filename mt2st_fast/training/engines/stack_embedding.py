@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from torch import nn
 
-from mt2st_fast.kernels.step.front import MOST_ROWS, How
+from mt2st_fast.kernels.step.embedding import MOST_ROWS, How
 
 Table = nn.EmbeddingBag | nn.Embedding
 
 
-class FrontTable(NamedTuple):
-    """A module with a table, how the vectors of a row's words are combined, and its padding: see `Front` of kernels."""
+class StackEmbedding(NamedTuple):
+    """A module with a table, how the vectors of a row's words are combined, and its padding: as in `EmbeddingTable`."""
 
     module: Table
     how: How
@@ -24,8 +24,8 @@ def is_table(module: nn.Module) -> bool:
     return type(module) in (nn.EmbeddingBag, nn.Embedding)
 
 
-def front_table(module: nn.Module) -> FrontTable | str:
-    """Return such a module as the front of a stack, or why it cannot be that."""
+def stack_embedding(module: nn.Module) -> StackEmbedding | str:
+    """Return how a stack begins with such a module, or why it cannot."""
     assert isinstance(module, Table)
     name = type(module).__name__
     for option in ("sparse", "scale_grad_by_freq"):
@@ -41,9 +41,9 @@ def front_table(module: nn.Module) -> FrontTable | str:
             return f"padding_idx={padding} of {name} is no row of its table"
         padding %= V
     if isinstance(module, nn.Embedding):
-        return FrontTable(module, "concat", padding)
+        return StackEmbedding(module, "concat", padding)
     if module.mode not in ("sum", "mean"):
         return f"its kernel does not support mode={module.mode!r} of {name}"
     if module.include_last_offset:
         return f"its kernel does not support include_last_offset=True of {name}"
-    return FrontTable(module, "sum" if module.mode == "sum" else "mean", padding)
+    return StackEmbedding(module, "sum" if module.mode == "sum" else "mean", padding)
