@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mt2st_fast.cli.output import out_file
+from mt2st_fast.cli.paths import path_argument
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="folder of a `train` run or of a saved model")],
+    model: Annotated[Path, path_argument("folder of a `train` run or of a saved model")],
     form: Annotated[
         str | None,
         typer.Option(

@@ -199,6 +199,12 @@ class HeadBank(nn.Module):
         self._default_weights = None if weights is None else dict(weights)
 
     @property
+    def default_weights(self) -> dict[str, float] | None:
+        """What `set_weights` was given, of retired tasks, too."""
+        given = self._default_weights
+        return None if given is None else {name: float(weight) for name, weight in given.items()}
+
+    @property
     def weights(self) -> dict[str, float]:
         """The weights of the active tasks in calls that give none."""
         return {name: float((self._default_weights or {}).get(name, 1.0)) for name in self._active}
