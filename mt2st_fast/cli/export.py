@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,11 +50,11 @@ def export(
     asked = None if out is None else out_file(out)
     folder = model_in(model)
     names = list(tasks_named(tasks)) or None
-    file = asked or folder.with_name(f"{folder.name}{SUFFIXES.get(form or 'onnx', '')}")
+    named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+    file = asked or named.with_name(f"{named.name}{SUFFIXES.get(form or 'onnx', '')}")
     for written in (file, file.with_name(f"{file.name}.json")):
         check_not_read(written, files_of_model(folder))
-    named = format_of(file, form)
-    _say(_written(folder, file, named, names))
+    _say(_written(folder, file, format_of(file, form), names))
 
 
 def _written(folder: Path, file: Path, form: str, tasks: list[str] | None) -> Exported:

@@ -43,7 +43,6 @@ def predict(
             "standard input",
             show_default=True,
             parser=not_empty,
-            metavar="[FILE]",
         ),
     ] = "-",
     out: Annotated[

@@ -43,9 +43,10 @@ def run_lead(report: RunReport) -> str:
     ended = early_end_of(report)
     return (
         f"The main task {main['task']}: {quality_of(main)}. {counted(report['steps'], 'step')}, "
-        f"{report['epochs']:.1f} epochs, {report['train_seconds']:.1f} s of training, {report['tokens_per_second']:,.0f} tokens/s. "
-        f"{counted(data['rows']['train'], 'row')} of training data, {data['main_labels']:,} of them with a label of the "
-        f"main task; {counted(data['vocabulary'], 'word type')}. Backend {backend['name']}: {backend['reason']}."
+        f"{report['epochs']:.1f} epochs, {report['train_seconds']:.1f} s of training, "
+        f"{report['tokens_per_second']:,.0f} tokens/s. "
+        f"{counted(data['rows']['train'], 'row')} of training data, {data['main_labels']:,} of them with a label of "
+        f"the main task; {counted(data['vocabulary'], 'word type')}. Backend {backend['name']}: {backend['reason']}."
         + (f" {ended}" if ended else "")
     )
 

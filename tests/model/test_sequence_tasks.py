@@ -154,3 +154,21 @@ def test_errors_name_what_does_not_fit(heads, case):
     call, message = CALLS[case]
     with pytest.raises(ValueError, match=message):
         call(heads, *data())
+
+
+def test_a_sequence_of_padding_has_features_0(heads):
+    features, targets = data()
+    mask = torch.ones(N, T, dtype=torch.bool)
+    mask[1] = False
+    features[1] = torch.nan  # as of attention without a place to attend to
+    features.requires_grad_()
+    for name in ("genre", "topics", "score"):
+        bias = heads.linear(name).bias
+        torch.testing.assert_close(heads.logits(features, name, mask)[1], bias)
+    pooled = {name: targets[name] for name in ("genre", "topics", "score")}
+    out = heads(features, pooled, mask=mask)
+    out.total.backward()
+    assert out.losses.isfinite().all()
+    assert features.grad is not None
+    assert not features.grad[1].any()
+    assert features.grad.isfinite().all()

@@ -176,8 +176,8 @@ def _other_cells(path: Path, lines: Sequence[tuple[int, str]], n: int, wanted: i
             f"cells{sign if tabs and _MARK in lines[0][1] else ''}"
         )
     return InputError(
-        f"{path}:{first}: {counted(n, 'cell')}, but the header has {wanted}: a quotation mark in this line is not closed "
-        f"before line {last}; close it, or double it if it is part of the text"
+        f"{path}:{first}: {counted(n, 'cell')}, but the header has {wanted}: a quotation mark in this line is not "
+        f"closed before line {last}; close it, or double it if it is part of the text"
     )
 
 
