@@ -79,7 +79,9 @@ class HeadBank(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in FIXED and name in self.__dict__:
-            refuse_change()
+            if value != self.__dict__[name]:
+                refuse_change()
+            return  # as a subclass may repeat its arguments
         super().__setattr__(name, value)
 
     @classmethod
