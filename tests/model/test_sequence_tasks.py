@@ -47,7 +47,7 @@ def test_one_call_is_a_call_a_pooling(heads, mask):
         first, mean = features[:, 0], features.mean(1)
     else:
         places = [0 if mask == "right" or n == 0 else T - int(n) for n in lengths]
-        first = features[torch.arange(N), places]
+        first = features[torch.arange(N), places] * (lengths > 0).unsqueeze(1)
         mean = torch.stack([f[m].sum(0) / max(1, int(m.sum())) for f, m in zip(features, real, strict=True)])
     weights = {"upos": 1.0, "genre": 0.5, "topics": 2.0, "score": 0.25}
     out = heads(features, targets, weights, mask=real)
