@@ -446,7 +446,7 @@ def test_vectors_that_a_callback_sets_are_trained_on():
                 self.copied = copy.deepcopy(model)
 
     setter = SetOne()
-    model = Word2Vec(common_texts, min_count=1, vector_size=8, epochs=3, callbacks=[setter])
+    model = Word2Vec(common_texts, min_count=1, vector_size=8, sample=0, epochs=3, callbacks=[setter])
     assert (setter.copied.wv["graph"] == 9).all()
     assert not (model.wv["graph"] == 9).all()  # but trained further
     assert np.abs(model.wv["graph"] - 9).max() < 1
