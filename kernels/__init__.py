@@ -32,6 +32,7 @@ from .heads.plans import (
     Shape,
     choose_plan,
     table_path,
+    tuned_tables,
 )
 from .heads.pooling import POOLINGS, Pooling
 from .heads.reference import accepted_targets, head_correct, row_losses
@@ -166,6 +167,7 @@ __all__ = [
     "text_gradients",
     "text_step",
     "text_step_obstacle",
+    "tuned_tables",
     "type_rows",
     "unique_ids",
     "update_all_rows",

@@ -20,7 +20,7 @@ from mt2st_fast.kernels.heads.on_numba import tile as numba_tile
 from tests.kernels.heads.loss_problems import PLAN
 
 # Plans that somebody tuned on this machine must not decide what the tests run.
-os.environ["MT2ST_PLANS"] = str(Path(__file__).with_name("no-such-table.json"))
+os.environ["MT2ST_PLANS"] = str(Path(__file__).with_name("no_plans.json"))
 
 TASKS = {
     "tag": Classification(4),

@@ -145,16 +145,25 @@ def table_path() -> Path:
 def tuned_tables() -> dict[str, list[dict[str, Any]]]:
     """Read the tuned rows of each device, once; empty if nothing was tuned.
 
-    Raises ValueError for a file that is not such a table.
+    Raises ValueError for a file that is not such a table, and for a missing one that $MT2ST_PLANS asks for.
     """
-    path = table_path()
+    path, asked = table_path(), bool(os.environ.get(TABLE_VARIABLE))
     try:
         tables = json.loads(path.read_text(encoding="utf-8"))
         return {
             key: [{**row, "shape": Shape(**row["shape"])} for row in rows] for key, rows in tables.items()
         }
     except FileNotFoundError:
+        if asked:
+            raise ValueError(
+                f"{TABLE_VARIABLE} names {path}, which does not exist; unset it, or let mt2st-fast tune write that file"
+            ) from None
         return {}
+    except OSError as error:
+        fix = f"set {TABLE_VARIABLE} to " + (
+            "another file, or unset it" if asked else "a file that can be read"
+        )
+        raise ValueError(f"the table of plans {path} cannot be read ({error.strerror}); {fix}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a valid table of plans ({error}); remove it or run mt2st-fast tune"

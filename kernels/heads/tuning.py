@@ -70,6 +70,10 @@ def tune(
     backend = OP.choose(device.type, dtype)
     if backend.name == "reference":
         raise RuntimeError(f"nothing to tune: {backend.reason}")
+    try:
+        tuned_tables()
+    except ValueError:  # it will be written anew, and plans that read it must run
+        save([], device, dtype)
     rows: list[dict[str, Any]] = []
     for trial in grid:
         if trial.N * trial.D * sum(trial.sizes) > MOST_PRODUCTS[device.type]:

@@ -10,14 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from mt2st_fast.cli.output import out_path, writable
+from mt2st_fast.cli.paths import path_argument
 from mt2st_fast.cli.terminal import plain_console, say, say_table
 from mt2st_fast.errors import InputError
+from mt2st_fast.spelling import counted
 from mt2st_fast.words.vectors import WordVectors
 
 
 def evaluate(
     vectors: Annotated[
-        Path, typer.Argument(help="file of word vectors: .txt, .vec, .bin, .safetensors or GloVe text")
+        Path, path_argument("file of word vectors: .txt, .vec, .bin, .safetensors or GloVe text")
     ],
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="PATH", help="folder for the report and the picture")
@@ -49,7 +51,7 @@ def evaluate(
     busy = plain_console(stderr=True)
     with busy.status("reading vectors") as status:
         table = WordVectors.read(vectors)
-        status.update(f"measuring {len(table):,} words")
+        status.update(f"measuring {counted(len(table), 'word')}")
         result = measure(table, queries=queries, neighbours=neighbours, most_frequent=most_frequent)
         if folder is not None:
             status.update("drawing")
@@ -58,8 +60,8 @@ def evaluate(
     say(
         console,
         (str(vectors), "bold"),
-        f": {result['words']:,} words, {result['dimension']} dimensions",
-        f"; {result['zero_vectors']:,} zero vectors left out" if result["zero_vectors"] else "",
+        f": {counted(result['words'], 'word')}, {counted(result['dimension'], 'dimension')}",
+        f"; {counted(result['zero_vectors'], 'zero vector')} left out" if result["zero_vectors"] else "",
     )
     _print(console, ("similarity", "Spearman", "Pearson", "pairs used", "OOV"), pair_rows(result))
     _print(console, ("analogies", "accuracy", "right", "questions used", "OOV"), analogy_rows(result))

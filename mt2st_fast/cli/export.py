@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mt2st_fast.cli.output import out_file
+from mt2st_fast.cli.paths import path_argument
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="folder of a `train` run or of a saved model")],
+    model: Annotated[Path, path_argument("folder of a `train` run or of a saved model")],
     form: Annotated[
         str | None,
         typer.Option(
@@ -48,11 +50,11 @@ def export(
     asked = None if out is None else out_file(out)
     folder = model_in(model)
     names = list(tasks_named(tasks)) or None
-    file = asked or folder.with_name(f"{folder.name}{SUFFIXES.get(form or 'onnx', '')}")
+    named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+    file = asked or named.with_name(f"{named.name}{SUFFIXES.get(form or 'onnx', '')}")
     for written in (file, file.with_name(f"{file.name}.json")):
         check_not_read(written, files_of_model(folder))
-    named = format_of(file, form)
-    _say(_written(folder, file, named, names))
+    _say(_written(folder, file, format_of(file, form), names))
 
 
 def _written(folder: Path, file: Path, form: str, tasks: list[str] | None) -> Exported:

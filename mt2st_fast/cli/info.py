@@ -8,7 +8,7 @@ from rich.table import Table
 from mt2st_fast.cli.terminal import plain_console, say, say_table
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels import OPS, REFERENCE, RULES, Choice, Op, table_path
+from mt2st_fast.kernels import OPS, REFERENCE, RULES, Choice, Op, table_path, tuned_tables
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -28,7 +28,11 @@ def info() -> None:
         for rule in rules:
             plans.add_row(name, rule.plan, rule.when, rule.reason)
     say_table(console, plans)
-    if table_path().exists():
+    try:
+        has_table = bool(tuned_tables())
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if has_table:
         say(console, f"The plans tuned on this device take precedence over these rules: {table_path()}")
     else:
         console.print("To choose plans by measurements on this device, run: mt2st-fast tune")

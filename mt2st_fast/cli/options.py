@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mt2st_fast.cli.paths import path
 from mt2st_fast.cli.tasks import names_between_commas
 from mt2st_fast.data.readers import READERS, takes
 from mt2st_fast.errors import InputError
@@ -108,7 +109,9 @@ def takes_options(
 
 _ConfigPath = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML or .json file with any of these options; flags override it"),
+    typer.Option(
+        "--config", help="TOML or .json file with any of these options; flags override it", parser=path
+    ),
 ]
 
 

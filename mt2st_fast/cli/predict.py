@@ -14,6 +14,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mt2st_fast.cli.output import out_file
+from mt2st_fast.cli.paths import not_empty, path_argument
 from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import leave_unread, plain_console
@@ -34,13 +35,14 @@ CHUNK_BYTES = 1 << 19
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="folder of a `train` run or of a saved model")],
+    model: Annotated[Path, path_argument("folder of a `train` run or of a saved model")],
     file: Annotated[
         str,
         typer.Argument(
             help="CoNLL-U or text in UTF-8, optionally gzipped, or csv:PATH, jsonl:PATH, columns:PATH; - is "
             "standard input",
             show_default=True,
+            parser=not_empty,
         ),
     ] = "-",
     out: Annotated[

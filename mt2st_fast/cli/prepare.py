@@ -10,14 +10,16 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mt2st_fast.cli.output import out_file, writable
+from mt2st_fast.cli.paths import path_argument
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.data.preparation import prepare as prepare_corpus
+from mt2st_fast.spelling import counted
 
 STAGES = {"read": "read text", "write": "write tokens"}
 
 
 def prepare(
-    corpus: Annotated[list[Path], typer.Argument(help="text files, plain or .gz, or folders of them")],
+    corpus: Annotated[list[Path], path_argument("text files, plain or .gz, or folders of them")],
     out: Annotated[str, typer.Option("--out", "-o", metavar="PATH", help="token file to write")],
     lower: Annotated[bool, typer.Option("--lower", help="lowercase the text")] = False,
     min_count: Annotated[
@@ -49,9 +51,10 @@ def prepare(
     seconds = time.perf_counter() - start
     say(
         plain_console(),
-        f"{out}: {done.words_kept:,} tokens in {done.sentences:,} sentences, "
-        f"{done.types_kept:,} word types; "
-        f"{done.types_read - done.types_kept:,} rarer types ({done.words_read - done.words_kept:,} tokens) left out. "
-        f"{done.files:,} file{'s' * (done.files != 1)}, {done.bytes_read / 1e6:,.1f} MB, "
+        f"{out}: {counted(done.words_kept, 'token')} in {counted(done.sentences, 'sentence')}, "
+        f"{counted(done.types_kept, 'word type')}; "
+        f"{counted(done.types_read - done.types_kept, 'rarer type')} "
+        f"({counted(done.words_read - done.words_kept, 'token')}) left out. "
+        f"{counted(done.files, 'file')}, {done.bytes_read / 1e6:,.1f} MB, "
         f"{done.bytes_read / 1e6 / seconds:,.1f} MB/s.",
     )

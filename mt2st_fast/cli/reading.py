@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from mt2st_fast.cli.terminal import plain_console
 from mt2st_fast.data import Splits, open_data
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels import NO_NUMBA, is_set
+from mt2st_fast.kernels import NO_NUMBA, is_set, tuned_tables
 from mt2st_fast.runs.config import Config
 
 
@@ -15,6 +15,10 @@ def read_data(config: Config) -> Splits:
     """Return the corpus that a configuration names. Raises InputError where it could be read, but not trained on."""
     if is_set(NO_NUMBA):
         raise InputError(f"{NO_NUMBA} is set, and training needs compiled kernels; unset it")
+    try:
+        tuned_tables()  # which not every engine reads, but which may have been asked for
+    except ValueError as error:
+        raise InputError(str(error)) from None
     console = plain_console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from mt2st_fast.cli.paths import path_argument
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
 from mt2st_fast.folder_lock import holding
@@ -22,7 +21,7 @@ from mt2st_fast.spelling import in_shell
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="output folder of `train` or `compare` (their --out)")
+        Path, path_argument("output folder of `train` or `compare` (their --out)", metavar="DIR")
     ],
 ) -> None:
     """Regenerate the report and pictures of a run or comparison without training.

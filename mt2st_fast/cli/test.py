@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from mt2st_fast.cli.paths import not_empty, path_argument
 from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console, say, say_table
@@ -25,11 +26,12 @@ PARTS = ("train", "dev", "test")
 
 
 def measure(
-    model: Annotated[Path, typer.Argument(help="folder of a `train` run or of a saved model")],
+    model: Annotated[Path, path_argument("folder of a `train` run or of a saved model")],
     data: Annotated[
         str,
         typer.Argument(
-            help="KIND:PATH, as for `train --data`; for a `train_supervised` model, a file of labelled lines"
+            help="KIND:PATH, as for `train --data`; for a `train_supervised` model, a file of labelled lines",
+            parser=not_empty,
         ),
     ],
     part: Annotated[

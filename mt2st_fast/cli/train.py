@@ -56,7 +56,7 @@ from mt2st_fast.runs.report import REPORT_FILES, pictures_of, write_report
 from mt2st_fast.runs.run_facts import RUN_FILES, write_run
 from mt2st_fast.runs.run_schema import Against, RunReport
 from mt2st_fast.runs.run_tables import NEIGHBOURS, neighbour_rows, phase_rows, task_rows
-from mt2st_fast.spelling import in_shell
+from mt2st_fast.spelling import counted, in_shell
 from mt2st_fast.training.divergence import NonFiniteLossError
 
 # The files of a run in its folder; the configuration comes last, as it marks the folder as a run's.
@@ -213,12 +213,12 @@ def _announce(console: Console, experiment: Experiment) -> None:
     say(
         console,
         (str(splits.main), "bold"),
-        f" on {splits.name}: {splits.train.n_rows:,} training rows, {labelled:,} with a main label; "
+        f" on {splits.name}: {counted(splits.train.n_rows, 'training row')}, {labelled:,} with a main label; "
         f"auxiliary tasks {', '.join(n for n in experiment.trainer.heads.names if n != splits.main) or 'none'}",
     )
     say(
         console,
-        f"strategy {config.strategy}, {experiment.total_steps:,} steps; "
+        f"strategy {config.strategy}, {counted(experiment.total_steps, 'step')}; "
         f"backend {experiment.backend.name} ({experiment.backend.reason})",
     )
     if experiment.coverage is not None:
@@ -242,7 +242,8 @@ def _summarise(console: Console, report: RunReport, folder: Path) -> None:
         console,
         (main["task"], "bold"),
         f": {quality_of(main)}. "
-        f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s.",
+        f"{counted(report['steps'], 'step')} in {report['train_seconds']:.1f} s, "
+        f"{report['tokens_per_second']:,.0f} tokens/s.",
     )
     if spans := report["score"]["spans"]:
         say(console, f"On test rows, {spans_line(spans)}.")

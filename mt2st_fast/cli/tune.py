@@ -24,7 +24,7 @@ def tune(
     Takes about two minutes on two cores. Set MT2ST_PLANS to use a file other than the one in the user's cache; delete
     the file to return to the built-in rules.
     """
-    from mt2st_fast.kernels.heads.plans import table_path
+    from mt2st_fast.kernels.heads.plans import TABLE_VARIABLE, table_path
     from mt2st_fast.kernels.heads.tuning import GRID, Trial, save
     from mt2st_fast.kernels.heads.tuning import tune as time_plans
 
@@ -34,11 +34,13 @@ def tune(
         chosen = device_named(device)
     except InputError as error:
         raise InputError(f"--{error}") from None
+    if table_path().is_dir():
+        raise InputError(f"{table_path()} is a folder; set {TABLE_VARIABLE} to the name of a file")
     try:
         check_can_write(table_path().parent)
     except OSError as error:
         raise InputError(
-            f"{table_path()} cannot be written ({error.strerror}); set MT2ST_PLANS to another file"
+            f"{table_path()} cannot be written ({error.strerror}); set {TABLE_VARIABLE} to another file"
         ) from None
     console = plain_console()
 

@@ -80,6 +80,7 @@ def describe(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[dict[str, Any],
             "main": heads.main,
             "backend": heads.backend,
             "plan": heads.plan,
+            **({} if heads.default_weights is None else {"weights": heads.default_weights}),
             **tasks_to_json({name: heads.task(name) for name in heads.names}),
         },
     }
@@ -112,6 +113,7 @@ def rebuild(
         raise InputError(
             f"the saved model does not match its classes: {' '.join(str(error).split())[:300]}"
         ) from error
+    heads.set_weights(of_heads.get("weights"))
     heads.set_active(heads.active)  # as the loaded state says; this freezes the others
     return encoder.eval(), heads.eval()
 

@@ -79,7 +79,9 @@ class HeadBank(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in FIXED and name in self.__dict__:
-            refuse_change()
+            if value != self.__dict__[name]:
+                refuse_change()
+            return  # as a subclass may repeat its arguments
         super().__setattr__(name, value)
 
     @classmethod
@@ -197,6 +199,12 @@ class HeadBank(nn.Module):
         """
         self._check_known(weights or ())
         self._default_weights = None if weights is None else dict(weights)
+
+    @property
+    def default_weights(self) -> dict[str, float] | None:
+        """What `set_weights` was given, of retired tasks, too."""
+        given = self._default_weights
+        return None if given is None else {name: float(weight) for name, weight in given.items()}
 
     @property
     def weights(self) -> dict[str, float]:

@@ -17,8 +17,8 @@ def pooling_of(task: object) -> Pooling:
 def pool(features: Tensor, how: Pooling, mask: Tensor | None, task: str) -> Tensor:
     """(N, D) from features (N, T, D): those of the first token, or their mean; "none" returns the features unchanged.
 
-    mask: (N, T), True for real tokens; without it all are real. A sequence without a real token gives its first token,
-    or 0 for the mean. Raises ValueError, naming the task, for features without tokens and for a mask of another shape.
+    mask: (N, T), True for real tokens; without it all are real. A sequence without a real token gives 0, as a bag
+    without words does. Raises ValueError, naming the task, for features without tokens and for a mask of another shape.
     """
     if how == "none":
         return features
@@ -37,7 +37,8 @@ def pool(features: Tensor, how: Pooling, mask: Tensor | None, task: str) -> Tens
         )
     real = mask.to(torch.bool)
     if how == "first":  # which is not at place 0 if the padding is on the left
-        return features[torch.arange(len(features), device=features.device), real.int().argmax(1)]
+        found = features[torch.arange(len(features), device=features.device), real.int().argmax(1)]
+        return torch.where(real.any(1, keepdim=True), found, 0)
     # Replaced, not multiplied by 0: features of padding may be anything, NaN for example.
     kept = torch.where(real.unsqueeze(2), features, 0)
     return kept.sum(1) / real.sum(1, keepdim=True).clamp_min(1).to(features.dtype)

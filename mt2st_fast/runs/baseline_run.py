@@ -16,6 +16,7 @@ from mt2st_fast.runs.plots import curve_of, plot_seconds
 from mt2st_fast.runs.run_schema import Against, MainResult, RunSummary
 from mt2st_fast.runs.sections import Picture, Section, Table
 from mt2st_fast.runs.targets import first_reaching
+from mt2st_fast.spelling import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +88,7 @@ def sentence(against: Against, metric: str) -> str:
     else:
         share = came["seconds"] / base["seconds"] - 1.0
         time = (
-            f"{own} reached {best} after {came['seconds']:.2f} s and {came['step']:,} steps, {other} after "
+            f"{own} reached {best} after {came['seconds']:.2f} s and {counted(came['step'], 'step')}, {other} after "
             f"{base['seconds']:.2f} s and {base['step']:,}: {abs(share):.0%} {'less' if share < 0 else 'more'} time"
         )
     ends = ", ".join(f"{name} {shown(run['test'])}" for name, run in runs.items())

@@ -52,7 +52,7 @@ def lead(comparison: Comparison) -> str:
         f"Medians over {counted(comparison['n_seeds'], 'seed')}, quartiles in brackets. Seconds are those of training "
         f"steps only, on {machine['processor']}, {counted(machine['threads'], 'thread')}; {comparison['energy']}. "
         f"Engine: {', '.join(comparison['engines'])}. Runs reach a target at one of their evaluations, which are "
-        f"{comparison['steps_between_evaluations']:,} steps apart."
+        f"{counted(comparison['steps_between_evaluations'], 'step')} apart."
     )
 
 
@@ -268,7 +268,7 @@ def _stopped(comparison: Comparison) -> str:
         return ""
     config = comparison["config"]
     return (
-        f"Runs that ended early, after {config['patience']} evaluations without an improvement of more than "
+        f"Runs that ended early, after {counted(config['patience'], 'evaluation')} without an improvement of more than "
         f"{config['min_delta']:g}: {', '.join(ended)}."
     )
 

@@ -130,7 +130,7 @@ def _missing(comparison: MeasuredComparison, own: str, base: str, key: str) -> I
         strategy = comparison["strategies"][name]
         n, reached = len(strategy["seeds"]), strategy["to"][key]["reached"]
         if reached < n:
-            yield f"{name} reached it for {reached} of {n} seeds"
+            yield f"{name} reached it for {reached} of {counted(n, 'seed')}"
 
 
 def _said(

@@ -9,7 +9,7 @@ from mt2st_fast.data import Splits
 from mt2st_fast.data.record import LabelsRead, labels_read
 from mt2st_fast.runs.run_schema import DataSummary
 from mt2st_fast.runs.sections import Section, Table
-from mt2st_fast.spelling import listed
+from mt2st_fast.spelling import counted, listed
 
 MOST_FILES_NAMED = 3
 _OF_PARTS = ("dev", "test", "dev and test")  # keys of `understood` about parts without a file
@@ -109,4 +109,4 @@ def summary(data: DataSummary, parts: bool = True) -> str:
     by_part = f" ({', '.join(f'{part} {n:,}' for part, n in rows.items())})" if parts else ""
     told = {what: how for what, how in data["understood"].items() if parts or what not in _OF_PARTS}
     understood = "".join(f"; {what}: {how}" for what, how in told.items())
-    return f"read {where}: {sum(rows.values()):,} rows{by_part}; left out: {_left_out(left_out)}{understood}"
+    return f"read {where}: {counted(sum(rows.values()), 'row')}{by_part}; left out: {_left_out(left_out)}{understood}"

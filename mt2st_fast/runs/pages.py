@@ -22,6 +22,7 @@ from mt2st_fast.runs.plots import curve_of, plot_curves, plot_seconds
 from mt2st_fast.runs.run_schema import ClassResult, RunReport
 from mt2st_fast.runs.run_tables import NEIGHBOURS, PHASES, TASKS, neighbour_rows, phase_rows, task_rows
 from mt2st_fast.runs.sections import Picture, Section, Table, page
+from mt2st_fast.spelling import counted
 from mt2st_fast.training.history import History
 
 
@@ -41,10 +42,11 @@ def run_lead(report: RunReport) -> str:
     main, data, backend = report["main"], report["data"], report["backend"]
     ended = early_end_of(report)
     return (
-        f"The main task {main['task']}: {quality_of(main)}. {report['steps']:,} steps, {report['epochs']:.1f} epochs, "
-        f"{report['train_seconds']:.1f} s of training, {report['tokens_per_second']:,.0f} tokens/s. "
-        f"{data['rows']['train']:,} rows of training data, {data['main_labels']:,} of them with a label of the main "
-        f"task; {data['vocabulary']:,} word types. Backend {backend['name']}: {backend['reason']}."
+        f"The main task {main['task']}: {quality_of(main)}. {counted(report['steps'], 'step')}, "
+        f"{report['epochs']:.1f} epochs, {report['train_seconds']:.1f} s of training, "
+        f"{report['tokens_per_second']:,.0f} tokens/s. "
+        f"{counted(data['rows']['train'], 'row')} of training data, {data['main_labels']:,} of them with a label of "
+        f"the main task; {counted(data['vocabulary'], 'word type')}. Backend {backend['name']}: {backend['reason']}."
         + (f" {ended}" if ended else "")
     )
 
@@ -80,7 +82,7 @@ def run_sections(report: RunReport, history: History) -> list[Section]:
         Section(
             f"{main['task']} on the test rows, by class",
             lines=[
-                f"{score['metric']} {shown(score['value'])} on {score['rows']:,} rows.",
+                f"{score['metric']} {shown(score['value'])} on {counted(score['rows'], 'row')}.",
                 *([f"Counted {spans_line(score['spans'])}."] if score["spans"] else []),
             ],
             tables=[_classes(score["classes"])] if score["classes"] else [],

@@ -23,6 +23,7 @@ from mt2st_fast.runs.json_files import read_json, write_json
 from mt2st_fast.runs.kept_model import text_model
 from mt2st_fast.runs.run_schema import RunFacts, RunOutcome, ScoreSummary
 from mt2st_fast.serving.scores import TaskScore, scores
+from mt2st_fast.spelling import counted
 from mt2st_fast.training.history import History
 from mt2st_fast.training.schedules.abilities import evidence_of
 from mt2st_fast.training.trained_heads import untrained
@@ -86,9 +87,9 @@ def read_history(folder: Path, facts: RunFacts) -> History:
     history = History.read_jsonl(path, facts["main"])
     steps, n_found = [record.step for record in history.steps], _n_records(history)
     if n_found != facts["records"]:
-        why = f"has {n_found:,} records, but the run wrote {facts['records']:,}"
+        why = f"has {counted(n_found, 'record')}, but the run wrote {facts['records']:,}"
     elif (last := steps[-1] if steps else 0) != facts["steps"]:
-        why = f"ends at step {last:,}, but the run took {facts['steps']:,} steps"
+        why = f"ends at step {last:,}, but the run took {counted(facts['steps'], 'step')}"
     elif any(after <= before for before, after in pairwise(steps)):
         why = "has steps out of order"
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from mt2st_fast.numbers import check_count, check_not_negative
+from mt2st_fast.spelling import counted
 from mt2st_fast.training.callbacks import Callback, Training
 from mt2st_fast.training.history import Evaluation, History
 
@@ -50,4 +51,4 @@ class EarlyStopping(Callback):
         if waited < self.patience:
             return None
         rise = f" by more than {self.min_delta:g}" if self.min_delta else ""
-        return f"{history.main} has not risen{rise} in {waited} evaluations since {best:.4f} at step {step}"
+        return f"{history.main} has not risen{rise} in {counted(waited, 'evaluation')} since {best:.4f} at step {step}"

@@ -431,7 +431,7 @@ class Run:
         stored.restore_random_states()
         restore_random_states(self.processes, state)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write everything that a resumed run needs; with several processes, all must call it.
 
         Raises NonFiniteLossError instead of saving a broken state, and ValueError for a schedule that observes but has
@@ -440,7 +440,7 @@ class Run:
         check_resumable(self._options.schedule)
         self.processes.meet("Run.save")
         with self.processes.doing("Run.save"):
-            self._save(path)
+            self._save(Path(path))
 
     def _save(self, path: Path) -> None:
         schedule, source = self._options.schedule, self.source.state()

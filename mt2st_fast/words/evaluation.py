@@ -25,6 +25,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically, writing_atomically
 from mt2st_fast.markdown import markdown_table
 from mt2st_fast.numbers import spells_number
+from mt2st_fast.spelling import counted
 from mt2st_fast.words.vectors import WordVectors, frequent_words, telling_neighbours
 
 PAIR_SETS = {"SimLex-999": "simlex999.txt", "WordSim-353": "wordsim353.tsv"}
@@ -196,7 +197,7 @@ def render(result: dict[str, Any], name: str) -> str:
     lines = [
         f"# {name}",
         "",
-        f"{result['words']:,} words of dimension {result['dimension']}; the {result['most_frequent']:,} most "
+        f"{counted(result['words'], 'word')} of dimension {result['dimension']}; the {result['most_frequent']:,} most "
         "frequent are used for pairs and analogies. OOV: the share of pairs or questions left out because a word is "
         "not among these.",
         "",

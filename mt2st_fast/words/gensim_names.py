@@ -82,6 +82,7 @@ class GensimNames:
     corpus_total_words: int
     effective_min_count: int
     _keyed: Any
+    _is_training: bool = False  # on the arrays of `tables`
 
     def __getattr__(self, name: str) -> Any:
         if name in REFUSED:
@@ -185,8 +186,11 @@ class GensimNames:
         return shape == self.tables.vectors.shape and self._keyed.index_to_key == self.words
 
     def _take_vectors(self) -> None:
-        # Training writes to the array; one that is mapped or read-only is copied.
-        self.tables.input_rows = np.require(self._keyed.vectors, np.float32, ["C", "W"])
+        if self._is_training:  # a callback has set them: they go where training reads and writes
+            self.tables.input_rows[:] = self._keyed.vectors
+        else:
+            # Training writes to the array; one that is mapped or read-only is copied.
+            self.tables.input_rows = np.require(self._keyed.vectors, np.float32, ["C", "W"])
         self.show_vectors()
 
     def _lock_factors(self) -> np.ndarray:

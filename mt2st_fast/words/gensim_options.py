@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ SWITCHES = {
     "cbow_mean": "the mean of a window's vectors",
     "sorted_vocab": "words by descending count",
 }
+
+EVENTS = ("on_train_begin", "on_epoch_begin", "on_epoch_end", "on_train_end")  # methods of callbacks
 
 
 def check_switches(**options: Any) -> None:
@@ -62,6 +64,22 @@ def check_rates(alpha: Any, min_alpha: Any, names: tuple[str, str] = ("alpha", "
             f"{names[0]} ({alpha}) must not be below {names[1]} ({min_alpha}): the learning rate decays from the "
             "first to the second"
         )
+
+
+def checked_callbacks(callbacks: Any) -> tuple[Any, ...]:
+    """Return the callbacks, which may be an iterator. Raises InputError unless they are objects of a list."""
+    if isinstance(callbacks, str | Mapping) or not isinstance(callbacks, Iterable):
+        raise InputError(
+            "callbacks must be a list of objects with gensim's methods, such as on_epoch_end(model), not "
+            f"{callbacks!r}"
+        )
+    found = tuple(callbacks)
+    for callback in found:
+        if isinstance(callback, type) or not any(hasattr(callback, event) for event in EVENTS):
+            raise InputError(
+                f"callbacks has {callback!r}, which is no object with any of {', '.join(EVENTS)}"
+            )
+    return found
 
 
 def one_of(sentences: Any, corpus_iterable: Any) -> Any:

@@ -29,6 +29,7 @@ import numpy as np
 from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import is_packed, reading
+from mt2st_fast.spelling import counted
 
 Table = tuple[list[str], np.ndarray, np.ndarray | None]
 Writer = Callable[[BinaryIO, Sequence[str], np.ndarray, np.ndarray | None], int]
@@ -210,21 +211,22 @@ def _parse_line(path: Path, number: int, line: str, D: int) -> tuple[str, np.nda
     fields = _BLANKS.split(line)
     if len(fields) <= D:
         raise InputError(
-            f"{path}:{number}: has {len(fields) - 1} numbers, not {D}; the file is damaged, or does not contain word "
-            "vectors"
+            f"{path}:{number}: has {counted(len(fields) - 1, 'number')}, not {D}; the file is damaged, or does not "
+            "contain word vectors"
         )
     fields = fields[-D:]
     word = re.split(rf"(?:[ \t]+[^ \t]+){{{D}}}$", line, maxsplit=1)[0]
     if _ends_in_a_number(word):
         raise InputError(
-            f"{path}:{number}: has more than {D} numbers after its word; the file is damaged, or a word has a blank "
-            "before a number: write _ for it"
+            f"{path}:{number}: has more than {counted(D, 'number')} after its word; the file is damaged, or a word "
+            "has a blank before a number: write _ for it"
         )
     try:
         row = np.array([_number(field) for field in fields], dtype=np.float64)
     except ValueError:
         raise InputError(
-            f"{path}:{number}: is not a word and {D} numbers; the file is damaged, or does not contain word vectors"
+            f"{path}:{number}: is not a word and {counted(D, 'number')}; the file is damaged, or does not "
+            "contain word vectors"
         ) from None
     if not (np.abs(row) <= np.finfo(np.float32).max).all():
         raise InputError(f"{path}:{number}: has a number that is not finite in float32; remove the word")
@@ -254,7 +256,9 @@ def _check_second(path: Path, line: str, D: int) -> None:
         _number(fields[-D - 1] if len(fields) > D + 1 else "none")
     except ValueError:
         return
-    raise InputError(f"{path}:1: has {D} numbers but line 2 has more; the file is damaged, copy it again")
+    raise InputError(
+        f"{path}:1: has {counted(D, 'number')} but line 2 has more; the file is damaged, copy it again"
+    )
 
 
 def read_binary(path: Path) -> Table:
@@ -290,7 +294,7 @@ def read_binary(path: Path) -> Table:
             vectors_td[t] = np.frombuffer(held, "<f4", D, space + 1)
             place = space + 1 + 4 * D
         if (held[place:] + file.read(2)).strip(b"\n"):
-            raise InputError(f"{path}: has more data after its {T} words; copy the file again")
+            raise InputError(f"{path}: has more data after its {counted(T, 'word')}; copy the file again")
     return words, vectors_td, None
 
 

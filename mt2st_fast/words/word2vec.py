@@ -30,6 +30,7 @@ from mt2st_fast.words.gensim_options import (
     check_rates,
     check_sampling,
     check_switches,
+    checked_callbacks,
     one_of,
     read_text,
 )
@@ -143,6 +144,7 @@ class Word2Vec(GensimNames):
         check_ngrams(min_n, max_n)
         check_sampling(sample, ns_exponent)
         check_rates(alpha, min_alpha)
+        told = checked_callbacks(callbacks)
         self.vector_size, self.window, self.min_count, self.workers = vector_size, window, min_count, workers
         self.sample, self.negative, self.ns_exponent, self.epochs = sample, negative, ns_exponent, epochs
         self.alpha, self.min_alpha, self.seed, self.sg = alpha, min_alpha, seed, int(sg)
@@ -162,8 +164,8 @@ class Word2Vec(GensimNames):
             import_gensim_early()
             text = read_text(sentences, corpus_file)
             self._take_text(text, trim_rule)
-            self._fit(self._known(text), epochs, alpha, min_alpha, callbacks)
-        elif callbacks or trim_rule:
+            self._fit(self._known(text), epochs, alpha, min_alpha, told)
+        elif told or trim_rule:
             log.warning("callbacks and trim_rule are not saved; pass them to train and build_vocab")
 
     def build_vocab(
@@ -241,6 +243,7 @@ class Word2Vec(GensimNames):
                 "word_count: training cannot start in the middle of a text; use start_alpha to set the learning rate"
             )
         self._check_whole()
+        told = checked_callbacks(callbacks)
         text = read_text(one_of(sentences, corpus_iterable), corpus_file)
         if not self.words:
             self._take_text(text, None)
@@ -250,7 +253,7 @@ class Word2Vec(GensimNames):
         check_count(epochs=epochs)
         check_rates(start, end, ("start_alpha", "end_alpha"))
         known = self._known(text)
-        self._fit(known, epochs, start, end, callbacks)
+        self._fit(known, epochs, start, end, told)
         return epochs * int((known.ids >= 0).sum()), epochs * len(text.ids)
 
     def save(self, folder: str | Path, *, sep_limit: int | None = None) -> None:
@@ -292,7 +295,9 @@ class Word2Vec(GensimNames):
         # KeyedVectors share the table and would store a second copy of it: they are made again when asked for.
         self._adopt_vectors()
         self._keep_locks()
-        return self.__dict__ | {"_keyed": None}
+        return {name: value for name, value in vars(self).items() if name != "_is_training"} | {
+            "_keyed": None
+        }
 
     def __str__(self) -> str:
         return f"Word2Vec<vocab={len(self.words)}, vector_size={self.vector_size}, alpha={self.alpha}>"
@@ -311,25 +316,34 @@ class Word2Vec(GensimNames):
         tell_of_training(self._learning(), alpha, self.min_alpha_yet_reached)
         run = self._begin(text, ContextPlan(epochs, alpha, min_alpha, self.seed, self.epochs_done))
         self.running_training_loss, started = 0.0, time.perf_counter()
+        self._is_training = True
         try:
-            _tell(callbacks, "on_train_begin", self)
+            self._tell(callbacks, "on_train_begin")
             for _ in range(epochs):
-                _tell(callbacks, "on_epoch_begin", self)
+                self._tell(callbacks, "on_epoch_begin")
                 self.losses.append(run.finish_epoch())
                 self.running_training_loss += run.epoch_loss_sums[-1]
                 self.epochs_done += 1
                 self.show_vectors()
                 seconds = time.perf_counter() - started
                 tell_of_epoch(self.epochs_done, self.losses[-1], len(text.ids), seconds)
-                _tell(callbacks, "on_epoch_end", self)
+                self._tell(callbacks, "on_epoch_end")
         finally:
+            del self._is_training
             run.close()
         for name, losses in self.task_losses.items():
             losses += run.losses_of(name)
         self.train_count += 1
         self.total_train_time += time.perf_counter() - started
         self.min_alpha_yet_reached = min_alpha
-        _tell(callbacks, "on_train_end", self)
+        self._tell(callbacks, "on_train_end")
+
+    def _tell(self, callbacks: Sequence[Any], event: str) -> None:
+        """Tell callbacks of an event, and take over vectors that they set in `wv`."""
+        for callback in callbacks:
+            getattr(callback, event, lambda _: None)(self)
+        if self._keyed is not None and self._keyed.vectors is not self.tables.vectors:
+            self._adopt_vectors()
 
     def _begin(self, text: Tokens, plan: ContextPlan) -> ContextRun:
         """Return a run over the tables; the text is in ids of the words. Raises InputError if the device cannot train
@@ -347,8 +361,3 @@ class Word2Vec(GensimNames):
         return training_device(
             str(self.device), self._learning(), has_tasks=bool(self.tasks), is_locked=is_locked
         )
-
-
-def _tell(callbacks: Sequence[Any], event: str, model: Word2Vec) -> None:
-    for callback in callbacks:
-        getattr(callback, event, lambda _: None)(model)

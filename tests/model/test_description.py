@@ -134,3 +134,17 @@ def test_safetensors_keeps_every_head(tmp_path):
         assert torch.equal(ours, theirs), name
     kept = model.state_dict(keep_vars=True)
     assert kept["heads.linears.b.weight"] is model["heads"].linear("b").weight
+
+
+def test_weights_that_were_set_come_back(tmp_path):
+    torch.manual_seed(0)
+    encoder, heads = window_encoder(), MultiTaskHeads(8, TASKS, "main.task")
+    heads.set_weights({"labels": 0.25, "value": 3})
+    heads.set_active(["main.task", "labels"])
+    save_modules(tmp_path / "model", encoder, heads)
+    found = load_modules(tmp_path / "model")[1]
+    assert found.weights == {"main.task": 1.0, "labels": 0.25}
+    found.set_active(TASKS)
+    assert found.weights["value"] == 3.0
+    heads.set_weights(None)
+    assert "weights" not in describe(encoder, heads)[0]["heads"]

@@ -39,3 +39,14 @@ def test_tasks_of_heads_cannot_be_changed(change):
             CHANGES[change](each.tasks)
         assert each.tasks == before
         assert each.task("b") == Classification(2)
+
+
+def test_a_subclass_may_repeat_its_arguments():
+    class Own(MultiTaskHeads):
+        def __init__(self, width, tasks, main):
+            super().__init__(width, tasks, main)
+            self.tasks, self.main = tasks, main
+
+    heads = Own(4, {"a": Classification(3), "b": Classification(2)}, "a")
+    with pytest.raises(InputError, match="cannot be changed"):
+        heads.tasks["b"] = Classification(4)

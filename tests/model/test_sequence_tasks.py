@@ -47,7 +47,7 @@ def test_one_call_is_a_call_a_pooling(heads, mask):
         first, mean = features[:, 0], features.mean(1)
     else:
         places = [0 if mask == "right" or n == 0 else T - int(n) for n in lengths]
-        first = features[torch.arange(N), places]
+        first = features[torch.arange(N), places] * (lengths > 0).unsqueeze(1)
         mean = torch.stack([f[m].sum(0) / max(1, int(m.sum())) for f, m in zip(features, real, strict=True)])
     weights = {"upos": 1.0, "genre": 0.5, "topics": 2.0, "score": 0.25}
     out = heads(features, targets, weights, mask=real)
@@ -154,3 +154,21 @@ def test_errors_name_what_does_not_fit(heads, case):
     call, message = CALLS[case]
     with pytest.raises(ValueError, match=message):
         call(heads, *data())
+
+
+def test_a_sequence_of_padding_has_features_0(heads):
+    features, targets = data()
+    mask = torch.ones(N, T, dtype=torch.bool)
+    mask[1] = False
+    features[1] = torch.nan  # as of attention without a place to attend to
+    features.requires_grad_()
+    for name in ("genre", "topics", "score"):
+        bias = heads.linear(name).bias
+        torch.testing.assert_close(heads.logits(features, name, mask)[1], bias)
+    pooled = {name: targets[name] for name in ("genre", "topics", "score")}
+    out = heads(features, pooled, mask=mask)
+    out.total.backward()
+    assert out.losses.isfinite().all()
+    assert features.grad is not None
+    assert not features.grad[1].any()
+    assert features.grad.isfinite().all()

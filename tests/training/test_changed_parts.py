@@ -234,3 +234,22 @@ def test_two_parameters_in_one_memory_are_left_to_torch() -> None:
     run.encoder[1].weight.data = run.encoder[2].weight.data
     run.fit([batch("layers", 8)], epochs=1)
     assert "two parameters lie in one memory" in run.history.phases[0].passed_over["one kernel call"]
+
+
+@pytest.mark.parametrize(
+    ("place", "layer", "message"),
+    [
+        (0, (WIDTH + 1, D), "first layer of the encoder takes 4 inputs, and a batch has 3 a row"),
+        (2, (D + 1, D), "a layer of the encoder takes 17 inputs, and the one before it has 16 outputs"),
+        (0, (WIDTH, 1), "a layer of the encoder takes 16 inputs, and the one before it has 1 output;"),
+    ],
+)
+def test_a_layer_that_does_not_fit_is_named(place: int, layer: tuple[int, int], message: str) -> None:
+    encoder = ENCODERS["layers"]()
+    heads = MultiTaskHeads(D, {"a": Classification(3)}, main="a")
+    batches = [(torch.randn(8, WIDTH), {"a": torch.randint(0, 3, (8,))})]
+    run = Trainer(encoder, heads, lr=1e-3, device="cpu").begin(batches, epochs=3)
+    run.step()
+    encoder[place] = nn.Linear(*layer)
+    with pytest.raises(InputError, match=message):
+        run.step()

@@ -324,3 +324,11 @@ def test_other_held_out_rows_are_refused(tmp_path):
         fit(batches(y=(Y + 1) % 3))
     fit(batches()[::-1])  # their order says nothing
     fit(None)
+
+
+def test_a_run_may_be_saved_to_a_path_in_text(tmp_path):
+    run = trainer_of(encoder_of()).begin(batches(), epochs=3)
+    run.step()
+    run.save(str(tmp_path / "c"))
+    resumed = trainer_of(encoder_of()).begin(batches(), epochs=3, checkpoint=str(tmp_path / "c"), resume=True)
+    assert resumed.steps_done == 1

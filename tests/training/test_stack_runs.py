@@ -287,8 +287,8 @@ TABLES = {
     {"clip_norm": 0.05}, {"clip_norm": 0.05, "optimizer": OPTIMIZERS["SGD"]}, {"accumulate": 3, "clip_norm": 0.05},
     {"clip_norm": 0.05, "optimizer": lambda p: torch.optim.SGD(p, 0.5)}, {"clip_norm": 1e3, "accumulate": 2},
 ])  # fmt: skip
-@pytest.mark.parametrize("front", TABLES)
-def test_gradients_of_a_table_count_in_the_norm_and_are_scaled(front, options):
+@pytest.mark.parametrize("table", TABLES)
+def test_gradients_of_a_table_count_in_the_norm_and_are_scaled(table, options):
     batches = [
         (torch.randint(300, (len(inputs), 4), generator=torch.Generator().manual_seed(len(inputs))), targets)
         for inputs, targets in loader()
@@ -296,7 +296,7 @@ def test_gradients_of_a_table_count_in_the_norm_and_are_scaled(front, options):
     found = []
     for backward in ("auto", "autograd"):
         torch.manual_seed(0)
-        encoder, heads = TABLES[front](), MultiTaskHeads(33, TASKS, "a")
+        encoder, heads = TABLES[table](), MultiTaskHeads(33, TASKS, "a")
         run = Trainer(encoder, heads, device="cpu", backward=backward, **{"lr": 0.02} | options)
         run.fit(batches, epochs=3)
         found.append(parameters(encoder, heads))

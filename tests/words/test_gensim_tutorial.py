@@ -407,3 +407,49 @@ def test_words_that_were_added_to_wv_are_not_dropped_from_a_file(tmp_path):
     ngrams.wv.vectors[0] = 1
     with pytest.raises(InputError, match=r"change model\.tables\.input_rows"):
         ngrams.save(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        (3, "callbacks must be a list of objects .* not 3"),
+        ("log", "callbacks must be a list of objects .* not 'log'"),
+        (None, "callbacks must be a list of objects .* not None"),
+        ([print], "callbacks has <built-in function print>, which is no object with any of on_train_begin"),
+        ([CallbackAny2Vec], "callbacks has <class .*, which is no object"),
+    ],
+)
+def test_callbacks_that_are_none_are_refused(callbacks, message):
+    with pytest.raises(InputError, match=message):
+        Word2Vec(common_texts, min_count=1, callbacks=callbacks)
+    model = Word2Vec(common_texts, min_count=1, vector_size=8)
+    with pytest.raises(InputError, match=message):
+        model.train(common_texts, callbacks=callbacks)
+
+
+def test_callbacks_may_come_from_an_iterator():
+    seen = []
+
+    class Count(CallbackAny2Vec):
+        def on_epoch_end(self, model):
+            seen.append(model.epochs_done)
+
+    Word2Vec(common_texts, min_count=1, epochs=3, callbacks=iter([Count()]))
+    assert seen == [1, 2, 3]
+
+
+def test_vectors_that_a_callback_sets_are_trained_on():
+    class SetOne(CallbackAny2Vec):
+        def on_epoch_end(self, model):
+            if model.epochs_done == 1:
+                model.wv["graph"] = np.full(8, 9, np.float32)
+                self.copied = copy.deepcopy(model)
+
+    setter = SetOne()
+    model = Word2Vec(common_texts, min_count=1, vector_size=8, sample=0, epochs=3, callbacks=[setter])
+    assert (setter.copied.wv["graph"] == 9).all()
+    assert not (model.wv["graph"] == 9).all()  # but trained further
+    assert np.abs(model.wv["graph"] - 9).max() < 1
+    assert not np.array_equal(model.wv["trees"], setter.copied.wv["trees"])
+    assert model.tables.vectors is model.wv.vectors is model.tables.input_rows
+    setter.copied.train(common_texts, epochs=1)

@@ -165,7 +165,7 @@ def test_gzip_is_read_and_written(suffix: str, tmp_path: Path) -> None:
         (b"1 3\na 1 2 3\nb 1 2 3\n", [":3", "more words"]),
         (b"0 3\n", ["no words"]),
         (b"2 2\na 1 2\na 3 4\n", ["'a'", "twice"]),
-        (b"a 1 2\nb 1\n", [":2", "1 numbers"]),
+        (b"a 1 2\nb 1\n", [":2", "1 number,"]),
         (b"a 1 2\n\xff 1 2\n", [":2", "UTF-8"]),
         (b"99999999 99999\na 1 2\n", ["too short"]),
     ],

@@ -179,6 +179,8 @@ def _softmax(
     b_dz = b_e * b_scale[:, None] - tl.where(m_hit, b_pull[:, None], 0.0)
     if smoothing > 0.0:
         b_dz -= smoothing / C * b_w[None, :]
+    if C == 1:  # a loss of 0 in any case: rounding errors would be a step to Adam, which normalizes gradients
+        b_dz = tl.zeros_like(b_dz)
     b_dz = tl.where(m_valid[:, None] & m_c[None, :], b_dz, 0.0)
     return b_loss, b_target_w, b_correct, b_dz
 

@@ -172,8 +172,8 @@ class _Table:
             self._set_columns([f"col{i}" for i in range(1, len(row))], number)
         if len(row) != self._n_columns:
             raise InputError(
-                f"{self.path}:{number}: {len(row)} columns, but the lines before have {self._n_columns}; columns are "
-                f"separated by {'tabs' if self._tabs else 'spaces'} here"
+                f"{self.path}:{number}: {counted(len(row), 'column')}, but the lines before have {self._n_columns}; "
+                f"columns are separated by {'tabs' if self._tabs else 'spaces'} here"
             )
         if not row[0]:
             raise InputError(f"{self.path}:{number}: no word before the first tab; add it")

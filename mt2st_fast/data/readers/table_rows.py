@@ -172,12 +172,12 @@ def _other_cells(path: Path, lines: Sequence[tuple[int, str]], n: int, wanted: i
     if first == last:
         sign = "; in a tab-separated file quotation marks are plain text, and no cell spans lines"
         return InputError(
-            f"{path}:{last}: {n} cells, but the header has {wanted}; add or remove "
+            f"{path}:{last}: {counted(n, 'cell')}, but the header has {wanted}; add or remove "
             f"cells{sign if tabs and _MARK in lines[0][1] else ''}"
         )
     return InputError(
-        f"{path}:{first}: {n} cells, but the header has {wanted}: a quotation mark in this line is not closed before "
-        f"line {last}; close it, or double it if it is part of the text"
+        f"{path}:{first}: {counted(n, 'cell')}, but the header has {wanted}: a quotation mark in this line is not "
+        f"closed before line {last}; close it, or double it if it is part of the text"
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import (
     EVERYTHING,
     FROZEN,
@@ -25,6 +27,7 @@ from mt2st_fast.kernels import (
     stack_step_obstacle,
 )
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.spelling import counted
 from mt2st_fast.training.dense_rules import (
     optimizer_obstacle,
     option_obstacle,
@@ -142,6 +145,11 @@ class StackTraining(KernelCalls):
     def _tensor_obstacle(self, inputs: Any) -> str | None:
         if type(inputs) is not Tensor or inputs.layout is not torch.strided or inputs.device.type != "cpu":
             return "the inputs are not one plain tensor on the CPU"
+        if self._embedding is None and inputs.dim() == 2 and inputs.shape[1] != self._n_inputs:
+            raise InputError(
+                f"the first layer of the encoder takes {counted(self._n_inputs, 'input')}, and a batch has "
+                f"{inputs.shape[1]} a row; give it a layer of as many"
+            )
         if (
             reason := stack_inputs_obstacle(self._rows_of(inputs), self._n_inputs, self._embedding)
         ) is not None:
@@ -256,9 +264,16 @@ def _parameters(layers: StackLayers, heads: MultiTaskHeads) -> list[nn.Parameter
 def _widths(layers: StackLayers, n_features: int) -> list[int] | str:
     """Return the inputs of the first layer, then the outputs of each, or why they do not fit together.
 
-    n_features: of the heads. It says how many vectors lie side by side if no layer does.
+    n_features: of the heads. It says how many vectors lie side by side if no layer does. Raises InputError for layers
+    that do not fit together, as after one was replaced within a run.
     """
     of_layers = [layer.shape[0] for layer in layers.layers]
+    for before, after in pairwise(layers.layers):
+        if after.shape[1] != before.shape[0]:
+            raise InputError(
+                f"a layer of the encoder takes {counted(after.shape[1], 'input')}, and the one before it has "
+                f"{counted(before.shape[0], 'output')}; give it a layer of as many inputs"
+            )
     n_inputs = layers.layers[0].shape[1] if layers.layers else n_features
     if layers.embedding is None:
         return [n_inputs, *of_layers]

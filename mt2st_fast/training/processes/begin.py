@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mt2st_fast.model.sharded import whole_shape
+from mt2st_fast.spelling import counted
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.resuming import draw_own_numbers
 from mt2st_fast.training.resuming import optimizer_options
@@ -25,14 +26,14 @@ def begin_together(processes: Processes, run: Run, options: RunOptions, *, resum
     if not processes.are_several:
         return
     processes.check_same(
-        {"a pass of": f"{run.steps_per_epoch} steps"},
+        {"a pass of": counted(run.steps_per_epoch, "step")},
         "give every process the same number of batches, as DistributedSampler does",
     )
     shapes = [whole_shape(p) for module in (run.encoder, run.heads) for p in module.parameters()]
     processes.check_same(
         {
             **fixed_settings(options, run.encoder, run.heads, run.steps_per_epoch),
-            "a run of": f"{run.total_steps} steps",
+            "a run of": counted(run.total_steps, "step"),
             "lr": options.lr,
             "lr_scheduler": run.scheduler,
             **_optimizer_facts(run.optimizer),
@@ -40,7 +41,7 @@ def begin_together(processes: Processes, run: Run, options: RunOptions, *, resum
         }
     )
     processes.check_same(
-        {"done": f"{run.steps_done} steps"},
+        {"done": counted(run.steps_done, "step")},
         "let all of them read the same checkpoint, in a folder that they share",
     )
     processes.take_from_first(run.modules())

@@ -55,7 +55,7 @@ def test_comments_are_no_words_and_are_counted(write, comment, sign):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a N\nb\n", "x.txt:2: 1 columns, but the lines before have 2"),
+        ("a N\nb\n", "x.txt:2: 1 column, but the lines before have 2"),
         ("a\n", "x.txt:1: a word without a label"),
         ("# columns: w p p\na N N\n", "x.txt:1: duplicate column name"),
         ("\n\n", "x.txt: contains no words"),

@@ -59,7 +59,7 @@ def test_tables_with_other_delimiters(write, name, delimiter):
         ("text\na\n", {}, "x.csv:1: has no label column besides 'text'"),
         ("text,a,a\nx,1,2\n", {}, "x.csv:1: duplicate column name"),
         ("text,label\n", {}, "x.csv: has a header but no rows"),
-        ('text,label\n"a\nb",1\nc\n', {}, "x.csv:4: 1 cells, but the header has 2"),
+        ('text,label\n"a\nb",1\nc\n', {}, "x.csv:4: 1 cell, but the header has 2"),
         ('text,label\n"a"b,1\n', {}, "x.csv:2: cannot parse the row"),
         (TABLE, {"main": "stars"}, "no task 'stars'; available: id, label, rating, tags"),
         (TABLE, {"main": "label:regression"}, "x.csv:3: 'pos' in column 'label' is not a number"),

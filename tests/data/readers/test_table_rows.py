@@ -116,4 +116,4 @@ def test_quotation_marks_between_tabs_are_signs_and_are_said(write):
     )
     lines[5] = '"over\nlines"\tpos'
     message = message_of(spec(write, "text\tlabel", lines, "t.tsv"))
-    assert "t.tsv:7: 1 cells, but the header has 2; add or remove cells; in a tab-separated file" in message
+    assert "t.tsv:7: 1 cell, but the header has 2; add or remove cells; in a tab-separated file" in message

@@ -20,6 +20,7 @@ from mt2st_fast.kernels.heads.call import HeadsCall
 from mt2st_fast.kernels.heads.on_triton import chunked, packed, tile
 from tests.kernels.heads.interpreted_heads import MIXED, PROMISING, WIDE, make_targets, summed_loss
 
+ONE_CLASS = (HeadSpec(Kind.SOFTMAX, 1, label_smoothing=0.1, class_weights=(0.7,)), MIXED[0])
 CHUNKED = (MIXED[2], HeadSpec(Kind.SOFTMAX, 135, label_smoothing=0.1), MIXED[3], MIXED[0])
 
 
@@ -49,18 +50,21 @@ PLANS = {
     "packed-one-kind": Plan(packed, (MIXED[1], MIXED[3], MIXED[5]), 21, 20),
     "packed-many": Plan(packed, MIXED * 3, 17, 12),
     "packed-wide": Plan(packed, WIDE, 33, 12, empty=(2,)),
+    "packed-one-class": Plan(packed, ONE_CLASS, 21, 12),
     "packed-no-rows": Plan(packed, MIXED, 0, 12),
     "tile": Plan(tile, MIXED, 33, 12, empty=(4,)),
     "tile-float16": Plan(tile, MIXED, 33, 12, torch.float16, empty=(4,)),
     "tile-no-bias": Plan(tile, MIXED, 33, 140, bias=False),
     "tile-one-kind": Plan(tile, (MIXED[1], MIXED[3], MIXED[5]), 80, 20),
     "tile-many": Plan(tile, MIXED[:2] * 9, 17, 12),
+    "tile-one-class": Plan(tile, ONE_CLASS, 21, 12),
     "tile-no-rows": Plan(tile, MIXED, 0, 12),
     # One wide head in chunks of 16 rows between narrow ones.
     "chunked": Plan(chunked, CHUNKED, 24, 12, options={"least_rows": 16}),
     "chunked-float16": Plan(chunked, CHUNKED, 24, 12, torch.float16, options={"least_rows": 16}),
     "chunked-no-bias": Plan(chunked, CHUNKED[1:], 21, 12, bias=False),
     "chunked-narrow": Plan(chunked, WIDE, 24, 12, options={"least_rows": 16}),
+    "chunked-one-class": Plan(chunked, ONE_CLASS, 21, 12),
     "chunked-no-rows": Plan(chunked, CHUNKED, 0, 12),
 }
 NEEDS = ((True, False, False), (False, True, False), (False, False, True), (False, False, False))

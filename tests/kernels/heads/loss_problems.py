@@ -24,6 +24,7 @@ HEADS = {
     "softmax": (HeadSpec(SOFTMAX, 17),),
     "softmax-2": (HeadSpec(SOFTMAX, 2),),
     "softmax-1": (HeadSpec(SOFTMAX, 1),),
+    "softmax-1-all-options": (HeadSpec(SOFTMAX, 1, label_smoothing=0.1, class_weights=(0.7,)),),
     "softmax-wide": (HeadSpec(SOFTMAX, 3001),),  # tiles of 32 rows
     "softmax-smoothed": (HeadSpec(SOFTMAX, 9, label_smoothing=0.1),),
     "softmax-weighted": (HeadSpec(SOFTMAX, 3, class_weights=(0.5, 0.0, 7.0)),),

@@ -170,3 +170,13 @@ def test_a_loss_scale_comes_before_the_rounding_to_float16():
     truth = reference.multitask_loss(exact, weight.double(), None, targets, torch.ones(1).double(), layout)[0]
     (expected,) = torch.autograd.grad(truth * 65536.0, exact)
     assert (scaled.double() - expected).norm() / expected.norm() < 2**-10
+
+
+@by_every_plan
+@pytest.mark.parametrize("weight", [None, 0.7])
+def test_a_head_of_one_class_has_no_gradient(weight):
+    """Adam normalizes gradients: of rounding errors it would make whole steps, where torch makes none."""
+    one = HeadSpec(SOFTMAX, 1, label_smoothing=0.1, class_weights=None if weight is None else (weight,))
+    out, gradients = outcome(make_problem((one,)))
+    assert not out[1].any()
+    assert not any(gradient.any() for gradient in gradients)

@@ -24,17 +24,20 @@ PLANS = (
     "packed-one-kind",
     "packed-many",
     "packed-wide",
+    "packed-one-class",
     "packed-no-rows",
     "tile",
     "tile-float16",
     "tile-no-bias",
     "tile-one-kind",
     "tile-many",
+    "tile-one-class",
     "tile-no-rows",
     "chunked",
     "chunked-float16",
     "chunked-no-bias",
     "chunked-narrow",
+    "chunked-one-class",
     "chunked-no-rows",
 )
 PROMISED = sorted(PROMISING & set(PLANS))
@@ -89,3 +92,9 @@ def test_plan_has_finite_gradients_where_classes_lie_outside(plans, plan):
 )
 def test_chunks_are_even_within_the_budget_and_never_slivers(n_rows, width, budget_bytes, expected):
     assert triton_chunked.chunk_rows(n_rows, width, 2, budget_bytes) == expected
+
+
+@pytest.mark.parametrize("plan", ["packed-one-class", "tile-one-class", "chunked-one-class"])
+def test_a_head_of_one_class_has_no_gradient(plans, plan):
+    assert not plans[f"{plan}/d_weight/ours"][0].any()
+    assert plans[f"{plan}/d_bias/ours"][0] == 0

@@ -199,3 +199,36 @@ def test_bad_options_are_named(arguments, message, capsys):
         main(["tune", *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_table_that_was_asked_for_must_exist(table, monkeypatch, tmp_path, capsys):
+    missing = tmp_path / "none.json"
+    monkeypatch.setenv("MT2ST_PLANS", str(missing))
+    with pytest.raises(
+        ValueError, match=r"MT2ST_PLANS names .*none\.json, which does not exist; unset it, or"
+    ):
+        choose_plan("numba", SMALL, "auto", CPU)
+    for arguments in (["info"], ["train", "--data", "text:x"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "none.json, which does not exist; unset it" in capsys.readouterr().err
+    monkeypatch.setenv("MT2ST_PLANS", str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"cannot be read \(Is a directory\); set MT2ST_PLANS to another file"
+    ):
+        choose_plan("numba", SMALL, "auto", CPU)
+    with pytest.raises(SystemExit):
+        main(["tune", "--device", "cpu"])
+    assert f"{tmp_path} is a folder; set MT2ST_PLANS to the name of a file" in capsys.readouterr().err
+    monkeypatch.delenv("MT2ST_PLANS")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(missing))
+    assert choose_plan("numba", SMALL, "auto", CPU).name == "tile"
+
+
+def test_tuning_begins_with_a_table_that_cannot_be_read(table, monkeypatch):
+    path = table()
+    for damaged in (None, "{not json"):
+        path.unlink() if damaged is None else path.write_text(damaged)
+        choices.tuned_tables.cache_clear()
+        tuning.tune(CPU, grid=())
+        assert choose_plan("numba", SMALL, "auto", CPU).name == "tile"
