@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import marshal
 import math
 import zlib
 from functools import reduce
@@ -30,7 +29,6 @@ from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.data import warn_if_alike
 from mt2st_fast.training.processes.gradients import Exchange
 
-VALUES_ALONE = 2  # marshal's version whose bytes do not depend on what else refers to a value
 # What a step may do without, as the phase's record names it.
 MEMORY = "messages in shared memory"
 ONE_MESSAGE = "one message a step"
@@ -166,7 +164,7 @@ class ExchangingSteps(EagerSteps):
         """Return what must be the same in every process as one number: otherwise their weights would drift apart."""
         groups = self._parts.optimizer.param_groups
         rates = [value for group in groups for value in group.values() if type(value) in (int, float, tuple)]
-        return float(zlib.crc32(marshal.dumps(rates, VALUES_ALONE), self._phase))
+        return float(zlib.crc32(repr(rates).encode(), self._phase))
 
 
 class ExchangingGradientCalls(ExchangingSteps):
