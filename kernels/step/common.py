@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..bags.op import choose_embedding_backend
-from ..bags.rules import RowRule
+from ..bags.rules import SGD, RowRule
 from ..heads.layout import HeadLayout
 from ..machine.registry import Op
 from .dense_model import Decay
@@ -34,6 +34,11 @@ class Updates(NamedTuple):
     decays: Sequence[Decay]
     moves: Moves = EVERYTHING
     clip_norm: float | None = None
+
+
+# By a step with these, a model whose parameters are sums of gradients adds new gradients to them:
+# gradient - rate * (new gradient), with rate -1.
+TO_GRADIENTS = Updates((RowRule(SGD, -1.0),), (Decay(),))
 
 
 class Dropout(NamedTuple):

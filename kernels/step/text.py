@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..bags.op import in_kernel_types
-from ..bags.rules import SGD, RowRule
 from .common import (
+    TO_GRADIENTS,
     Dropout,
     StepResult,
     Updates,
@@ -26,7 +26,6 @@ from .common import (
     parameters_obstacle,
     step_kernels,
 )
-from .dense_model import Decay
 from .model import EVERYTHING, Moves
 from .text_model import ExtraGradients, TextStepModel, Words
 
@@ -119,8 +118,7 @@ def text_gradients(
         raise ValueError("text_gradients requires a gradient_model; call text_step for this one")
     model.room = room
     try:
-        # Such a step updates the gradients themselves: gradient - rate * (new gradient), with rate -1.
-        updates = Updates([RowRule(SGD, -1.0)], [Decay()], moves)
+        updates = Updates(*TO_GRADIENTS[:2], moves)
         found = _step(model, updates, words, targets, task_weights, dropout, extra)
         rows, d_rows = _kernels(model).gathered(model, moves)
     finally:

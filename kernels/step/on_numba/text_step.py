@@ -31,7 +31,7 @@ from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, head_panels
 from ...machine.jit import pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
-from ..common import Dropout, Updates
+from ..common import TO_GRADIENTS, Dropout, Updates
 from ..dense_model import Decay
 from ..model import NOTHING, Moves
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, ExtraGradients, Moving, TextStepModel, Words
@@ -128,13 +128,22 @@ def step(
     skip_zero_weights = not task_weights.requires_grad
     batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     K = len(model.heads)
+    rules, decays = _TO_GRADIENTS if model.gathers_rows else _packed(updates)
     losses, correct = _FLOATS.new_zeros(K), _INTEGERS.new_zeros(K)
     _call(
-        model, packed(updates.rules), np.array(updates.decays, np.float32), _rows(words, model, extra),
+        model, rules, decays, _rows(words, model, extra),
         model.moving(updates.moves), batch.computed(), batch, drop_of(dropout), losses.data_ptr(), correct.data_ptr(),
         extra, updates.clip_norm or 0.0,
     )  # fmt: skip
     return losses, correct
+
+
+def _packed(updates: Updates) -> tuple[np.ndarray, np.ndarray]:
+    """Return rules and decays as the kernel takes them."""
+    return packed(updates.rules), np.array(updates.decays, np.float32)
+
+
+_TO_GRADIENTS = _packed(TO_GRADIENTS)  # packed once, as they are the same in every step
 
 
 def gathered(model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:

@@ -224,5 +224,5 @@ class ExchangingGradientCalls(ExchangingSteps):
 
 def _has_rows(batch: PlainBatch) -> bool:
     """Return whether a batch has rows; for targets that are not tensors, only their task could know."""
-    sizes: list[Any] = [len(t) for t in batch[1].values() if isinstance(t, Tensor) and t.dim()]
-    return not sizes or max(sizes) > 0
+    are_empty = [not t.shape[0] for t in batch[1].values() if isinstance(t, Tensor) and t.dim()]
+    return not are_empty or not all(are_empty)

@@ -74,6 +74,7 @@ class PostedSteps:
         self._group = 0  # of the table
         self._state: SharedState | None = None  # of the table, if it moves
         self._share_of_step = EVERY_ROW
+        self._begin_for, self._begin_of_rows = (0, 0, 0), 0  # where rows begin in a message of such sizes
 
     def obstacle(self, gradients: TextGradients, micro_steps: list[list[PlainBatch]]) -> str | None:
         """Return why this process cannot take a step with these batches of its own so, or None."""
@@ -134,8 +135,11 @@ class PostedSteps:
         told: what all processes have told. No other message may come between.
         """
         self._share_of_step = self._share(told)
-        before = COUNT_BYTES + 1 + len(gradients.moved_dense), 4 * len(self._parts.heads.active)
-        begin = sum(map(padded, (*before, gradients.dense.nbytes)))
+        key = gradients.n_dense, len(self._parts.heads.active), gradients.dense.nbytes
+        if key != self._begin_for:
+            sizes = COUNT_BYTES + 1 + key[0], 4 * key[1], key[2]
+            self._begin_for, self._begin_of_rows = key, sum(map(padded, sizes))
+        begin = self._begin_of_rows
         return self._parts.processes.room()[begin // 4 :]
 
     def __call__(self, gradients: TextGradients, losses_k: Tensor) -> Tensor:
@@ -196,9 +200,9 @@ class PostedSteps:
         """Exchange the rows that every process has moved (n, D)."""
         assert self._model is not None
         processes, D = self._parts.processes, moved.shape[1]
-        messages = processes.gather_arrays([moved])
+        messages, sizes = processes.gather_arrays([moved]), shares_of_rows(self._model)
         if messages is None:
-            lengths = [n * moved.itemsize * D for n in shares_of_rows(self._model)]
+            lengths = [n * moved.itemsize * D for n in sizes]
 
             def write(into: Tensor) -> None:
                 into.numpy()[:] = moved.reshape(-1).view(np.uint8)
@@ -207,7 +211,7 @@ class PostedSteps:
             messages = [message.numpy() for message in found]
         rows = [
             message[: n * moved.itemsize * D].view(np.float32).reshape(n, D)
-            for n, message in zip(shares_of_rows(self._model), messages, strict=True)
+            for n, message in zip(sizes, messages, strict=True)
         ]
         take_rows(self._model, rows, share)
 
@@ -262,10 +266,12 @@ def _posted(message: np.ndarray, n_present: int, K: int, P: int) -> Posted:
     head = message[: COUNT_BYTES + n_present].tobytes()
     losses = padded(len(head))
     dense = losses + padded(4 * K)
+    rest = dense + padded(4 * P)
+    numbers, first = message[losses:rest].view(np.float32), (dense - losses) // 4
     return Posted(
         int.from_bytes(head[:COUNT_BYTES], "little"),
         head[COUNT_BYTES:],
-        message[losses : losses + 4 * K].view(np.float32),
-        message[dense : dense + 4 * P].view(np.float32),
-        message[dense + padded(4 * P) :],
+        numbers[:K],
+        numbers[first : first + P],
+        message[rest:],
     )

@@ -111,10 +111,15 @@ class TextGradients(TextCalls):
         """The dense parameters that have gradients, in the order of these in `dense`."""
         return list(self._gradients)
 
+    @property
+    def n_dense(self) -> int:
+        """How many these are."""
+        return len(self._gradients)
+
     def present(self) -> bytes:
         """Return, for the table and each of `moved_dense`, whether a batch since `begin` has reached it."""
         reached = set(map(id, self._reached))
-        return bytes([bool(self._rows), *(id(p) in reached for p in self._gradients)])
+        return bytes([bool(self._rows), *[id(p) in reached for p in self._gradients]])
 
     def rows_so_far(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the table's rows (R,) int32 with a gradient from the only batch since `begin`, and gradients (R, D).

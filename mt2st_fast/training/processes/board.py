@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ LOOK_NS = 50_000_000  # between looks at the others while waiting for them
 # How long a waiting process keeps its core: a process that yields it for a moment may get it back milliseconds later,
 # if anything else wants to run. Where processes share cores, the others need it.
 SPIN_NS, SHORT_SPIN_NS = 1_000_000, 20_000
+LOOKS_AT_CORES = 64  # messages from one look at how many cores there are to the next
 
 
 class Board:
@@ -54,9 +56,13 @@ class Board:
         self._content = memory.content
         self._bytes = torch.frombuffer(memory.content, dtype=torch.uint8)
         self._array = np.frombuffer(memory.content, np.uint8)
+        self._address = self._bytes.data_ptr()
         self._numbers = memoryview(memory.content).cast("q")
         self._n_posted = 0
         self._call, self._mark = "", 0
+        first = PAGE + _rounded(count * LINE)
+        self._begins = [[first + (TURNS * r + turn) * SLOT for r in range(count)] for turn in range(TURNS)]
+        self._spin_ns = SPIN_NS
 
     def posts_for(self, call: str) -> None:
         """From now on, messages belong to this call; those of the others must, too."""
@@ -105,19 +111,20 @@ class Board:
         A process's arrays are one after another, each at the next multiple of ALIGNED; the first may lie there already
         (`room`). None, in every process, if those of any process take more than SLOT bytes.
         """
-        length = sum(padded(each.nbytes) for each in arrays)
-        if fits := length <= SLOT:
-            begin = self._begin_of(self._rank)
-            for each in arrays:
-                place = self._array[begin : begin + each.nbytes]
-                if place.__array_interface__["data"] != each.__array_interface__["data"]:
+        sizes = [each.nbytes for each in arrays]
+        ends = list(accumulate([-(-size // ALIGNED) * ALIGNED for size in sizes], initial=0))  # see `padded`
+        if fits := ends[-1] <= SLOT:
+            first = self._begin_of(self._rank)
+            for each, size, end in zip(arrays, sizes, ends, strict=False):
+                place = self._array[first + end : first + end + size]
+                # A few numbers are sooner copied than asked where they lie.
+                if size < PAGE or place.__array_interface__["data"] != each.__array_interface__["data"]:
                     place[:] = each.reshape(-1).view(np.uint8)
-                begin += padded(each.nbytes)
-        self._post(length if fits else TOO_LONG)
+        self._post(ends[-1] if fits else TOO_LONG)
         found = self._wait(check)
         if TOO_LONG in found:
             return None
-        begins = [self._begin_of(rank, 1) for rank in range(self._count)]
+        begins = self._begins[(self._n_posted - 1) % TURNS]
         return [self._array[begin : begin + n] for begin, n in zip(begins, found, strict=True)]
 
     def gather_written(
@@ -172,8 +179,7 @@ class Board:
         return self._bytes[first : first + SLOT]
 
     def _begin_of(self, rank: int, behind: int = 0) -> int:
-        turn = (self._n_posted - behind) % TURNS
-        return PAGE + _rounded(self._count * LINE) + (TURNS * rank + turn) * SLOT
+        return self._begins[(self._n_posted - behind) % TURNS][rank]
 
     def _length_at(self, rank: int) -> int:
         """Return where the length of a process's last message is, among the numbers."""
@@ -182,7 +188,7 @@ class Board:
     def _post(self, length: int) -> None:
         self._n_posted += 1
         self._numbers[self._length_at(self._rank)] = self._mark | length
-        self._counters.raise_to(self._bytes.data_ptr() + PAGE + self._rank * LINE, self._n_posted)
+        self._counters.raise_to(self._address + PAGE + self._rank * LINE, self._n_posted)
 
     def _wait_for(self, lengths: Sequence[int], check: Callable[[], None]) -> None:
         """Wait for messages of these lengths."""
@@ -194,17 +200,19 @@ class Board:
 
     def _wait(self, check: Callable[[], None]) -> list[int]:
         """Wait for the messages of all; return their lengths."""
-        cores = self._count * torch.get_num_threads()
-        spin_ns = SPIN_NS if cores <= _available_cores() else SHORT_SPIN_NS
-        counters = self._bytes.data_ptr() + PAGE, self._count, LINE, self._n_posted, spin_ns
+        if self._n_posted % LOOKS_AT_CORES == 1:
+            cores = self._count * torch.get_num_threads()
+            self._spin_ns = SPIN_NS if cores <= _available_cores() else SHORT_SPIN_NS
+        counters = self._address + PAGE, self._count, LINE, self._n_posted, self._spin_ns
         while (late := self._counters.wait_for(*counters, LOOK_NS)) < self._count:
             check()
             # It may have posted and left after that look at its counter.
             if self._is_dead(late) and self._counters.wait_for(*counters, 0) == late:
                 raise RuntimeError(f"process {late} has closed its memory")
-        found = [self._numbers[self._length_at(rank)] for rank in range(self._count)]
+        first = self._length_at(0)
+        found = self._numbers[first : first + LINE // 8 * self._count : LINE // 8].tolist()
         for rank, number in enumerate(found):
-            if number >> MARK_BITS != self._mark >> MARK_BITS:
+            if number & ~TOO_LONG != self._mark:
                 raise InputError(different_calls(rank, self._call_of(rank), self._rank, self._call))
         return [number & TOO_LONG for number in found]
 

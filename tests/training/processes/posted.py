@@ -19,6 +19,7 @@ from mt2st_fast.training.processes import shared_state
 from mt2st_fast.training.processes.group import Processes
 from tests.training.processes import runs
 from tests.training.processes.messages import with_constants
+from tests.training.test_host_work import own_calls
 
 
 @contextmanager
@@ -217,6 +218,16 @@ def in_turns(folder: Path) -> dict[str, Any]:
 def _state(run: Any) -> dict[str, Any]:
     weights = {f"encoder/{name}": t for name, t in run.encoder.state_dict().items()}
     return {"weights": weights, "moments": [dict(sorted(s.items())) for s in run.optimizer.state.values()]}
+
+
+def host_work(folder: Path) -> dict[str, Any]:
+    """How many functions of this package a step enters."""
+    with _sharing() as shared:
+        run = runs.begun_words(0)
+        run.step()
+        found = own_calls(run.step)
+        run.close()
+    return {"shared": shared, "calls": found.total()}
 
 
 def stopped_then_resumed(folder: Path) -> dict[str, Any]:

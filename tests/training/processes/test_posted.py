@@ -28,7 +28,8 @@ NAMES = [
     "own_afterwards",
     "disturbed",
 ]
-NAMES += ["given_back", "in_turns"]
+MOST_CALLS = 340  # of this package's functions in a step
+NAMES += ["given_back", "in_turns", "host_work"]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,13 @@ def test_state_that_cannot_or_need_not_be_shared_is_not(name: str, found: Any) -
 def test_sharing_changes_no_bit(name: str, found: Any) -> None:
     for of_one in found[name]:
         assert_bits(found["apart"][0], of_one)
+
+
+def test_a_step_enters_few_functions(found: Any) -> None:
+    """Right after a kernel, each takes several times as long as elsewhere."""
+    for of_one in found["host_work"]:
+        assert of_one["shared"][-1]
+        assert of_one["calls"] <= MOST_CALLS, of_one["calls"]
 
 
 def test_what_is_learnt_is_what_one_process_learns(found: Any, tmp_path: Path) -> None:
