@@ -81,31 +81,29 @@ class KeptRules:
         self._optimizer, self._of_table = optimizer, of_table
         self._options: list[Any] | None = None  # those for which the following were packed
         self._rates: list[float] = []
+        self._decays_by_rate = False
 
     def now(self) -> tuple[np.ndarray, np.ndarray]:
         """Return (rules, decays) as the fields of `Updates`. Callers may write to the counts of steps in rules."""
         groups = self._optimizer.param_groups
-        options = [[value for name, value in group.items() if name not in _OF_EVERY_STEP] for group in groups]
-        rates = [group["lr"] for group in groups]
-        if options != self._options or not all(type(rate) is float for rate in rates):
-            self._pack()
+        options = [[of for name, of in group.items() if name not in _OF_EVERY_STEP] for group in groups]
+        rates = [float(group["lr"]) for group in groups]
+        if options != self._options or (self._decays_by_rate and rates != self._rates):
+            self._pack(options)
         elif rates != self._rates:
-            if any(group.get("weight_decay") for group in groups):
-                self._pack()
-            else:
-                at = rates if self._of_table is None else [*rates, rates[self._of_table]]
-                self._rules["lr"] = at
-        # What holds tensors may change without being another object.
-        self._options = None if any(map(_holds_tensors, chain.from_iterable(options))) else options
+            self._rules["lr"] = rates if self._of_table is None else [*rates, rates[self._of_table]]
         self._rates = rates
         return self._rules, self._decays
 
-    def _pack(self) -> None:
+    def _pack(self, options: list[Any]) -> None:
         rules, decays = rules_of(self._optimizer)
         if self._of_table is not None:
             rules.append(rules[self._of_table])
             decays.append(Decay())
         self._rules, self._decays = packed(rules), np.array(decays, np.float32)
+        self._decays_by_rate = any(group.get("weight_decay") for group in self._optimizer.param_groups)
+        # A tensor may change without being another object.
+        self._options = None if any(map(_holds_tensors, chain.from_iterable(options))) else options
 
 
 _OF_EVERY_STEP = ("params", "lr", "initial_lr")
