@@ -50,7 +50,8 @@ class Held(Generic[Tuple]):
 def _words_of(value: Any) -> list[int]:
     """Return address and shape of an array, an integer itself, and those of all fields of a tuple."""
     words: list[int] = []
-    for (name, hint), field in zip(_hints(type(value)).items(), value, strict=True):
+    hints = _hints(type(value))  # type: ignore[arg-type]
+    for (name, hint), field in zip(hints.items(), value, strict=True):
         if not hasattr(hint, "__metadata__"):
             words += [field] if hint is int else _words_of(field)
             continue
