@@ -10,7 +10,7 @@ arrays of a step that is work for one thread, while the others wait. The address
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar, get_args, get_type_hints
 
 import numba
 import numpy as np
@@ -20,15 +20,16 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 # Arrays in C order, by dtype and number of axes. Those of records are annotated where their dtypes are.
-Floats1, Floats2, Floats3 = (
-    Annotated[np.ndarray, np.float32, 1],
-    Annotated[np.ndarray, np.float32, 2],
-    Annotated[np.ndarray, np.float32, 3],
-)
-Doubles1, Doubles2 = Annotated[np.ndarray, np.float64, 1], Annotated[np.ndarray, np.float64, 2]
-Ints1, Ints2 = Annotated[np.ndarray, np.int64, 1], Annotated[np.ndarray, np.int64, 2]
-ShortInts1, ShortInts2 = Annotated[np.ndarray, np.int32, 1], Annotated[np.ndarray, np.int32, 2]
-Bytes1 = Annotated[np.ndarray, np.uint8, 1]
+Floats1: TypeAlias = Annotated[np.ndarray, np.float32, 1]
+Floats2: TypeAlias = Annotated[np.ndarray, np.float32, 2]
+Floats3: TypeAlias = Annotated[np.ndarray, np.float32, 3]
+Doubles1: TypeAlias = Annotated[np.ndarray, np.float64, 1]
+Doubles2: TypeAlias = Annotated[np.ndarray, np.float64, 2]
+Ints1: TypeAlias = Annotated[np.ndarray, np.int64, 1]
+Ints2: TypeAlias = Annotated[np.ndarray, np.int64, 2]
+ShortInts1: TypeAlias = Annotated[np.ndarray, np.int32, 1]
+ShortInts2: TypeAlias = Annotated[np.ndarray, np.int32, 2]
+Bytes1: TypeAlias = Annotated[np.ndarray, np.uint8, 1]
 
 Tuple = TypeVar("Tuple", bound=tuple)
 

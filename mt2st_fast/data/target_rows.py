@@ -46,7 +46,7 @@ def _narrowest(columns: list[np.ndarray]) -> np.dtype:
     """Return the shorter of int16 and int32 that holds all of these classes, or int64 if none does."""
     least = min((int(column.min()) for column in columns if len(column)), default=0)
     most = max((int(column.max()) for column in columns if len(column)), default=0)
-    for dtype in map(np.dtype, (np.int16, np.int32)):
-        if np.iinfo(dtype).min <= least and most <= np.iinfo(dtype).max:
-            return dtype
+    for name in ("int16", "int32"):
+        if np.iinfo(name).min <= least and most <= np.iinfo(name).max:
+            return np.dtype(name)
     return np.dtype(np.int64)
