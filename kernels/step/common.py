@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,12 +27,13 @@ class Updates(NamedTuple):
     """How a step updates parameters.
 
     rules: those that the model's parameters refer to, with the rates of this step. decays (len(rules),): how each
-    decays dense parameters. moves: which sides of the model are updated. clip_norm: the largest 2-norm of the gradients
-    of all parameters that are updated; all are scaled down to it.
+    decays dense parameters. Both may be arrays, rules `packed` and decays (len(rules), 4) float32: a kernel that counts
+    the steps of a table writes the count there. moves: which sides of the model are updated. clip_norm: the largest
+    2-norm of the gradients of all parameters that are updated; all are scaled down to it.
     """
 
-    rules: Sequence[RowRule]
-    decays: Sequence[Decay]
+    rules: Sequence[RowRule] | np.ndarray
+    decays: Sequence[Decay] | np.ndarray
     moves: Moves = EVERYTHING
     clip_norm: float | None = None
 

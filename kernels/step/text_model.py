@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -48,7 +48,8 @@ class Words(NamedTuple):
     @property
     def n_rows(self) -> int:
         """N."""
-        return len(self.types) if self.starts is None else len(self.starts) - 1
+        # Not by len(), which torch answers in Python.
+        return self.types.shape[0] if self.starts is None else self.starts.shape[0] - 1
 
 
 class ExtraGradients(NamedTuple):
@@ -124,7 +125,7 @@ def _moving(table: Trained, dense: DenseMoving, moves: Moves, gathers_rows: bool
 
 def _rows_of_type(rows_of_type: Tensor | None, V: int) -> np.ndarray:
     if rows_of_type is not None:
-        return cast(np.ndarray, rows_of_type.numpy())
+        return np.ascontiguousarray(rows_of_type.numpy(), np.int32)
     own = np.arange(V + 1, dtype=np.int32)
     own[V] = -1
     return own[:, None]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mt2st_fast.kernels import Decay, RowRule, RowState
 from mt2st_fast.kernels.bags import rules
+from mt2st_fast.kernels.bags.rules import packed
 from mt2st_fast.training.optim import RowSparseOptimizer, adam_state
 
 _ADAMS, _SGD = (torch.optim.AdamW, torch.optim.Adam), torch.optim.SGD
@@ -66,6 +69,50 @@ def rules_of(optimizer: torch.optim.Optimizer) -> tuple[list[RowRule], list[Deca
         _decoupled(group) if group["decoupled_weight_decay"] else Decay(added=float(group["weight_decay"]))
         for group in groups
     ]
+
+
+class KeptRules:
+    """The rules and decays of an optimizer's groups as kernels read them, packed anew where an option has changed.
+
+    of_table: the group of a table, for which a copy of its rule follows, without decay; None: without.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, of_table: int | None = None) -> None:
+        self._optimizer, self._of_table = optimizer, of_table
+        self._options: list[Any] | None = None  # those for which the following were packed
+        self._rates: list[float] = []
+        self._decays_by_rate = False
+
+    def now(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (rules, decays) as the fields of `Updates`. Callers may write to the counts of steps in rules."""
+        groups = self._optimizer.param_groups
+        options = [[of for name, of in group.items() if name not in _OF_EVERY_STEP] for group in groups]
+        rates = [float(group["lr"]) for group in groups]
+        if options != self._options or (self._decays_by_rate and rates != self._rates):
+            self._pack(options)
+        elif rates != self._rates:
+            self._rules["lr"] = rates if self._of_table is None else [*rates, rates[self._of_table]]
+        self._rates = rates
+        return self._rules, self._decays
+
+    def _pack(self, options: list[Any]) -> None:
+        rules, decays = rules_of(self._optimizer)
+        if self._of_table is not None:
+            rules.append(rules[self._of_table])
+            decays.append(Decay())
+        self._rules, self._decays = packed(rules), np.array(decays, np.float32)
+        self._decays_by_rate = any(group.get("weight_decay") for group in self._optimizer.param_groups)
+        # A tensor may change without being another object.
+        self._options = None if any(map(_holds_tensors, chain.from_iterable(options))) else options
+
+
+_OF_EVERY_STEP = ("params", "lr", "initial_lr")
+
+
+def _holds_tensors(option: Any) -> bool:
+    return isinstance(option, Tensor) or (
+        isinstance(option, tuple | list) and any(map(_holds_tensors, option))
+    )
 
 
 def _adam(group: dict[str, Any]) -> RowRule:

@@ -79,8 +79,10 @@ def _records(rules: tuple[tuple[RowRuleKind, tuple[float, ...]], ...]) -> np.nda
     return records
 
 
-def packed(rules: Sequence[RowRule]) -> np.ndarray:
-    """Pack the rules as (len(rules),) RULE_RECORD. Raises as `code_of` does."""
+def packed(rules: Sequence[RowRule] | np.ndarray) -> np.ndarray:
+    """Pack the rules as (len(rules),) RULE_RECORD, if they are not packed yet. Raises as `code_of` does."""
+    if isinstance(rules, np.ndarray):
+        return rules
     records = _records(tuple([(rule.kind, rule.numbers) for rule in rules])).copy()
     records["lr"] = [float(rule.lr) for rule in rules]
     records["table_steps"] = [float(rule.table_steps) for rule in rules]

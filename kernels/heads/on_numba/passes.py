@@ -133,28 +133,37 @@ class Targets(NamedTuple):
     def surveyed(self, n_whole: int, layout: HeadLayout) -> Batch:
         """Return the batch. n_whole: what `survey` has returned. Raises ValueError for a target out of range."""
         if n_whole < 0:
-            k, place = self.outside.tolist()
-            target = self.targets[k].flatten()[place].item()
-            raise ValueError(layout.heads[k].refusal(layout.names[k], target))
+            raise refusal(self.targets, layout, self.outside)
         return Batch(
             self.n_rows, self.table, self.targets, self.addresses, self.scale, self.gradient_scale, self.way,
             n_whole == len(self.targets),
         )  # fmt: skip
 
 
-def take_targets(targets: Sequence[Tensor], task_weights: Tensor, layout: HeadLayout) -> Targets:
-    """Return the targets as kernels read them, not yet surveyed."""
-    K = len(targets)
+def refusal(targets: Sequence[Tensor], layout: HeadLayout, outside: np.ndarray) -> ValueError:
+    """Return the error for a target out of range; outside: see `survey`."""
+    k, place = outside.tolist()
+    return ValueError(layout.heads[k].refusal(layout.names[k], targets[k].flatten()[place].item()))
+
+
+def kernel_targets(targets: Sequence[Tensor], layout: HeadLayout) -> list[Tensor]:
+    """Return the targets as kernels read them: those themselves that are so already."""
     held = []
     for target, takes_classes in zip(targets, layout.takes_classes, strict=True):
         dtype = torch.int64 if takes_classes else torch.float32
         fits = target.dtype is dtype and target.is_contiguous()
         held.append(target if fits else target.to(dtype).contiguous())
+    return held
+
+
+def take_targets(targets: Sequence[Tensor], task_weights: Tensor, layout: HeadLayout) -> Targets:
+    """Return the targets as kernels read them, not yet surveyed."""
+    K, held = len(targets), kernel_targets(targets, layout)
     return Targets(
         targets[0].shape[0],
         head_table(layout),
         held,
-        np.array([target.data_ptr() for target in held], np.int64),
+        np.array(list(map(Tensor.data_ptr, held)), np.int64),
         kernel_tensor(task_weights),
         COMPACTED_PASS_LOGITS,
         COMPACTED_ROW_LOGITS,

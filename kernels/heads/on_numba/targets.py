@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ...machine.jit import entry, pointer_to_float32, pointer_to_int64
+from ...machine.jit import entry, helper, pointer_to_float32, pointer_to_int64
 from ..kind import Kind
 
 SOFTMAX = Kind.SOFTMAX.code
@@ -81,6 +81,17 @@ def survey(
             way[k] = ALL_ROWS
             n_whole += 1
     return n_whole
+
+
+@helper
+def computed(heads, way):
+    """Return the records of the heads that `survey` does not let be skipped."""
+    found, n = heads.copy(), 0
+    for k in range(len(heads)):
+        if way[k] != SKIPPED:
+            found[n] = heads[k]
+            n += 1
+    return found[:n]
 
 
 @entry

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from ...heads.layout import HeadLayout
 from ...heads.on_numba.stages import LINE, SKEW
 from ...machine.gemm import BLOCK_ROWS, PANEL
+from ...machine.held import Doubles2, Floats2, Floats3, Ints1, Ints2
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ..dense_model import FIRST_VECTOR, Dense, Linear
 
@@ -44,19 +45,19 @@ LAYER = np.dtype(
 class DenseBuffers(NamedTuple):
     """What a step keeps of layers and heads between its rounds, for N rows, H inputs of heads and S outputs of them."""
 
-    layers: np.ndarray  # records of LAYER
-    weights: np.ndarray  # (K,) addresses of the heads' weights
-    biases: np.ndarray  # (K,) addresses of their biases, 0 without one
+    layers: Annotated[np.ndarray, LAYER, 1]
+    weights: Ints1  # (K,) addresses of the heads' weights
+    biases: Ints1  # (K,) addresses of their biases, 0 without one
     features: int  # the address of their inputs (N, ld)
     ld: int
     H: int
-    z: np.ndarray  # (tiles, S, ldz) gradients of the logits, transposed
-    losses: np.ndarray  # (tiles, K) float64
-    correct: np.ndarray  # (tiles, K) int64
-    d_head_bias: np.ndarray  # (tiles, S)
-    sums: np.ndarray  # (HALVES, pieces, floats) gradients of the pieces of weights over each half of the rows
+    z: Floats3  # (tiles, S, ldz) gradients of the logits, transposed
+    losses: Doubles2  # (tiles, K) float64
+    correct: Ints2  # (tiles, K) int64
+    d_head_bias: Floats2  # (tiles, S)
+    sums: Floats3  # (HALVES, pieces, floats) gradients of the pieces of weights over each half of the rows
     # An empty array, for helpers with an optional argument: an empty global would be another type, compiled apart.
-    all_rows: np.ndarray  # (0,) int64
+    all_rows: Ints1  # (0,) int64
 
 
 def dense_buffers(

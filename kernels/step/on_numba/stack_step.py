@@ -189,7 +189,7 @@ def step(
     elif not inputs.is_contiguous():
         inputs = inputs.contiguous()
     step_on_stack(
-        packed(rules), np.array(decays, np.float32), clip_norm and float(clip_norm), memory.embedding.record,
+        packed(rules), np.asarray(decays, np.float32), clip_norm and float(clip_norm), memory.embedding.record,
         None if model.embedding is None else moving.table_pieces,
         inputs.data_ptr(), memory.norms, memory.batch_norms, int(moves != NOTHING), memory.options,
         tile_passes_of(len(model.layers), moving.reach, model.cuts), N, tile_rows_of(N), memory.packs,

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...bags.on_numba.ids import sort_keys
 from ...bags.on_numba.row_updates import moves
+from ...machine.held import Ints1, ShortInts1
 from ...machine.jit import entry, helper
 from ..text_model import TextStepModel
 
@@ -36,19 +37,17 @@ class Rows(NamedTuple):
 class BatchIndex(NamedTuple):
     """Memory for a batch of n word positions, with U distinct types and R distinct rows."""
 
-    slots: np.ndarray  # (n,) int32: the number u of each position's type, NONE for no type
-    types: np.ndarray  # (U,) int32
-    sizes: np.ndarray  # (U,) int32: type u is the mean of so many rows of the table
-    begins: np.ndarray  # (U + 1,) int64: type u occurs at positions[begins[u] : begins[u + 1]]
-    positions: np.ndarray  # int32, indices of vectors that have a gradient
-    rows: np.ndarray  # (R,) int32
-    row_begins: (
-        np.ndarray
-    )  # (R + 1,) int64: rows[r] is in the types row_types[row_begins[r] : row_begins[r + 1]]
-    row_types: np.ndarray  # int32, type numbers u
-    slot_of_type: np.ndarray  # (T + 1,) int32, NONE between calls
-    slot_of_row: np.ndarray  # (V,) int32, NONE between calls
-    counts: np.ndarray  # (2,) int64: U, R
+    slots: ShortInts1  # (n,): the number u of each position's type, NONE for no type
+    types: ShortInts1  # (U,)
+    sizes: ShortInts1  # (U,): type u is the mean of so many rows of the table
+    begins: Ints1  # (U + 1,): type u occurs at positions[begins[u] : begins[u + 1]]
+    positions: ShortInts1  # indices of vectors that have a gradient
+    rows: ShortInts1  # (R,)
+    row_begins: Ints1  # (R + 1,): rows[r] is in the types row_types[row_begins[r] : row_begins[r + 1]]
+    row_types: ShortInts1  # type numbers u
+    slot_of_type: ShortInts1  # (T + 1,), NONE between calls
+    slot_of_row: ShortInts1  # (V,), NONE between calls
+    counts: Ints1  # (2,): U, R
 
 
 def new_index(model: TextStepModel, n_positions: int) -> BatchIndex:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
+from ...heads.on_numba.passes import HEAD_RECORD, head_table
 from ...heads.on_numba.stages import SKEW
 from ...machine.gemm import BLOCK_ROWS, PANEL
+from ...machine.held import (
+    Bytes1,
+    Doubles1,
+    Floats1,
+    Floats2,
+    Floats3,
+    Held,
+    Ints1,
+    ShortInts2,
+    reader,
+)
 from ..model import EVERYTHING
 from ..text_model import TextStepModel
-from .dense_memory import LAYER, DenseBuffers, dense_buffers, floats, up
+from .dense_memory import LAYER, DenseBuffers, dense_buffers, floats, parameter_address, up
 from .text_hidden import MOST_TYPES_A_WINDOW
 from .text_index import BatchIndex, new_index
 
@@ -27,16 +39,15 @@ class Table(NamedTuple):
 
     address: int
     D: int
-    per_row: np.ndarray
+    per_row: Floats1
     first: int
     second: int
-    rows_of_type: np.ndarray
+    rows_of_type: ShortInts2
     rule: int
     steps: int  # the address of the number of steps it has taken; 0: not counted
     d_rows: int  # where gradients of rows are stored, in the order of BatchIndex.rows; 0: rows are updated
-    room: int  # where they are stored instead, if they are at most so many numbers
-    room_floats: int
-    frozen: np.ndarray  # (V,) 1 for a frozen row; (0,): none is
+    room: Ints1  # (2,) where they are stored instead, if they are at most so many numbers; set before a step
+    frozen: Bytes1  # (V,) 1 for a frozen row; (0,): none is
 
 
 class Buffers(NamedTuple):
@@ -45,30 +56,59 @@ class Buffers(NamedTuple):
     Without a hidden layer, a and x are the same array.
     """
 
-    vectors: np.ndarray  # (U, D) of the types, with room for a block of rows after them
-    d_vectors: np.ndarray  # (U, D)
-    projected: np.ndarray  # (MOST_TYPES_A_WINDOW * N, W, ldp) of the types, if windows are sums of those
-    x: np.ndarray  # (N, ldx) windows or bags, after dropout
-    d_x: np.ndarray  # N times W * D, one after another, then D for every vector from elsewhere
-    a: np.ndarray  # (N, lda) hidden outputs
-    d_a: np.ndarray  # (N, lda), before the ReLU
-    forward: np.ndarray  # the hidden weight, packed by panels of H
-    backward: np.ndarray  # packed by panels of W * D
-    d_hidden_bias: np.ndarray  # (tiles, H)
+    vectors: Floats2  # (U, D) of the types, with room for a block of rows after them
+    d_vectors: Floats2  # (U, D)
+    projected: Floats3  # (MOST_TYPES_A_WINDOW * N, W, ldp) of the types, if windows are sums of those
+    x: Floats2  # (N, ldx) windows or bags, after dropout
+    d_x: Floats1  # N times W * D, one after another, then D for every vector from elsewhere
+    a: Floats2  # (N, lda) hidden outputs
+    d_a: Floats2  # (N, lda), before the ReLU
+    forward: Floats2  # the hidden weight, packed by panels of H
+    backward: Floats1  # packed by panels of W * D
+    d_hidden_bias: Floats2  # (tiles, H)
     # An empty array, for helpers with an optional argument: an empty global would be another type, compiled apart.
-    no_scales: np.ndarray  # (0,) float32
+    no_scales: Floats1  # (0,)
     dense: DenseBuffers
 
 
+class StepMemory(NamedTuple):
+    """All that a step reads and writes and that lies at the same place in every step."""
+
+    width: int  # W
+    hidden: Floats2  # (H, W D) the weight of the hidden layer; (0, W D) without one
+    hidden_bias: int  # its address, 0 without one
+    table: Table
+    heads: Annotated[np.ndarray, HEAD_RECORD, 1]  # (K,)
+    column_weights: Floats1  # (S,)
+    targets: Ints1  # (K,) addresses, set before a step
+    scale: Doubles1  # (K,) these three as `survey` fills them
+    gradient_scale: Floats1
+    way: Ints1
+    wrong: Ints1  # (2,) where a target or a word that is not valid is: of which task, and its index
+    index: BatchIndex
+    buffers: Buffers
+
+
+read_memory = reader(StepMemory)
+
+
 class Memory(NamedTuple):
-    """A model's buffers, for up to n_rows rows with n_positions words, and the addresses of its parameters."""
+    """A model's memory for up to n_rows rows with n_positions words."""
 
     n_rows: int
     n_positions: int
-    batch: BatchIndex
-    buffers: Buffers
-    table: Table
+    held: Held[StepMemory]
     d_rows: np.ndarray  # (R, D) gradients of rows; (0, D) if rows are updated
+
+    @property
+    def batch(self) -> BatchIndex:
+        """The words of the last batch."""
+        return self.held.value.index
+
+    @property
+    def buffers(self) -> Buffers:
+        """What the last step stored between its rounds."""
+        return self.held.value.buffers
 
 
 def memory_of(model: TextStepModel, N: int, n_positions: int) -> Memory:
@@ -79,11 +119,32 @@ def memory_of(model: TextStepModel, N: int, n_positions: int) -> Memory:
             held is not None
         ):  # bags differ in length between batches: some slack, or it would be reallocated again and again
             N, n_positions = max(N, held.n_rows), max(int(GROWTH * n_positions), held.n_positions)
-        index, buffers = new_index(model, n_positions), _new_buffers(model, N, n_positions)
-        D = model.table.parameter.shape[1]
-        d_rows = np.empty((len(index.rows) if model.gathers_rows else 0, D), np.float32)
-        held = model.memory = Memory(N, n_positions, index, buffers, _table(model, d_rows), d_rows)
+        held = model.memory = _new_memory(model, N, n_positions)
     return held
+
+
+def _new_memory(model: TextStepModel, N: int, n_positions: int) -> Memory:
+    index, buffers, K = new_index(model, n_positions), _new_buffers(model, N, n_positions), len(model.heads)
+    D = model.table.parameter.shape[1]
+    d_rows = np.empty((len(index.rows) if model.gathers_rows else 0, D), np.float32)
+    weight, bias = model.hidden or (None, None)
+    heads = head_table(model.layout)
+    memory = StepMemory(
+        model.pooled.width,
+        np.zeros((0, model.n_window), np.float32) if weight is None else weight.parameter.numpy(),
+        parameter_address(bias),
+        _table(model, d_rows),
+        heads.records,
+        heads.column_weights,
+        targets=np.zeros(K, np.int64),
+        scale=np.zeros(K),
+        gradient_scale=np.zeros(K, np.float32),
+        way=np.zeros(K, np.int64),
+        wrong=np.zeros(2, np.int64),
+        index=index,
+        buffers=buffers,
+    )
+    return Memory(N, n_positions, Held(memory), d_rows)
 
 
 def _table(model: TextStepModel, d_rows: np.ndarray) -> Table:
@@ -94,7 +155,7 @@ def _table(model: TextStepModel, d_rows: np.ndarray) -> Table:
     return Table(
         table.data_ptr(), D, per_row, first, second, model.rows_of_type, model.table.rule,
         0 if model.table_steps is None else model.table_steps.data_ptr(),
-        d_rows.ctypes.data if model.gathers_rows else 0, 0, 0, model.frozen_rows,
+        d_rows.ctypes.data if model.gathers_rows else 0, np.zeros(2, np.int64), model.frozen_rows,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ have one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -27,11 +28,18 @@ from torch import Tensor
 
 from ...bags.on_numba.ids import mean_scales
 from ...bags.rules import SGD, RowRule, packed
-from ...heads.on_numba.passes import Batch, head_table, survey_batch
+from ...heads.on_numba.passes import (
+    COMPACTED_PASS_LOGITS,
+    COMPACTED_ROW_LOGITS,
+    kernel_targets,
+    kernel_tensor,
+    refusal,
+)
+from ...heads.on_numba.targets import computed, survey
 from ...heads.on_numba.tile import columns_of, head_panels
 from ...machine.jit import pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
-from ..common import TO_GRADIENTS, Dropout, Updates
+from ..common import Dropout, Updates
 from ..dense_model import Decay
 from ..model import NOTHING, Moves
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, ExtraGradients, Moving, TextStepModel, Words
@@ -40,26 +48,46 @@ from .dense_updates import ONE, clip_factor
 from .dropout import Drop, drop_of
 from .text_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, project_types
 from .text_index import Rows, first_unknown
-from .text_memory import TILE_ROWS, memory_of
+from .text_memory import TILE_ROWS, memory_of, read_memory
 from .text_tiles import N_PREPARED, average_rows, prepare, run_tile
 from .text_updates import ROWS_A_PIECE, add_up, move, n_pieces_to_add_up, scale_types, square
 
 # --- the step --------------------------------------------------------------------------------------------
 
 
+UNKNOWN_WORD, OUTSIDE_TARGET = 1, 2  # what is wrong with a batch; 0: nothing
+
+
 def _step_on_text(  # type: ignore[no-untyped-def]
-    team, rules, decays, clip_norm, texts, width, table, hidden, hidden_bias, pieces, counts, heads,
-    column_weights, targets, mean_scale, scale, drop, reach, index, b, losses_address, correct_address,
+    team, memory, rules, decays, clip_norm, texts, pieces, counts, task_weights, skip_zero_weights, drop, reach,
+    losses_address, correct_address,
 ):  # fmt: skip
     """Take one step on N rows of W vectors; store losses and hits of the heads.
 
-    rules, decays: of this step (see move_dense). clip_norm: 0 = gradients are not clipped. texts: Rows.
-    hidden (H, W D), hidden_bias (an address): the hidden layer; (0, W D) without one, and heads then see W D numbers.
-    pieces, counts: of dense parameters that are updated.
-    heads: records of the heads that are computed. reach: how far back gradients are computed.
-    Everything else is as in tile_pass. With TO_NOTHING nothing is updated, and b.a holds the features.
+    Returns 0, or what is wrong with a target or a word, which memory.wrong then names; nothing is changed in that case.
+
+    memory: the address of a StepMemory. rules, decays: of this step (see move_dense). clip_norm: 0 = gradients are not
+    clipped. texts: Rows. pieces, counts: of dense parameters that are updated. task_weights, skip_zero_weights: see
+    `survey`. reach: how far back gradients are computed. With TO_NOTHING there are no targets, nothing is updated, and
+    the buffer a holds the features.
     """
-    N, W, D, K = texts.n_rows, width, table.D, len(heads)
+    m = read_memory(memory)
+    table, index, b, hidden, targets = m.table, m.index, m.buffers, m.hidden, m.targets
+    heads, column_weights, scale = m.heads[:0], m.column_weights, m.gradient_scale
+    N, W, D = texts.n_rows, m.width, table.D
+    if reach != TO_NOTHING:
+        n_whole = survey(
+            m.heads, column_weights, targets, N, task_weights, skip_zero_weights, COMPACTED_PASS_LOGITS,
+            COMPACTED_ROW_LOGITS, m.scale, scale, m.way, m.wrong,
+        )  # fmt: skip
+        if n_whole < 0:
+            return OUTSIDE_TARGET
+        heads = computed(m.heads, m.way)
+    unknown = first_unknown(texts.types, len(table.rows_of_type) - 1)
+    if unknown >= 0:
+        m.wrong[1] = unknown
+        return UNKNOWN_WORD
+    K = len(heads)
     if reach == TO_TABLE and table.steps:
         rules[table.rule]["table_steps"] = count_step(table.steps)
     has_hidden = len(hidden) > 0
@@ -79,7 +107,7 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     if by_type:
         in_parallel(team, n_types, project_types, (D, H, index, b))
     hidden_bias_h = np.empty(H, np.float32)
-    copy_from(hidden_bias, hidden_bias_h)
+    copy_from(m.hidden_bias, hidden_bias_h)
     head_bias_s = head_biases(heads, b.dense.biases, len(column_weights))
     n_tiles = -(-N // TILE_ROWS)
     in_parallel(team, 1 + n_tiles, run_tile, (
@@ -87,7 +115,7 @@ def _step_on_text(  # type: ignore[no-untyped-def]
         columns, column_weights, targets, scale, reach, table, b,
     ))  # fmt: skip
     if reach == TO_NOTHING:
-        return
+        return 0
     n_types, n_row_pieces = (n_types, -(-index.counts[1] // ROWS_A_PIECE)) if reach == TO_TABLE else (0, 0)
     in_parallel(team, n_pieces_to_add_up(len(pieces), n_types), add_up, (
         pieces, n_types, column_of, N, table, index, b
@@ -105,7 +133,8 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     ))  # fmt: skip
     for i in range(len(counts)):
         count_step(counts[i])
-    store_losses(heads, n_tiles, mean_scale, b.dense, losses, correct)
+    store_losses(heads, n_tiles, m.scale, b.dense, losses, correct)
+    return 0
 
 
 step_on_text = Kernel(_step_on_text)
@@ -124,26 +153,14 @@ def step(
     extra: ExtraGradients | None,
 ) -> tuple[Tensor, Tensor]:
     """Return (losses (K,), correct (K,)) for `text_step` in step/text.py."""
-    # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
-    skip_zero_weights = not task_weights.requires_grad
-    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     K = len(model.heads)
-    rules, decays = _TO_GRADIENTS if model.gathers_rows else _packed(updates)
-    losses, correct = _FLOATS.new_zeros(K), _INTEGERS.new_zeros(K)
+    losses, correct = np.zeros(K, np.float32), np.zeros(K, np.int64)
     _call(
-        model, rules, decays, _rows(words, model, extra),
-        model.moving(updates.moves), batch.computed(), batch, drop_of(dropout), losses.data_ptr(), correct.data_ptr(),
-        extra, updates.clip_norm or 0.0,
+        model, _Way(packed(updates.rules), np.asarray(updates.decays, np.float32), updates.clip_norm or 0.0),
+        _rows(words, model, extra), model.moving(updates.moves), targets, task_weights, drop_of(dropout),
+        _address(losses), _address(correct), extra,
     )  # fmt: skip
-    return losses, correct
-
-
-def _packed(updates: Updates) -> tuple[np.ndarray, np.ndarray]:
-    """Return rules and decays as the kernel takes them."""
-    return packed(updates.rules), np.array(updates.decays, np.float32)
-
-
-_TO_GRADIENTS = _packed(TO_GRADIENTS)  # packed once, as they are the same in every step
+    return torch.from_numpy(losses), torch.from_numpy(correct)
 
 
 def gathered(model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
@@ -159,29 +176,28 @@ def gathered(model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
 # Rows that are processed together: the more rows, the fewer words occur for the first time.
 LEAST_ROWS, MOST_ROWS, MOST_FLOATS = 1 << 9, 1 << 14, 1 << 25
 
-# Tensors made like these take half as long as from names of a dtype and a device.
-_FLOATS = torch.empty(0, dtype=torch.float32, device="cpu")
-_INTEGERS = torch.empty(0, dtype=torch.int64, device="cpu")
-_NO_RULE = packed((RowRule(SGD, 0.0),))
-NO_DECAY = np.array([Decay()], np.float32)
+
+class _Way(NamedTuple):
+    """How a step moves parameters, as kernels read it."""
+
+    rules: np.ndarray
+    decays: np.ndarray
+    clip_norm: float = 0.0
+
+
+_NO_WAY = _Way(packed((RowRule(SGD, 0.0),)), np.array([Decay()], np.float32))
 _NOT_DROPPED = drop_of(Dropout(0.0, 0))
-_NO_HIDDEN = np.zeros((0, 0), np.float32)
+_NO_WEIGHTS = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def features(model: TextStepModel, words: Words) -> Tensor:
     """Return (N, H) for `text_features` in step/text.py."""
     rows, N, H = _rows(words, model), words.n_rows, model.n_features
     out = torch.empty(N, H, dtype=torch.float32, device="cpu")
-    batch = Batch(
-        0, head_table(model.layout), [], np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.float32),
-        np.zeros(0, np.int64), True,
-    )  # fmt: skip
+    moving = model.moving(NOTHING)._replace(reach=TO_NOTHING)
     for part in _parts(model, N):
         some = _part_of(rows, part)
-        _call(
-            model, _NO_RULE, NO_DECAY, some, model.moving(NOTHING)._replace(reach=TO_NOTHING),
-            batch.table.records[:0], batch, _NOT_DROPPED, 0, 0,
-        )  # fmt: skip
+        _call(model, _NO_WAY, some, moving, None, _NO_WEIGHTS, _NOT_DROPPED, 0, 0)
         out.numpy()[part] = model.memory.buffers.a[: some.n_rows, :H]
     return out
 
@@ -190,17 +206,12 @@ def correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Te
     """Return (K,) for `text_correct` in step/text.py."""
     rows, K = _rows(words, model), len(model.heads)
     losses, found, total = np.empty(K, np.float32), np.empty(K, np.int64), np.zeros(K, np.int64)
+    ones_k = torch.ones(K, dtype=torch.float32, device="cpu")
     for part in _parts(model, words.n_rows):
-        batch = survey_batch(
-            [target[part] for target in targets],
-            torch.ones(K, dtype=torch.float32, device="cpu"),
-            model.layout,
-            False,
-        )
         found[:] = 0  # reset, as a head without a target in this part is skipped
         _call(
-            model, _NO_RULE, NO_DECAY, _part_of(rows, part), model.moving(NOTHING), batch.computed(),
-            batch, _NOT_DROPPED, losses.ctypes.data, found.ctypes.data,
+            model, _NO_WAY, _part_of(rows, part), model.moving(NOTHING), [target[part] for target in targets], ones_k,
+            _NOT_DROPPED, _address(losses), _address(found),
         )  # fmt: skip
         total += found
     return torch.from_numpy(total)
@@ -219,29 +230,33 @@ _NO_STARTS, _NO_SCALES = np.zeros(0, np.int64), np.zeros(0, np.float32)
 
 
 def _rows(words: Words, model: TextStepModel, extra: ExtraGradients | None = None) -> Rows:
-    """Convert to the form that the kernel takes. Raises ValueError for an unknown word type."""
-    types = _checked(words.types, model)
-    n, starts, scales = len(types), _NO_STARTS, _NO_SCALES
+    """Convert to the form that the kernel takes. Raises ValueError for an unknown word type that is not int32."""
+    types = _as_int32(words.types, model)
+    n, n_rows, starts, scales = len(types), words.n_rows, _NO_STARTS, _NO_SCALES
     if words.starts is not None:
         starts = words.starts.numpy()
-        scales = (
-            mean_scales(types, starts) if model.pooled.how == "mean" else np.ones(words.n_rows, np.float32)
-        )
+        scales = mean_scales(types, starts) if model.pooled.how == "mean" else np.ones(n_rows, np.float32)
     if extra is not None:
-        types = np.concatenate([types, _checked(extra.types, model)])
-    return Rows(types, starts, scales, words.n_rows, n)
+        types = np.concatenate([types, _as_int32(extra.types, model)])
+    return Rows(types, starts, scales, n_rows, n)
 
 
-def _checked(types: Tensor, model: TextStepModel) -> np.ndarray:
-    """Return the checked types, (n,) int32."""
-    given, n_types = types.numpy().reshape(-1), len(model.rows_of_type) - 1
-    wrong = first_unknown(given, n_types)  # checked before a number is truncated to 32 bits
+def _as_int32(types: Tensor, model: TextStepModel) -> np.ndarray:
+    """Return the types, (n,) int32: such as they are, or checked before a number is truncated to 32 bits."""
+    given = types.numpy().reshape(-1)
+    if given.dtype == np.int32:
+        return np.ascontiguousarray(given)
+    n_types = len(model.rows_of_type) - 1
+    wrong = first_unknown(given, n_types)
     if wrong >= 0:
-        raise ValueError(
-            f"inputs contain the word type {given[wrong]}; valid are 0 up to, but not including, {n_types:,}, and -1 "
-            "for none"
-        )
+        raise _unknown_word(given[wrong], n_types)
     return np.ascontiguousarray(given, np.int32)
+
+
+def _unknown_word(word: int, n_types: int) -> ValueError:
+    return ValueError(
+        f"inputs contain the word type {word}; valid are 0 up to, but not including, {n_types:,}, and -1 for none"
+    )
 
 
 def _part_of(rows: Rows, part: slice) -> Rows:
@@ -255,33 +270,40 @@ def _part_of(rows: Rows, part: slice) -> Rows:
     return Rows(rows.types[first * width : last * width], *rows[1:3], last - first, (last - first) * width)
 
 
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
 def _call(
     model: TextStepModel,
-    rules: np.ndarray,
-    decays: np.ndarray,
+    way: _Way,
     rows: Rows,
     moving: Moving,
-    heads: np.ndarray,
-    batch: Batch,
+    targets: Sequence[Tensor] | None,
+    task_weights: Tensor,
     drop: Drop,
     losses: int,
     correct: int,
     extra: ExtraGradients | None = None,
-    clip_norm: float = 0.0,
 ) -> None:
+    """Call the kernel. Raises ValueError for an unknown word type and for a target out of range."""
     memory = memory_of(model, rows.n_rows, len(rows.types))
+    m = memory.held.value
     if extra is not None:
         first = rows.n_rows * model.n_window  # after those of the rows
         given = extra.d_vectors.numpy().reshape(-1)
-        memory.buffers.d_x[first : first + len(given)] = given
-    weight, bias = model.hidden or (None, None)
-    table, room = memory.table, model.room
-    if room is not None:
-        table = table._replace(room=room.__array_interface__["data"][0], room_floats=len(room))
-    step_on_text(
-        rules, decays, clip_norm, rows, model.pooled.width, table,
-        _NO_HIDDEN if weight is None else weight.parameter.numpy(),
-        0 if bias is None else bias.parameter.data_ptr(), moving.dense.pieces, moving.dense.counts, heads,
-        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, moving.reach,
-        memory.batch, memory.buffers, losses, correct,
+        m.buffers.d_x[first : first + len(given)] = given
+    if model.gathers_rows:
+        m.table.room[:] = (0, 0) if model.room is None else (_address(model.room), len(model.room))
+    # What these two hold is kept while the kernel reads it.
+    held, weights = kernel_targets(targets, model.layout) if targets else [], kernel_tensor(task_weights)
+    m.targets[: len(held)] = list(map(Tensor.data_ptr, held))
+    # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
+    wrong = step_on_text(
+        memory.held.address, way.rules, way.decays, way.clip_norm, rows, moving.dense.pieces, moving.dense.counts,
+        weights.data_ptr(), not task_weights.requires_grad, drop, moving.reach, losses, correct,
     )  # fmt: skip
+    if wrong == UNKNOWN_WORD:
+        raise _unknown_word(rows.types[m.wrong[1]], len(model.rows_of_type) - 1)
+    if wrong:
+        raise refusal(held, model.layout, m.wrong)

@@ -117,7 +117,7 @@ def _move_rows(p, rule, table, index, b):
     first, last = p * ROWS_A_PIECE, min(index.counts[1], (p + 1) * ROWS_A_PIECE)
     d_vectors = address_of(b.d_vectors)
     if table.d_rows:
-        into = table.room if index.counts[1] * table.D <= table.room_floats else table.d_rows
+        into = table.room[0] if index.counts[1] * table.D <= table.room[1] else table.d_rows
         for r in range(first, last):
             sum_rows(
                 d_vectors, table.D, index.row_types, index.row_begins[r], index.row_begins[r + 1], b.no_scales,

@@ -19,7 +19,7 @@ from mt2st_fast.training.schedules.base import Part
 
 # What is asked at every step is asked by functions that loop in C: in Python it would take as long as the rest of it.
 _ASKED: tuple[Callable[[Tensor], Any], ...] = (
-    Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("requires_grad")
+    Tensor.data_ptr, Tensor.size, Tensor.is_contiguous, attrgetter("requires_grad")
 )  # fmt: skip
 
 LOSSES_ALONE = NOTHING

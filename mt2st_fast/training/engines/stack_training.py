@@ -29,9 +29,9 @@ from mt2st_fast.kernels import (
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.spelling import counted
 from mt2st_fast.training.dense_rules import (
+    KeptRules,
     optimizer_obstacle,
     option_obstacle,
-    rules_of,
     state_obstacle,
     state_of,
 )
@@ -176,11 +176,9 @@ class StackTraining(KernelCalls):
         Raises what `stack_step` and the heads raise, with nothing moved.
         """
         batch = self._heads.batch(targets, inputs.shape[:-1], weights, inputs.device)
-        # Learning rates may fall at every step; everything else stays for the phase.
-        rules, decays = rules_of(self._optimizer)
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
-        updates = Updates(rules, decays, moves, self._clip_norm)
+        updates = Updates(*self._rules.now(), moves, self._clip_norm)
         found = stack_step(model, updates, self._rows_of(inputs), batch.targets, batch.weights, self._dropped)
         return self._heads.over_active(found.losses, batch)
 
@@ -217,6 +215,7 @@ class StackTraining(KernelCalls):
         self._held = HeldParameters(
             parameters, self._optimizer, (self.encoder, self._heads), statistics_of(batch_norms)
         )
+        self._rules = KeptRules(self._optimizer)
 
     def _made(self, parameter: Tensor, group: int) -> Dense:
         if group == FROZEN:

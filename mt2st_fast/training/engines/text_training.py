@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from mt2st_fast.kernels import (
     EVERYTHING,
     FROZEN,
-    Decay,
     Dense,
     Dropout,
     ExtraGradients,
@@ -24,7 +23,7 @@ from mt2st_fast.kernels import (
 )
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.dense_rules import option_obstacle, rules_of, state_obstacle, state_of
+from mt2st_fast.training.dense_rules import KeptRules, option_obstacle, state_obstacle, state_of
 from mt2st_fast.training.engines.held_parameters import are_moved, group_of
 from mt2st_fast.training.engines.text_calls import (
     Inputs,
@@ -94,13 +93,9 @@ class TextTraining(TextCalls):
         """
         words = words_of(inputs)
         batch = self._heads.batch(targets, torch.Size([words.n_rows]), weights, words.types.device)
-        # Learning rates may fall at every step; everything else stays for the phase.
-        rules, decays = rules_of(self._optimizer)
-        rules.append(rules[self._held.group_of.get(id(self.encoder.table), 0)])
-        decays.append(Decay())
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
-        updates = Updates(rules, decays, moves, self._clip_norm)
+        updates = Updates(*self._rules.now(), moves, self._clip_norm)
         found = text_step(model, updates, words, batch.targets, batch.weights, self._dropped, extra)
         return self._heads.over_active(found.losses, batch)
 
@@ -110,6 +105,7 @@ class TextTraining(TextCalls):
             self._dense(parameter)
         self._table()
         super()._hold()
+        self._rules = KeptRules(self._optimizer, self._held.group_of.get(id(self.encoder.table), 0))
 
     def _new_model(self, layout: HeadLayout) -> TextStepModel:
         encoder, optimizer, table = self.encoder, self._optimizer, self._table()
