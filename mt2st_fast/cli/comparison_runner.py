@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from mt2st_fast.cli.progress import TrainingProgress
+from mt2st_fast.cli.progress import TrainingProgress, waiting
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.cli.terminal import say
@@ -100,9 +100,10 @@ class ComparisonRunner:
         Kernels are loaded, threads start, memory is touched; otherwise the first arm of the first seed would pay for
         all that.
         """
-        for arm in self.state.arms:
-            config = with_values(self._config(arm), self.state.tuned(arm.strategy))
-            Experiment.prepare(config, self.first).warm_up()
+        with waiting("warm up"):
+            for arm in self.state.arms:
+                config = with_values(self._config(arm), self.state.tuned(arm.strategy))
+                Experiment.prepare(config, self.first).warm_up()
 
     def _config(self, arm: Arm) -> Config:
         return self.state.config.for_strategy(arm.strategy).on_engine(arm.engine)

@@ -1,11 +1,19 @@
-"""A progress bar with live losses and task weights; silent if there is no terminal."""
+"""Progress bars, one with live losses and task weights; silent if there is no terminal."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.compiling import on_compile
@@ -14,6 +22,23 @@ from mt2st_fast.training.callbacks import Callback, Training
 from mt2st_fast.training.history import Evaluation, PhaseRecord, StepRecord
 
 MOST_TASKS_SHOWN = 4
+COMPILING = "compiling kernels for this machine (only the first time)"
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show on a terminal what a command does within the block, for how long, and the kernel that is compiled."""
+    console = plain_console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with ExitStack() as shown:
+        progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        bar = shown.enter_context(progress).add_task(what, total=None)
+        if console.is_terminal:  # otherwise a single log message says so
+            told = on_compile(
+                lambda kernel: progress.update(bar, description=f"{what}: {COMPILING}: {kernel.strip('_')}")
+            )
+            shown.enter_context(told)
+        yield
 
 
 class TrainingProgress(Callback):
@@ -50,7 +75,7 @@ class TrainingProgress(Callback):
 
     def _compiling(self, kernel: str) -> None:
         self._compiled += 1
-        state = f"compiling kernels for this machine (only the first time): {kernel.strip('_')} ({self._compiled})"
+        state = f"{COMPILING}: {kernel.strip('_')} ({self._compiled})"
         self._progress.update(self._bar, state=state)
 
     def on_phase(self, trainer: Training, phase: PhaseRecord) -> None:

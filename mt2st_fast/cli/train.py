@@ -31,7 +31,7 @@ from mt2st_fast.cli.output import (
     writable,
 )
 from mt2st_fast.cli.processes import together
-from mt2st_fast.cli.progress import TrainingProgress
+from mt2st_fast.cli.progress import TrainingProgress, waiting
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.cli.terminal import plain_console, say, say_notes, say_table
@@ -101,9 +101,10 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
     _announce(console, experiment)
     if other is not None:
         # Costs that occur once per process, such as loading kernels, must not count for either run.
-        for each in (other, config):
-            # Initial vectors take long to read, and do not change the cost of a step.
-            Experiment.prepare(replace(each, init=None), splits).warm_up()
+        with waiting("warm up") if writes else nullcontext():
+            for each in (other, config):
+                # Initial vectors take long to read, and do not change the cost of a step.
+                Experiment.prepare(replace(each, init=None), splits).warm_up()
         experiment = Experiment.prepare(config, splits)
     if writes:
         _clear(folder, of_the_run=not output.resume)
@@ -120,13 +121,15 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
             )
             raise typer.Exit(stopping.exit_code)
         if writes:
-            write_run(experiment, folder)
-            report = write_report(folder)
+            with waiting("test the model and write the report"):
+                write_run(experiment, folder)
+                report = write_report(folder)
         if other is not None:
             against = _train_baseline(console, experiment, other, stopping, folder, writes=writes)
             if writes:
-                baseline_run.write_against(against, folder)
-                report = write_report(folder)
+                with waiting("write the report"):
+                    baseline_run.write_against(against, folder)
+                    report = write_report(folder)
     if writes:
         _summarise(console, report, folder)
 

@@ -67,6 +67,10 @@ def test_a_run_says_what_it_read(
     name = NASTY.replace("|", r"\|")
     assert f"| {folder}/test.csv | test | 20 | 20 | 1 blank lines |" in section
     assert f"| {name} | main task, classes | 6 | 0 | 0 |" in section
+    assert (
+        "labels in train | in dev | in test | of classes unseen in training, in dev | of such, in test |"
+        in section
+    )
     assert f"| {name} | 4: 0, 00, 1, 10 | 60 | 60 | 20 | 0 | 20 |" in section
     page = (out / "report.html").read_text()
     assert "What was read" in page
