@@ -85,7 +85,7 @@ class StepMemory(NamedTuple):
     gradient_scale: Floats1
     way: Ints1
     wrong: Ints1  # (2,) where a target or a word that is not valid is: of which task, and its index
-    index: BatchIndex
+    batch: BatchIndex
     buffers: Buffers
 
 
@@ -103,7 +103,7 @@ class Memory(NamedTuple):
     @property
     def batch(self) -> BatchIndex:
         """The words of the last batch."""
-        return self.held.value.index
+        return self.held.value.batch
 
     @property
     def buffers(self) -> Buffers:
@@ -141,7 +141,7 @@ def _new_memory(model: TextStepModel, N: int, n_positions: int) -> Memory:
         gradient_scale=np.zeros(K, np.float32),
         way=np.zeros(K, np.int64),
         wrong=np.zeros(2, np.int64),
-        index=index,
+        batch=index,
         buffers=buffers,
     )
     return Memory(N, n_positions, Held(memory), d_rows)

@@ -72,7 +72,7 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     the buffer a holds the features.
     """
     m = read_memory(memory)
-    table, index, b, hidden, targets = m.table, m.index, m.buffers, m.hidden, m.targets
+    table, index, b, hidden, targets = m.table, m.batch, m.buffers, m.hidden, m.targets
     heads, column_weights, scale = m.heads[:0], m.column_weights, m.gradient_scale
     N, W, D = texts.n_rows, m.width, table.D
     if reach != TO_NOTHING:
