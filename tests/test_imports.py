@@ -80,7 +80,7 @@ WITHOUT_KERNELS = (
     "training.trainer", "training.run", "training.schedules", "runs", "cli", "integrations", "exporting",
 )  # fmt: skip
 # These say what would run, and run nothing.
-CHOICES = {"Choice", "OPS", "choose_backend", "NO_NUMBA", "is_set"}
+CHOICES = {"Choice", "OPS", "choose_backend", "NO_NUMBA", "is_set", "tuned_tables"}
 ABOUT_KERNELS = ("cli.info", "cli.kernels", "cli.tune")
 
 

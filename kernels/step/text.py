@@ -118,7 +118,7 @@ def text_gradients(
         raise ValueError("text_gradients requires a gradient_model; call text_step for this one")
     model.room = room
     try:
-        updates = Updates(*TO_GRADIENTS[:2], moves)
+        updates = TO_GRADIENTS._replace(moves=moves)
         found = _step(model, updates, words, targets, task_weights, dropout, extra)
         rows, d_rows = _kernels(model).gathered(model, moves)
     finally:

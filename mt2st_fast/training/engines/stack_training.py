@@ -178,7 +178,8 @@ class StackTraining(KernelCalls):
         batch = self._heads.batch(targets, inputs.shape[:-1], weights, inputs.device)
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
-        updates = Updates(*self._rules.now(), moves, self._clip_norm)
+        rules, decays = self._rules.now()
+        updates = Updates(rules, decays, moves, self._clip_norm)
         found = stack_step(model, updates, self._rows_of(inputs), batch.targets, batch.weights, self._dropped)
         return self._heads.over_active(found.losses, batch)
 

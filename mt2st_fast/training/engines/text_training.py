@@ -95,7 +95,8 @@ class TextTraining(TextCalls):
         batch = self._heads.batch(targets, torch.Size([words.n_rows]), weights, words.types.device)
         model = self._models.of(batch.layout, self._new_model)
         self._dropped = self._dropped if again else self._dropout()
-        updates = Updates(*self._rules.now(), moves, self._clip_norm)
+        rules, decays = self._rules.now()
+        updates = Updates(rules, decays, moves, self._clip_norm)
         found = text_step(model, updates, words, batch.targets, batch.weights, self._dropped, extra)
         return self._heads.over_active(found.losses, batch)
 
