@@ -53,7 +53,7 @@ def test_many_rows_are_looked_at_in_parts(monkeypatch):
     call = text_step._call
     monkeypatch.setattr(text_step, "MOST_FLOATS", 0)  # there is no memory for more than a step has
     monkeypatch.setattr(
-        text_step, "_call", lambda model, *args: (parts.append(args[2].n_rows), call(model, *args))
+        text_step, "_call", lambda model, *args: (parts.append(args[1].n_rows), call(model, *args))
     )
     again = trained().run.engine
     parts.clear()

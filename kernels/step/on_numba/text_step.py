@@ -156,7 +156,8 @@ def step(
     K = len(model.heads)
     losses, correct = np.zeros(K, np.float32), np.zeros(K, np.int64)
     _call(
-        model, _Way(packed(updates.rules), np.asarray(updates.decays, np.float32), updates.clip_norm or 0.0),
+        model,
+        _PackedUpdates(packed(updates.rules), np.asarray(updates.decays, np.float32), updates.clip_norm or 0.0),
         _rows(words, model, extra), model.moving(updates.moves), targets, task_weights, drop_of(dropout),
         _address(losses), _address(correct), extra,
     )  # fmt: skip
@@ -177,7 +178,7 @@ def gathered(model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
 LEAST_ROWS, MOST_ROWS, MOST_FLOATS = 1 << 9, 1 << 14, 1 << 25
 
 
-class _Way(NamedTuple):
+class _PackedUpdates(NamedTuple):
     """How a step moves parameters, as kernels read it."""
 
     rules: np.ndarray
@@ -185,7 +186,7 @@ class _Way(NamedTuple):
     clip_norm: float = 0.0
 
 
-_NO_WAY = _Way(packed((RowRule(SGD, 0.0),)), np.array([Decay()], np.float32))
+_NO_UPDATES = _PackedUpdates(packed((RowRule(SGD, 0.0),)), np.array([Decay()], np.float32))
 _NOT_DROPPED = drop_of(Dropout(0.0, 0))
 _NO_WEIGHTS = torch.empty(0, dtype=torch.float32, device="cpu")
 
@@ -197,7 +198,7 @@ def features(model: TextStepModel, words: Words) -> Tensor:
     moving = model.moving(NOTHING)._replace(reach=TO_NOTHING)
     for part in _parts(model, N):
         some = _part_of(rows, part)
-        _call(model, _NO_WAY, some, moving, None, _NO_WEIGHTS, _NOT_DROPPED, 0, 0)
+        _call(model, _NO_UPDATES, some, moving, None, _NO_WEIGHTS, _NOT_DROPPED, 0, 0)
         out.numpy()[part] = model.memory.buffers.a[: some.n_rows, :H]
     return out
 
@@ -210,7 +211,8 @@ def correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Te
     for part in _parts(model, words.n_rows):
         found[:] = 0  # reset, as a head without a target in this part is skipped
         _call(
-            model, _NO_WAY, _part_of(rows, part), model.moving(NOTHING), [target[part] for target in targets], ones_k,
+            model, _NO_UPDATES, _part_of(rows, part), model.moving(NOTHING), [target[part] for target in targets],
+            ones_k,
             _NOT_DROPPED, _address(losses), _address(found),
         )  # fmt: skip
         total += found
@@ -276,7 +278,7 @@ def _address(array: np.ndarray) -> int:
 
 def _call(
     model: TextStepModel,
-    way: _Way,
+    updates: _PackedUpdates,
     rows: Rows,
     moving: Moving,
     targets: Sequence[Tensor] | None,
@@ -300,7 +302,7 @@ def _call(
     m.targets[: len(held)] = list(map(Tensor.data_ptr, held))
     # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
     wrong = step_on_text(
-        memory.held.address, way.rules, way.decays, way.clip_norm, rows, moving.dense.pieces, moving.dense.counts,
+        memory.held.address, updates.rules, updates.decays, updates.clip_norm, rows, moving.dense.pieces, moving.dense.counts,
         weights.data_ptr(), not task_weights.requires_grad, drop, moving.reach, losses, correct,
     )  # fmt: skip
     if wrong == UNKNOWN_WORD:
