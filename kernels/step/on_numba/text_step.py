@@ -212,8 +212,7 @@ def correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Te
         found[:] = 0  # reset, as a head without a target in this part is skipped
         _call(
             model, _NO_UPDATES, _part_of(rows, part), model.moving(NOTHING), [target[part] for target in targets],
-            ones_k,
-            _NOT_DROPPED, _address(losses), _address(found),
+            ones_k, _NOT_DROPPED, _address(losses), _address(found),
         )  # fmt: skip
         total += found
     return torch.from_numpy(total)
@@ -302,8 +301,8 @@ def _call(
     m.targets[: len(held)] = list(map(Tensor.data_ptr, held))
     # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
     wrong = step_on_text(
-        memory.held.address, updates.rules, updates.decays, updates.clip_norm, rows, moving.dense.pieces, moving.dense.counts,
-        weights.data_ptr(), not task_weights.requires_grad, drop, moving.reach, losses, correct,
+        memory.held.address, updates.rules, updates.decays, updates.clip_norm, rows, moving.dense.pieces,
+        moving.dense.counts, weights.data_ptr(), not task_weights.requires_grad, drop, moving.reach, losses, correct,
     )  # fmt: skip
     if wrong == UNKNOWN_WORD:
         raise _unknown_word(rows.types[m.wrong[1]], len(model.rows_of_type) - 1)
