@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from itertools import chain
 from typing import Any
 
@@ -102,8 +103,8 @@ class KeptRules:
             decays.append(Decay())
         self._rules, self._decays = packed(rules), np.array(decays, np.float32)
         self._decays_by_rate = any(group.get("weight_decay") for group in self._optimizer.param_groups)
-        # A tensor may change without being another object.
-        self._options = None if any(map(_holds_tensors, chain.from_iterable(options))) else options
+        # A tensor may change without being another object; a list, too, but that can be copied.
+        self._options = None if any(map(_holds_tensors, chain.from_iterable(options))) else deepcopy(options)
 
 
 _OF_EVERY_STEP = ("params", "lr", "initial_lr")

@@ -67,6 +67,15 @@ def test_momentum_kept_in_a_tensor_is_read_again():
     assert_current(kept, optimizer, None)
 
 
+def test_betas_changed_in_place_are_read_again():
+    optimizer = LazyAdam(groups(), lr=0.01)
+    optimizer.param_groups[0]["betas"] = betas = [0.5, 0.9]
+    kept = KeptRules(optimizer)
+    kept.now()
+    betas[0] = 0.75
+    assert_current(kept, optimizer, None)
+
+
 def test_nothing_is_packed_again_for_another_rate(monkeypatch):
     optimizer = LazyAdam(groups(), lr=0.01, weight_decay=0.0)
     kept = KeptRules(optimizer, 0)
