@@ -59,3 +59,17 @@ def assert_goes_on_with_the_same_bits(run, stop, folder):
     assert again == history
     assert_same(whole, resumed)
     return whole, resumed
+
+
+def assert_same_on_threads(run):
+    """Assert that run(), which returns (losses, list of parameters), gives the same bits on 1, 2 and 4 threads."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2, 4, 2):
+            torch.set_num_threads(n_threads)
+            found.append(run())
+    finally:
+        torch.set_num_threads(before)
+    for losses, moved in found[1:]:
+        assert torch.equal(losses, found[0][0])
+        assert all(map(torch.equal, moved, found[0][1]))

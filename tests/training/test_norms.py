@@ -18,7 +18,7 @@ from tests.training.normed_stacks import (
     batches_of,
     buffers,
 )
-from tests.training.small_runs import Stop, assert_same
+from tests.training.small_runs import Stop, assert_same, assert_same_on_threads
 from tests.training.test_stack_training import (
     OPTIMIZERS,
     TASKS,
@@ -47,18 +47,13 @@ def trained(model):
 
 @pytest.mark.parametrize(("kind", "encoder"), cases(lambda norms: [*norms.ENCODERS, *norms.BAGS]))
 def test_the_bits_do_not_depend_on_the_number_of_threads(kind, encoder):
-    before, found = torch.get_num_threads(), []
-    try:
-        for n_threads in (1, 2, 4):
-            torch.set_num_threads(n_threads)
-            model = KINDS[kind].made(encoder)
-            held = optimizer_of(OPTIMIZERS["AdamW"], *model)
-            losses, _ = stepped(*model, held, batches_of(encoder, [33, 200, 64]), clip_norm=0.1)
-            found.append([losses, *state(model)])
-    finally:
-        torch.set_num_threads(before)
-    for each in found[1:]:
-        assert all(map(torch.equal, each, found[0]))
+    def run():
+        model = KINDS[kind].made(encoder)
+        held = optimizer_of(OPTIMIZERS["AdamW"], *model)
+        losses, _ = stepped(*model, held, batches_of(encoder, [33, 200, 64]), clip_norm=0.1)
+        return losses, state(model)
+
+    assert_same_on_threads(run)
 
 
 @pytest.mark.parametrize("N", [1, 33, 100])

@@ -10,7 +10,7 @@ from mt2st_fast import MultiTask, MultiTaskHeads, Switch, Trainer
 from mt2st_fast.kernels import NOTHING
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.stack_training import StackTraining
-from tests.training.small_runs import ActAfter, Stop, assert_same
+from tests.training.small_runs import ActAfter, Stop, assert_same, assert_same_on_threads
 from tests.training.test_stack_training import (
     OPTIMIZERS,
     TASKS,
@@ -140,18 +140,12 @@ def test_without_decay_sgd_leaves_all_other_rows_as_they_are():
 @pytest.mark.parametrize("optimizer", ["AdamW", "our SGD"])
 @pytest.mark.parametrize("encoder", ["mean with padding", "bags under layers", "side by side"])
 def test_the_bits_do_not_depend_on_the_number_of_threads(encoder, optimizer):
-    before, found = torch.get_num_threads(), []
-    try:
-        for n_threads in (1, 2, 4, 2):
-            torch.set_num_threads(n_threads)
-            made, heads = model(encoder)
-            held = optimizer_of(OPTIMIZERS[optimizer], made, heads)
-            found.append(stepped(made, heads, held, [words(N, seed=N) for N in (33, 400, 64)]))
-    finally:
-        torch.set_num_threads(before)
-    for losses, moved in found[1:]:
-        assert torch.equal(losses, found[0][0])
-        assert all(map(torch.equal, moved, found[0][1]))
+    def run():
+        made, heads = model(encoder)
+        held = optimizer_of(OPTIMIZERS[optimizer], made, heads)
+        return stepped(made, heads, held, [words(N, seed=N) for N in (33, 400, 64)])
+
+    assert_same_on_threads(run)
 
 
 def test_vectors_side_by_side_may_be_the_features_themselves():

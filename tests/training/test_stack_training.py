@@ -20,6 +20,7 @@ from mt2st_fast.training.engines import stack_training
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.stack_training import StackTraining
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
+from tests.training.small_runs import assert_same_on_threads
 
 TASKS = {
     "a": Classification(5, label_smoothing=0.1, class_weights=[1.0, 0.5, 2.0, 1.0, 1.0]),
@@ -165,20 +166,14 @@ def test_every_group_moves_by_its_own_rate_and_decay():
 
 @pytest.mark.parametrize(("dropout", "clip_norm"), [(0.0, None), (0.3, None), (0.3, 0.1)])
 def test_the_bits_do_not_depend_on_the_number_of_threads(dropout, clip_norm):
-    before, found = torch.get_num_threads(), []
-    try:
-        for n_threads in (1, 2, 4, 2):
-            torch.set_num_threads(n_threads)
-            encoder, heads = model((7, 200, 190), "tanh", dropout=dropout)
-            held = optimizer_of(OPTIMIZERS["AdamW"], encoder, heads)
-            torch.manual_seed(5)
-            batches = [batch(N, seed=N) for N in (33, 200, 64)]
-            found.append(stepped(encoder, heads, held, batches, clip_norm=clip_norm))
-    finally:
-        torch.set_num_threads(before)
-    for losses, moved in found[1:]:
-        assert torch.equal(losses, found[0][0])
-        assert all(map(torch.equal, moved, found[0][1]))
+    def run():
+        encoder, heads = model((7, 200, 190), "tanh", dropout=dropout)
+        held = optimizer_of(OPTIMIZERS["AdamW"], encoder, heads)
+        torch.manual_seed(5)
+        batches = [batch(N, seed=N) for N in (33, 200, 64)]
+        return stepped(encoder, heads, held, batches, clip_norm=clip_norm)
+
+    assert_same_on_threads(run)
 
 
 def test_a_norm_that_is_reached_by_no_gradient_changes_no_bit():
