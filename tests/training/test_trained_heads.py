@@ -124,7 +124,9 @@ def test_a_task_that_no_row_has_a_label_of_is_named_at_the_end(caplog, fill, nam
     for schedule in (MultiTask(), Switch(at=0.5), Uncertainty()):
         caplog.clear()
         trained_on(data, schedule)
-        said = f"every loss of {names} was 0, as where no row has a label, so no step trained the head; check "
+        said = (
+            f"every loss of {names} was 0, as where no row has a label, so no step trained the head; check "
+        )
         assert caplog.messages == ([] if names is None else [said + "the targets"])
 
 
