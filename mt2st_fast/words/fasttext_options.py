@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -64,14 +65,27 @@ UNSUPERVISED_LOSSES = (
 def with_fasttext_names(function: Callable[P, T]) -> Callable[P, T]:
     """Make a function also accept fastText's names for its options.
 
-    It then raises InputError for an option that is refused, and for one that is given under both names.
+    It then raises InputError for an option that is refused, and for one that is given under both names; errors name
+    options as they were given.
     """
 
     @functools.wraps(function)
     def renamed(*args: P.args, **kwargs: P.kwargs) -> T:
-        return function(*args, **own_names(kwargs, ("path",) if args else ()))  # type: ignore[arg-type]
+        own = own_names(kwargs, ("path",) if args else ())
+        try:
+            return function(*args, **own)  # type: ignore[arg-type]
+        except InputError as error:
+            error.args = (_as_given(str(error), kwargs),)
+            raise
 
     return renamed
+
+
+def _as_given(message: str, given: Mapping[str, Any]) -> str:
+    for name, own in SAME.items():
+        if name in given and "_" in own:  # no word of a sentence
+            message = re.sub(rf"\b{own}\b", name, message)
+    return message
 
 
 def first_names(given: Mapping[str, Any]) -> dict[str, Any]:
