@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,16 +12,23 @@ from pathlib import Path
 import pytest
 
 from mt2st_fast import train_supervised
-from tests.cli.running import QUICK, fails, run
+from tests.cli.running import QUICK, fails, make_treebank, run
 
 COLUMNS = 10
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    options = ("--aux", "xpos", "--strategy", "mtl", "--out", str(folder / "run"))
+    run("train", "--data", make_treebank(folder), *QUICK, *options)
+    return folder / "run"
+
+
 @pytest.fixture
-def trained(treebank: str, tmp_path: Path) -> Path:
-    out = tmp_path / "run"
-    run("train", "--data", treebank, "--out", str(out), *QUICK, "--aux", "xpos", "--strategy", "mtl")
-    return out
+def trained(finished: Path, tmp_path: Path) -> Path:
+    """A run of its own, which a test may damage."""
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def test_a_run_labels_files_and_pipes(trained: Path, treebank: str, tmp_path: Path) -> None:
