@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +46,14 @@ def run_shares(module: str, folder: Path, shares: Sequence[tuple[str, ...]]) -> 
     with ThreadPoolExecutor(max_workers=2) as pool:
         parts = pool.map(of_share, range(len(shares)))
         return {name: value for part in parts for name, value in part.items()}
+
+
+def poison_fresh_memory(on: bool) -> None:
+    """Fill every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
+
+    torch.use_deterministic_algorithms would do so after it has imported torch's compiler, for a second.
+    """
+    torch._C._set_deterministic_algorithms(on)
 
 
 def assert_as_accurate_as_torch(
