@@ -61,8 +61,8 @@ def house(tmp_path_factory):
     package = folder / "house"
     shutil.copytree(MACHINE, package / "machine", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "ops").mkdir()
-    for folder in (package, package / "ops"):
-        (folder / "__init__.py").touch()
+    for each in (package, package / "ops"):
+        (each / "__init__.py").touch()
     (package / "ops" / "kernel.py").write_text(KERNEL)
 
     def run(factor: float, cache_folder: Path, first: str = "") -> str:
