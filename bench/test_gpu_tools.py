@@ -35,19 +35,40 @@ def measurements() -> list[str]:
     return [re.sub(r'"\$\{corpus\[@\]\}"', "--corpus x", re.sub(r'"\$\w+"', "x", each)) for each in commands]
 
 
-@WITHOUT_GPU
-@pytest.mark.parametrize("command", [*dict.fromkeys(measurements()), "gpu.sh"])
-def test_without_a_gpu_there_is_one_line(command):
-    if command == "gpu.sh":
-        command = ["bash", str(Path("bench") / "gpu.sh")]
-    else:
-        command = [sys.executable, "-m", *command.split()]
+# Runs modules as `python -m` does, one after another.
+ALL = """
+import runpy, sys
+for command in sys.argv[1:]:
+    sys.argv = command.split()
+    print("--", command)
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        assert not left.code, left.code
+"""
+
+
+def lines_of(*program):
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    run = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
     assert run.stderr == ""
-    assert len(run.stdout.splitlines()) == 1
-    assert run.stdout.startswith("no GPU")
+    return run.stdout.splitlines()
+
+
+@WITHOUT_GPU
+def test_without_a_gpu_the_script_says_so_in_one_line():
+    [line] = lines_of("bash", str(Path("bench") / "gpu.sh"))
+    assert line.startswith("no GPU")
+
+
+@WITHOUT_GPU
+def test_without_a_gpu_every_stage_says_so_in_one_line():
+    commands = [*dict.fromkeys(measurements())]
+    lines = lines_of(sys.executable, "-c", ALL, *commands)
+    assert lines[::2] == [f"-- {command}" for command in commands]
+    assert len(lines) == 2 * len(commands)
+    assert all(line.startswith("no GPU") for line in lines[1::2])
 
 
 def test_the_stages_of_a_gpu_machine_fit_its_budget():

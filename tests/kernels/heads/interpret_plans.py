@@ -19,6 +19,7 @@ from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
 from mt2st_fast.kernels.heads.call import HeadsCall
 from mt2st_fast.kernels.heads.on_triton import chunked, packed, tile
 from tests.kernels.heads.interpreted_heads import MIXED, PROMISING, WIDE, make_targets, summed_loss
+from tests.kernels.interpreter import poison_fresh_memory
 
 ONE_CLASS = (HeadSpec(Kind.SOFTMAX, 1, label_smoothing=0.1, class_weights=(0.7,)), MIXED[0])
 CHUNKED = (MIXED[2], HeadSpec(Kind.SOFTMAX, 135, label_smoothing=0.1), MIXED[3], MIXED[0])
@@ -236,8 +237,7 @@ def run_plan_outside(name: str, module: ModuleType, store: dict[str, np.ndarray]
 
 
 def main(out: str, group: str) -> None:
-    # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
-    torch.use_deterministic_algorithms(True)
+    poison_fresh_memory(True)
     store: dict[str, np.ndarray] = {}
     for name in PLANS:
         if name.split("-")[0] == group:
