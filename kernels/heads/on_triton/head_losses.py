@@ -168,7 +168,9 @@ def _softmax(
     b_nll = b_max - b_target_z + tl.log(b_sum)
     b_loss = (1.0 - smoothing) * b_target_w * b_nll
     if smoothing > 0.0:
-        b_gap = b_w[None, :] * (b_target_z[:, None] - tl.where(m_c[None, :], b_z, 0.0))
+        b_gap = tl.where(m_c[None, :], b_target_z[:, None] - b_z, 0.0)
+        if IS_WEIGHTED:
+            b_gap *= b_w[None, :]
         b_loss += smoothing / C * (weight_sum * b_nll + tl.sum(b_gap, axis=1))
     b_loss = tl.where(m_valid, b_loss, tl.where(m_used, float("nan"), 0.0))
     # Like torch.argmax, take the first maximum of the row.
@@ -177,8 +179,11 @@ def _softmax(
     b_pull = (1.0 - smoothing) * b_target_w
     b_scale = (b_pull + smoothing / C * weight_sum) / b_sum
     b_dz = b_e * b_scale[:, None] - tl.where(m_hit, b_pull[:, None], 0.0)
-    if smoothing > 0.0:
-        b_dz -= smoothing / C * b_w[None, :]
+    if smoothing > 0.0:  # columns of other heads are masked below
+        if IS_WEIGHTED:
+            b_dz -= smoothing / C * b_w[None, :]
+        else:
+            b_dz -= smoothing / C
     if C == 1:  # a loss of 0 in any case: rounding errors would be a step to Adam, which normalizes gradients
         b_dz = tl.zeros_like(b_dz)
     b_dz = tl.where(m_valid[:, None] & m_c[None, :], b_dz, 0.0)
