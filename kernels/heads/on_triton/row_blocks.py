@@ -2,9 +2,9 @@
 
 A thread holds 8 logits of one row. Without a limit, the compiler takes up to 105 registers for that, so that a
 multiprocessor of 65,536 holds two programs of 8 warps, all of which wait for their rows at the same time; with one of
-80 it holds three, and nothing spills on an A100, H100 or B200. With weights of classes up to 68 bytes would, and with
-targets side by side a few, so these have ENOUGH_REGISTERS. Which of these is fastest has not been measured:
-`mt2st-fast tune` times them on a GPU, and its table decides there.
+80 it holds three, and nothing spills on an A100, H100 or B200. With targets side by side a few bytes would, so these
+have ENOUGH_REGISTERS. Which of these is fastest has not been measured: `mt2st-fast tune` times them on a GPU, and its
+table decides there.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ class RowBlocks(NamedTuple):
 
     def options(self, layout: HeadLayout) -> dict[str, int]:
         """Options for the compiler, for heads of this layout."""
-        is_weighted = any(head.options.column_weights is not None for head in layout.heads)
-        is_heavy = is_weighted or len(layout) > MOST_ADDRESSES
+        is_heavy = len(layout) > MOST_ADDRESSES
         return launch_options(self.warps, ENOUGH_REGISTERS if is_heavy else self.registers)
 
     def rows(self, columns: int) -> int:

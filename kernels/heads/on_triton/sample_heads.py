@@ -14,10 +14,11 @@ def heads_of(sizes: tuple[int, ...], what: str) -> tuple[HeadSpec, ...]:
 
     "weighted" ones are smoothed, too.
 
-    "many" are MANY heads of three classes, whatever the sizes.
+    "many" are MANY heads of 60 outputs, whatever the sizes: equal ones, which programs loop over, and others.
     """
     if what == "many":
-        return (HeadSpec(Kind.SOFTMAX, 3),) * MANY
+        others = (HeadSpec(Kind.BINARY, 2), HeadSpec(Kind.SOFTMAX, 4)) * 4
+        return (*(HeadSpec(Kind.SOFTMAX, 3),) * (MANY - len(others)), *others)
     if what in ("weighted", "smoothed"):
         weights = {size: (0.5,) * size if what == "weighted" else None for size in sizes}
         return tuple(
