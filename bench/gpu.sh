@@ -60,9 +60,9 @@ scaled() {
 # It runs in the background, as bash would hear of a signal to itself only after it, and in a job of its own (set -m):
 # other background commands ignore Ctrl-C.
 deadline=0
-running=""
+running="" watcher=""
 stage() {
-    local bit=$1 name=$2 limit file=$4 left rc started watcher
+    local bit=$1 name=$2 limit file=$4 left rc started
     limit=$(scaled "$3")
     shift 4
     [ "$file" = - ] && file=/dev/null || file=$logs/$file
@@ -90,7 +90,7 @@ stage() {
     rc=$?
     kill "$watcher" 2>/dev/null
     kill -KILL -- "-$running" 2>/dev/null
-    running=""
+    running="" watcher=""
     if [ "$rc" -ne 0 ]; then
         failed=$((failed | bit))
     fi
@@ -128,7 +128,7 @@ stopped() {
         sleep 1 # it may be appending a record
         kill -KILL -- "-$running" 2>/dev/null
     fi
-    [ -n "$warming" ] && kill "$warming" 2>/dev/null
+    kill $warming $watcher 2>/dev/null
     tell "stopped from outside after $SECONDS s"
     conclude 143
     exit 143
