@@ -17,8 +17,9 @@ from . import reference
 from .arguments import check_arguments
 from .call import MOST_RESIDUAL, Forward, Gradients, HeadsCall, Needs, Plan, Residual
 from .chosen import chosen_backend, chosen_plan, takes_no_autograd
+from .known import Key, Known, key_of, known_call, remember
 from .layout import HeadLayout
-from .parts import Rows, gradient_parts, take_parameters
+from .parts import Rows, gradient_parts, take_known_parameters, take_parameters
 from .plans import check_plan
 from .upstream import is_batched, refuse_second_derivative
 
@@ -60,48 +61,87 @@ def multitask_loss(
     target outside [0, C) (on a GPU that task's loss is NaN instead, since checking would wait for the device);
     RuntimeError for an explicit backend that cannot run, and for a second derivative.
     """
+    key = key_of(features, weight, bias, targets, task_weights, layout, backend, plan)
+    known = known_call(key)
+    if known is None:
+        return _checked_loss(features, weight, bias, targets, task_weights, layout, backend, plan, key)
+    weight, bias, parts = take_known_parameters(weight, bias, layout)
+    return _loss(features, weight, bias, targets, task_weights, layout, known, parts)
+
+
+def _checked_loss(
+    features: Tensor,
+    weight: Rows,
+    bias: Rows | None,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    backend: str,
+    plan: str,
+    key: Key | None,
+) -> MultitaskLoss:
+    """Compute the first loss of such a call."""
     parameters = take_parameters(weight, bias, layout)
     weight, bias, parts = parameters
     check_arguments(features, weight, bias, targets, task_weights, layout)
-    task_weights = task_weights.contiguous()
     # Like torch's own linear, leave float64 alone under autocast.
     if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
         features = features.to(torch.get_autocast_dtype(features.device.type))
     chosen = chosen_backend(features.device, features.dtype, backend)
-    # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
-    skip_zero_weights = not (torch.is_grad_enabled() and task_weights.requires_grad)
     if chosen == "reference":
         check_plan(plan, chosen)
         weight, bias, _ = parameters.by_autograd()
-        return _by_reference(features, weight, bias, targets, task_weights, layout, skip_zero_weights)
+        return _by_reference(features, weight, bias, targets, task_weights, layout)
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "multitask_loss computes its gradients in kernels that torch.func transforms cannot see; "
             'use backend="reference" under torch.func, or loss.backward() without it'
         )
-    # autograd's needs_input_grad is True even under no_grad.
-    needs = (False, False, False)
-    if torch.is_grad_enabled():
-        needs = (features.requires_grad, *parameters.needs)
+    needs = (features.requires_grad, *parameters.needs)
     if torch.compiler.is_compiling():
         total, losses, correct, *_ = _forward_op(
             features,
             weight,
             bias,
             list(targets),
-            task_weights,
+            task_weights.contiguous(),
             layout.key,
             chosen,
             plan,
-            list(needs),
-            skip_zero_weights,
+            list(needs if torch.is_grad_enabled() else NOTHING),
+            _skips_zero_weights(task_weights),
         )
         return MultitaskLoss(total, losses, correct)
-    how = _How(targets, layout, chosen_plan(chosen, plan, features, layout), needs, skip_zero_weights)
+    known = Known(chosen_plan(chosen, plan, features, layout), needs)
+    remember(key, known)
+    return _loss(features, weight, bias, targets, task_weights, layout, known, parts)
+
+
+def _loss(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    known: Known,
+    parts: Sequence[Tensor],
+) -> MultitaskLoss:
+    # autograd's needs_input_grad is True even under no_grad.
+    needs = known.needs if torch.is_grad_enabled() else NOTHING
+    how = _How(targets, layout, known.plan, needs, _skips_zero_weights(task_weights))
     made: list[Tensor] = []
-    total = _FusedLoss.apply(features, weight, bias, task_weights, how, made, *parts)
+    total = _FusedLoss.apply(features, weight, bias, task_weights.contiguous(), how, made, *parts)
     losses, correct = made
     return MultitaskLoss(total, losses, correct)
+
+
+NOTHING = (False, False, False)
+
+
+def _skips_zero_weights(task_weights: Tensor) -> bool:
+    # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
+    return not (task_weights.requires_grad and torch.is_grad_enabled())
 
 
 def _by_reference(
@@ -111,12 +151,12 @@ def _by_reference(
     targets: Sequence[Tensor],
     task_weights: Tensor,
     layout: HeadLayout,
-    skip_zero_weights: bool,
 ) -> MultitaskLoss:
+    task_weights = task_weights.contiguous()
     weight, bias = weight.to(features.dtype), None if bias is None else bias.to(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
         total, losses, correct = reference.multitask_loss(
-            features, weight, bias, targets, task_weights, layout, skip_zero_weights
+            features, weight, bias, targets, task_weights, layout, _skips_zero_weights(task_weights)
         )
     return MultitaskLoss(total, losses.detach(), correct)
 
@@ -148,13 +188,19 @@ def multitask_gradients(
     """
     if task_weights.requires_grad or not takes_no_autograd(features):
         return None
-    chosen = chosen_backend(features.device, features.dtype, backend)
-    if chosen == "reference":
-        return None
-    parameters = take_parameters(weight, bias, layout)
-    check_arguments(features, parameters.weight, parameters.bias, targets, task_weights, layout)
-    needs = (features.requires_grad, *parameters.needs)
-    implementation = chosen_plan(chosen, plan, features, layout)
+    key = key_of(features, weight, bias, targets, task_weights, layout, backend, plan)
+    known = known_call(key)
+    if known is not None:
+        parameters = take_known_parameters(weight, bias, layout)
+    else:
+        parameters = take_parameters(weight, bias, layout)
+        chosen = chosen_backend(features.device, features.dtype, backend)
+        if chosen == "reference":
+            return None
+        check_arguments(features, parameters.weight, parameters.bias, targets, task_weights, layout)
+        needs = (features.requires_grad, *parameters.needs)
+        known = Known(chosen_plan(chosen, plan, features, layout), needs)
+        remember(key, known)
     with torch.no_grad():
         call = HeadsCall(
             features,
@@ -163,10 +209,10 @@ def multitask_gradients(
             targets,
             task_weights.contiguous(),
             layout,
-            needs,
+            known.needs,
         )
-        result = implementation.forward(call)
-        d_features, d_weight, d_bias = implementation.backward(call, result.residual, _ONE, own=True)
+        result = known.plan.forward(call)
+        d_features, d_weight, d_bias = known.plan.backward(call, result.residual, _ONE, own=True)
     if not parameters.parts:
         return GradientsAtOnce(result.losses, d_features, (d_weight,), () if bias is None else (d_bias,))
     of_bias = () if bias is None else gradient_parts(d_bias, layout)
