@@ -96,6 +96,8 @@ def _rows_in_place(parts: Sequence[Tensor], layout: HeadLayout) -> Tensor | None
 
 def gradient_parts(gradient: Tensor | None, layout: HeadLayout) -> tuple[Tensor | None, ...]:
     """Split the gradient into the rows of each head, each a view."""
+    if len(layout) == 1:
+        return (gradient,)
     return (None,) * len(layout) if gradient is None else gradient.split_with_sizes(layout.sizes)
 
 
