@@ -84,6 +84,26 @@ def test_no_function_takes_more_than_a_dozen_arguments():
             assert count <= MOST_ARGUMENTS or name in LONG_SIGNATURES, f"{name} takes {count} arguments"
 
 
+def test_modules_of_kernels_hold_no_tensors():
+    """A tensor that is made while torch.compile traces the first call is a fake one, for good: see templates.py."""
+    for module in SOURCES:
+        if module.startswith(f"{KERNELS}.") and module != f"{KERNELS}.machine.templates":
+            for statement in tree_of(module).body:
+                if isinstance(statement, ast.Assign | ast.AnnAssign):
+                    made = [node for node in ast.walk(statement) if is_called_of_torch(node)]
+                    assert not made, f"{module}, line {statement.lineno}: {ast.unparse(statement)}"
+
+
+def is_called_of_torch(node):
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "torch"
+        and node.func.attr in ("arange", "empty", "full", "ones", "tensor", "zeros", "from_numpy", "as_tensor")
+    )
+
+
 def functions(body, prefix):
     """(dotted name, node) of every function in a body, also of nested ones and methods."""
     for node in body:

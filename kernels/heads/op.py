@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..machine.templates import ONE
 from . import reference
 from .arguments import check_arguments
 from .call import MOST_RESIDUAL, Forward, Gradients, HeadsCall, Needs, Plan, Residual
@@ -222,7 +223,7 @@ def multitask_gradients(
             known.needs,
         )
         result = known.plan.forward(call)
-        gradients = known.plan.backward(call, result.residual, _ONE, own=True)
+        gradients = known.plan.backward(call, result.residual, ONE, own=True)
     return _by_head(result.losses, gradients, layout, bias is not None)
 
 
@@ -230,9 +231,6 @@ def _by_head(losses: Tensor, gradients: Gradients, layout: HeadLayout, has_bias:
     d_features, d_weight, d_bias = gradients
     of_bias = gradient_parts(d_bias, layout) if has_bias else ()
     return GradientsAtOnce(losses, d_features, gradient_parts(d_weight, layout), of_bias)
-
-
-_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 class _How(NamedTuple):

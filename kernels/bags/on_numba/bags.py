@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...machine.team import PARALLEL_FLOATS, pieces_of, splits_of
+from ...machine.templates import FLOATS
 from ..batch import Bags
 from ..rules import RowRule, RowState, packed
 from . import ids as numba_bag_ids
@@ -21,7 +22,6 @@ from . import row_updates as numba_row_updates
 POOLS_TYPES = False
 
 _NO_SCALES = np.zeros(0, np.float32)
-_NO_NUMBERS = torch.zeros(0, dtype=torch.float32, device="cpu")
 
 
 def first_outside(ids: Tensor, V: int) -> int:
@@ -166,5 +166,5 @@ def _scales(bags: Bags) -> np.ndarray:
 
 
 def _state(state: RowState) -> tuple[np.ndarray, int, int]:
-    per_row, first, second = (_NO_NUMBERS if tensor is None else tensor for tensor in state)
+    per_row, first, second = (FLOATS if tensor is None else tensor for tensor in state)
     return per_row.numpy(), first.data_ptr(), second.data_ptr()

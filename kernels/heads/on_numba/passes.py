@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...machine.simd import FLOAT_BYTES
+from ...machine.templates import FLOATS, INTEGERS
 from ..call import Forward, Gradients, HeadsCall, Needs, Residual
 from ..kind import MAX_NUMBERS, Kind
 from ..layout import HeadLayout
@@ -224,11 +225,11 @@ class Outputs:
     def __init__(self, K: int, features: Tensor, weight: Tensor, bias: Tensor, needs: Needs) -> None:
         """features, weight, bias: `kernel_tensor`s, like which their gradients are."""
         need_features, need_weight, need_bias = needs
-        self.losses = _FLOATS.new_empty(K)
-        self.correct = _INTEGERS.new_empty(K)
-        self.d_features = torch.empty_like(features) if need_features else _FLOATS.new_empty(0)
-        self.d_weight = torch.empty_like(weight) if need_weight else _FLOATS.new_empty(0)
-        self.d_bias = torch.empty_like(bias) if need_bias else _FLOATS.new_empty(0)
+        self.losses = FLOATS.new_empty(K)
+        self.correct = INTEGERS.new_empty(K)
+        self.d_features = torch.empty_like(features) if need_features else FLOATS.new_empty(0)
+        self.d_weight = torch.empty_like(weight) if need_weight else FLOATS.new_empty(0)
+        self.d_bias = torch.empty_like(bias) if need_bias else FLOATS.new_empty(0)
         self.wanted = need_features or need_weight or need_bias
         self.features_written = False  # whether further passes must add to d_features
 
@@ -249,14 +250,9 @@ class Outputs:
         return Forward(self.losses, self.correct, (self.d_features, self.d_weight, self.d_bias), total)
 
 
-# Like these, whatever torch's default dtype and device.
-_FLOATS = torch.empty(0, dtype=torch.float32, device="cpu")
-_INTEGERS = torch.empty(0, dtype=torch.int64, device="cpu")
-
-
 def float_empty(*shape: int) -> Tensor:
     """A tensor that kernels can fill."""
-    return _FLOATS.new_empty(shape)
+    return FLOATS.new_empty(shape)
 
 
 # --- the backward pass -----------------------------------------------------------------------------------

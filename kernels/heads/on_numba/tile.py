@@ -20,6 +20,7 @@ from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
 from ...machine.jit import address_of, helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ...machine.team import Kernel, in_parallel, threads_of
+from ...machine.templates import FLOATS, INTEGERS
 from ..call import Apart, Forward, HeadsCall, Needs, Whole
 from ..layout import HeadLayout
 from .loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
@@ -387,10 +388,10 @@ def at_once(
     weight = parts[0]
     bias = parts[n_weights] if len(parts) > n_weights else table.no_bias.data_ptr()
     of_features, of_weight, of_bias = needs
-    losses, correct, total = _FLOATS.new_empty(K), _INTEGERS.new_empty(K), _FLOATS.new_empty(())
+    losses, correct, total = FLOATS.new_empty(K), INTEGERS.new_empty(K), FLOATS.new_empty(())
     d_features = torch.empty_like(tensors[0]) if of_features else None
-    d_weight = _FLOATS.new_empty((S, D)) if of_weight else None
-    d_bias = _FLOATS.new_empty(S) if of_bias else None
+    d_weight = FLOATS.new_empty((S, D)) if of_weight else None
+    d_bias = FLOATS.new_empty(S) if of_bias else None
     outside = np.empty(2, np.int64)
     n_whole = tile_pass(
         addresses[0], D, NO_ROWS_LEFT_OUT, N, weight, bias, table.records, table.column_weights,
@@ -415,8 +416,6 @@ def _are_side_by_side(parts: Sequence[int], offsets: Sequence[int], D: int) -> b
 
 
 _IS_CONTIGUOUS, _ADDRESS = Tensor.is_contiguous, Tensor.data_ptr
-# Like these, whatever torch's default dtype and device.
-_FLOATS, _INTEGERS = float_empty(0), torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def forward_apart(call: HeadsCall) -> Apart:

@@ -39,6 +39,7 @@ from ...heads.on_numba.targets import computed, survey
 from ...heads.on_numba.tile import columns_of, head_panels
 from ...machine.jit import pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
+from ...machine.templates import FLOATS
 from ..common import Dropout, Updates
 from ..dense_model import Decay
 from ..model import NOTHING, Moves
@@ -188,7 +189,6 @@ class _PackedUpdates(NamedTuple):
 
 _NO_UPDATES = _PackedUpdates(packed((RowRule(SGD, 0.0),)), np.array([Decay()], np.float32))
 _NOT_DROPPED = drop_of(Dropout(0.0, 0))
-_NO_WEIGHTS = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def features(model: TextStepModel, words: Words) -> Tensor:
@@ -198,7 +198,7 @@ def features(model: TextStepModel, words: Words) -> Tensor:
     moving = model.moving(NOTHING)._replace(reach=TO_NOTHING)
     for part in _parts(model, N):
         some = _part_of(rows, part)
-        _call(model, _NO_UPDATES, some, moving, None, _NO_WEIGHTS, _NOT_DROPPED, 0, 0)
+        _call(model, _NO_UPDATES, some, moving, None, FLOATS, _NOT_DROPPED, 0, 0)
         out.numpy()[part] = model.memory.buffers.a[: some.n_rows, :H]
     return out
 
