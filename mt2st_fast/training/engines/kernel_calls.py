@@ -56,6 +56,13 @@ class KernelCalls(ABC):
         """Return why one call cannot take the batches with these inputs, or None."""
         return None
 
+    def _can_be_asked(self) -> bool:
+        """Return whether a kernel may compute held-out inputs now, with the models that it was told of."""
+        if self._held.have_changed():
+            return False
+        # Because of a hook that looks at the features, for instance.
+        return self.obstacle(self.encoder, self._heads, self._optimizer) is None
+
     def features(self, inputs: Any) -> Tensor | None:
         """Return the features of held-out inputs, if a kernel computes them; else None."""
         return None
