@@ -118,10 +118,12 @@ class StackTraining(KernelCalls):
 
     def inputs_obstacle(self, inputs: Sequence[Any]) -> str | None:
         """Return why one call cannot take the batches with these inputs, or None."""
-        reason = next(filter(None, map(self._tensor_obstacle, inputs)), None)
-        if reason is None and self._takes_batch:
-            reason = self._batch_obstacle(inputs)
-        return reason or (self._joined_obstacle(inputs) if len(inputs) > 1 else None)
+        for each in inputs:
+            if (reason := self._tensor_obstacle(each)) is not None:
+                return reason
+        if self._takes_batch and (reason := self._batch_obstacle(inputs)) is not None:
+            return reason
+        return self._joined_obstacle(inputs) if len(inputs) > 1 else None
 
     def _batch_obstacle(self, inputs: Sequence[Tensor]) -> str | None:
         if len(inputs) > 1:
