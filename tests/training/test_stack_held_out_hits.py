@@ -29,7 +29,7 @@ def indices(n):
 
 
 def bags():
-    return nn.Sequential(nn.EmbeddingBag(60, 16, padding_idx=0), nn.Tanh())
+    return nn.Sequential(nn.EmbeddingBag(60, 24, padding_idx=0), nn.Linear(24, 16), nn.Tanh())
 
 
 def batch(inputs, seed, rows=None):
