@@ -115,10 +115,10 @@ CASES = [
     (the_op, 38),
     (the_heads, 67),
     (a_trainers_step, 135),
-    (a_taggers_step, 131),
-    (an_mlps_step, 131),
-    (an_embedding_bags_step, 131),
-    (a_bag_encoders_step, 131),
+    (a_taggers_step, 123),
+    (an_mlps_step, 120),
+    (an_embedding_bags_step, 125),
+    (a_bag_encoders_step, 125),
 ]
 
 
