@@ -58,10 +58,8 @@ class KernelCalls(ABC):
 
     def _can_be_asked(self) -> bool:
         """Return whether a kernel may compute held-out inputs now, with the models that it was told of."""
-        if self._held.have_changed():
-            return False
-        # Because of a hook that looks at the features, for instance.
-        return self.obstacle(self.encoder, self._heads, self._optimizer) is None
+        # As before a step. A hook may look at the features, for instance.
+        return not self._held.have_changed() and (self._options_obstacle() or self._held.obstacle()) is None
 
     def features(self, inputs: Any) -> Tensor | None:
         """Return the features of held-out inputs, if a kernel computes them; else None."""
