@@ -43,7 +43,7 @@ from .step.common import Dropout, Updates
 from .step.dense_model import Decay, Dense
 from .step.embedding import EmbeddingTable
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
-from .step.stack import stack_inputs_obstacle, stack_step, stack_step_obstacle
+from .step.stack import stack_correct, stack_inputs_obstacle, stack_step, stack_step_obstacle
 from .step.stack_model import BatchNorm, Layer, Norm, Running, StackModel
 from .step.summed import (
     EVERY_ROW,
@@ -153,6 +153,7 @@ __all__ = [
     "row_losses",
     "shares_of_rows",
     "split_lines",
+    "stack_correct",
     "stack_inputs_obstacle",
     "stack_step",
     "stack_step_obstacle",

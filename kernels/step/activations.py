@@ -149,7 +149,8 @@ class Activation(NamedTuple):
 
     element: None for those that the kernels themselves know. options: the module's attributes that are numbers of the
     element function. only: values of other attributes that the module has to have. positive, rising: options that must
-    be positive, or not less than the one before. always: compiled for every stack; else only for stacks with any such.
+    be positive, or not less than the one before. in_place: options that must not be negative where the module works in
+    place, for which torch has no gradient then. always: compiled for every stack; else only for stacks with any such.
     """
 
     name: str
@@ -159,12 +160,13 @@ class Activation(NamedTuple):
     only: Mapping[str, Any] = MappingProxyType({})
     positive: tuple[str, ...] = ()
     rising: bool = False
+    in_place: tuple[str, ...] = ()
     always: bool = False
 
     @property
     def watched(self) -> tuple[str, ...]:
         """The module's attributes that say what it computes."""
-        return *self.options, *self.only
+        return *self.options, *self.only, *(("inplace",) if self.in_place else ())
 
 
 # The first two are the kernels' own: what comes out as it is, and what is known from its outputs.
@@ -175,8 +177,8 @@ ACTIVATIONS = (
     Activation("gelu", nn.GELU, _gelu, only={"approximate": "none"}, always=True),
     Activation("gelu_tanh", nn.GELU, _gelu_by_tanh, only={"approximate": "tanh"}, always=True),
     Activation("silu", nn.SiLU, _silu),
-    Activation("leaky_relu", nn.LeakyReLU, _leaky_relu, ("negative_slope",)),
-    Activation("elu", nn.ELU, _elu, ("alpha",)),
+    Activation("leaky_relu", nn.LeakyReLU, _leaky_relu, ("negative_slope",), in_place=("negative_slope",)),
+    Activation("elu", nn.ELU, _elu, ("alpha",), in_place=("alpha",)),
     Activation("celu", nn.CELU, _celu, ("alpha",), positive=("alpha",)),
     Activation("selu", nn.SELU, _selu),
     Activation("sigmoid", nn.Sigmoid, _sigmoid),
@@ -215,7 +217,7 @@ def chosen_activation(module: nn.Module) -> Chosen | str:
     for each in ACTIVATIONS[1:]:
         if type(module) is each.module and all(getattr(module, key) == each.only[key] for key in each.only):
             numbers = [getattr(module, option) for option in each.options]
-            reason = _number_obstacle(each, name, numbers)
+            reason = _number_obstacle(each, name, numbers) or _in_place_obstacle(each, module)
             return Chosen(each.name, tuple(map(float, numbers))) if reason is None else reason
     given = ", ".join(f"{key}={getattr(module, key)!r}" for key in _limits(module))
     return f"its kernel does not support {given} of {name}"
@@ -229,6 +231,13 @@ def _number_obstacle(activation: Activation, name: str, numbers: Sequence[Any]) 
             return f"its kernel takes a {name} with a positive {option}, not {number}"
     if activation.rising and list(numbers) != sorted(numbers):  # torch raises an error
         return f"the {' and '.join(activation.options)} of a {name} are {numbers[0]} and {numbers[1]}"
+    return None
+
+
+def _in_place_obstacle(activation: Activation, module: nn.Module) -> str | None:
+    for option in activation.in_place:
+        if module.inplace and getattr(module, option) < 0:  # torch raises an error
+            return f"a negative {option} of {type(module).__name__} in place has no gradient"
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+import numpy as np
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
@@ -35,7 +36,7 @@ def bag_step_obstacle(
 
 def bag_step(
     model: BagModel,
-    rules: Sequence[RowRule],
+    rules: Sequence[RowRule] | np.ndarray,
     bags: PreparedBags,
     targets: Sequence[Tensor],
     task_weights: Tensor,
@@ -44,7 +45,7 @@ def bag_step(
     """Train table and heads, or one of the two, on B bags, in place; the caller must check `bag_step_obstacle` first.
 
     bags: from `prepare_bags`; may be reused.
-    rules: those that the model's parameters refer to, with the rates of this step.
+    rules: those that the model's parameters refer to, with the rates of this step; or the same `packed`.
     targets, task_weights (K,): as in `multitask_loss`. A head without a target or with weight 0 is not changed.
 
     Raises ValueError, before anything is changed, for bags of a table with another number of rows, for targets that do
@@ -67,7 +68,7 @@ class StepKernels(Protocol):
     def step(
         self,
         model: BagModel,
-        rules: Sequence[RowRule],
+        rules: Sequence[RowRule] | np.ndarray,
         bags: PreparedBags,
         targets: Sequence[Tensor],
         task_weights: Tensor,

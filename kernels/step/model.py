@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch import Tensor
@@ -75,12 +75,17 @@ class BagModel:
         ruled = [table.rule, *(FROZEN if part is None else part.rule for part in parts)]
         self._trained = np.array([rule != FROZEN for rule in ruled])
         self.rules = np.array([0 if rule == FROZEN else rule for rule in ruled])
+        self._moved: dict[Moves, np.ndarray] = {}
+        self.memory: Any = None  # belongs to the backend
 
     def moved(self, moves: Moves) -> np.ndarray:
         """Return (1 + 2 K,) uint8: 1 where such a step changes the table, a head's weight or a head's bias."""
-        sides = np.full(len(self._trained), moves.heads)
-        sides[0] = moves.shared
-        return (self._trained & sides).astype(np.uint8)
+        found = self._moved.get(moves)
+        if found is None:
+            sides = np.full(len(self._trained), moves.heads)
+            sides[0] = moves.shared
+            found = self._moved[moves] = (self._trained & sides).astype(np.uint8)
+        return found
 
     def parameters(self, moves: Moves) -> list[Tensor]:
         """Return the parameters that such a step changes."""

@@ -24,6 +24,7 @@ from .common import (
     step_kernels,
 )
 from .embedding import EmbeddingTable, described, indices_obstacle
+from .model import NOTHING
 from .stack_model import StackModel
 
 # Of a layer, in inputs or outputs. Up to here a step took 0.3 to 0.99 of the eager engine's time, with 8,192 inputs
@@ -85,6 +86,21 @@ def stack_step(
     return found
 
 
+def stack_correct(model: StackModel, updates: Updates, inputs: Tensor, targets: Sequence[Tensor]) -> Tensor:
+    """Return how many of N targets each head hits on N rows (K,), counted as in `multitask_loss`; no dropout.
+
+    updates: of the model's steps, so that nothing is compiled that they do not need; nothing is updated.
+    Raises as `stack_step` does, and ValueError for a model with a BatchNorm that takes the statistics of a batch.
+    """
+    if model.cuts:
+        raise ValueError("rows of a BatchNorm that takes the statistics of a batch cannot be counted apart")
+    if (reason := stack_inputs_obstacle(inputs, model.n_inputs, model.embedding)) is not None:
+        raise ValueError(reason)
+    ones_k = torch.ones(len(model.layout), dtype=torch.float32, device="cpu")
+    check_targets(model.layout, targets, ones_k, inputs.shape[0], "rows")
+    return _kernels().correct(model, updates._replace(moves=NOTHING), inputs, targets)
+
+
 class StackKernels(Protocol):
     """The interface of a backend's module `on_<name>/stack_step.py`."""
 
@@ -98,6 +114,11 @@ class StackKernels(Protocol):
         dropouts: Sequence[Dropout],
     ) -> tuple[Tensor, Tensor]:
         """Update the parameters; return (losses (K,), correct (K,)) as `stack_step` does."""
+
+    def correct(
+        self, model: StackModel, updates: Updates, inputs: Tensor, targets: Sequence[Tensor]
+    ) -> Tensor:
+        """Return (K,) as `stack_correct` does."""
 
 
 def _kernels() -> StackKernels:

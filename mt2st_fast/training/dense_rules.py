@@ -51,7 +51,10 @@ def _other_rule(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> str 
         return optimizer.other_rule(group)
     if group.get("momentum") and group["dampening"]:
         return "dampening"
-    return next((name for name in _OTHER[type(optimizer)] if group[name]), None)
+    for name in _OTHER[type(optimizer)]:  # no generator: asked at every step
+        if group[name]:
+            return name
+    return None
 
 
 def rules_of(optimizer: torch.optim.Optimizer) -> tuple[list[RowRule], list[Decay]]:

@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from mt2st_fast import Classification, LazyAdam, MultiTask, MultiTaskHeads, Trainer, WindowEncoder
+from mt2st_fast import (
+    BagEncoder,
+    Classification,
+    LazyAdam,
+    MultiTask,
+    MultiTaskHeads,
+    RowwiseAdagrad,
+    Trainer,
+    WindowEncoder,
+)
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, multitask_loss
 
 SIZES = (10, 5, 5)
@@ -76,7 +85,51 @@ def a_taggers_step() -> Callable[[], object]:
     return run.step
 
 
-CASES = [(the_op, 20), (the_heads, 44), (a_trainers_step, 111), (a_taggers_step, 131)]
+def step_of(encoder, inputs, optimizer=None) -> Callable[[], object]:
+    tasks = {f"t{k}": Classification(5) for k in range(9)}
+    labels = {name: torch.randint(5, (64,)) for name in tasks}
+    trainer = Trainer(
+        encoder, MultiTaskHeads(16, tasks, "t0"), schedule=MultiTask(), optimizer=optimizer, device="cpu"
+    )
+    run = trainer.begin([(inputs, labels)], epochs=100)
+    run.step()
+    assert trainer.history.phases[-1].engine == "one kernel call"
+    return run.step
+
+
+def an_mlps_step() -> Callable[[], object]:
+    encoder = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.0), nn.Linear(16, 16), nn.ReLU())
+    return step_of(encoder, torch.randn(64, 8))
+
+
+def an_embedding_bags_step() -> Callable[[], object]:
+    return step_of(nn.EmbeddingBag(100, 16), torch.randint(100, (64, 5)))
+
+
+def a_bag_encoders_step() -> Callable[[], object]:
+    bags = torch.randint(100, (64 * 5,), dtype=torch.int32), torch.arange(0, 64 * 5 + 1, 5)
+    return step_of(BagEncoder(100, 16, sparse=True), bags, lambda p: RowwiseAdagrad(p, lr=0.1))
+
+
+def an_evaluation() -> Callable[[], object]:
+    """Of a batch with nine tasks, each of which has its metric."""
+    tasks = {f"t{k}": Classification(5) for k in range(9)}
+    batch = torch.randn(64, 8), {name: torch.randint(5, (64,)) for name in tasks}
+    trainer = Trainer(nn.Linear(8, 16), MultiTaskHeads(16, tasks, "t0"), schedule=MultiTask(), device="cpu")
+    trainer.fit([batch], epochs=1)
+    return lambda: trainer.evaluate([batch])
+
+
+CASES = [
+    (the_op, 20),
+    (the_heads, 44),
+    (a_trainers_step, 111),
+    (a_taggers_step, 121),
+    (an_mlps_step, 120),
+    (an_embedding_bags_step, 125),
+    (a_bag_encoders_step, 123),
+    (an_evaluation, 306),
+]
 
 
 @pytest.mark.parametrize(("case", "most"), CASES)

@@ -8,6 +8,7 @@ from torch import nn
 
 from mt2st_fast import MultiTask, MultiTaskHeads, Switch, Trainer
 from mt2st_fast.kernels import NOTHING
+from mt2st_fast.kernels.step.on_numba.embedding_memory import INDICES_A_PIECE
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.stack_training import StackTraining
 from tests.training.small_runs import ActAfter, Stop, assert_same, assert_same_on_threads
@@ -215,6 +216,22 @@ def test_an_index_outside_the_table_is_named_and_moves_nothing(encoder, wrong):
         training(ids, targets, WEIGHTS)
     assert all(map(torch.equal, before, parameters(made, heads)))
     assert torch.isfinite(training(*words(), WEIGHTS)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_many_indices_are_checked_in_pieces(dtype):
+    made, heads = model("mean with padding")
+    training = StackTraining(made, heads, optimizer_of(OPTIMIZERS["AdamW"], made, heads))
+    ids, targets = words()
+    ids = ids.repeat(1, -(-3 * INDICES_A_PIECE // ids.numel())).to(dtype)
+    before = parameters(made, heads)
+    for row, wrong in ((0, V + 3), (len(ids) - 1, -7)):  # in the first piece, and in the last
+        others = ids.clone()
+        others[row, -1] = wrong
+        with pytest.raises(ValueError, match=f"inputs contain the index {wrong}; valid"):
+            training(others, targets, WEIGHTS)
+    assert all(map(torch.equal, before, parameters(made, heads)))
+    assert torch.isfinite(training(ids, targets, WEIGHTS)).all()
 
 
 def test_one_side_moves_alone_and_losses_alone_move_nothing():

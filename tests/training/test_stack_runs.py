@@ -94,6 +94,18 @@ def test_a_single_linear_layer_is_an_encoder_too():
     assert run.fit(loader(), epochs=1).phases[0].engine == "one kernel call"
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm])
+def test_a_single_norm_is_an_encoder_too(norm):
+    runs = []
+    for backward in ("auto", "autograd"):
+        torch.manual_seed(0)
+        heads = MultiTaskHeads(7, TASKS, "a")
+        run = Trainer(norm(7), heads, schedule=MultiTask(), backward=backward, device="cpu")
+        runs.append((run.fit(loader(), epochs=2).phases[0].engine, parameters(run.encoder, heads)))
+    assert [engine for engine, _ in runs] == ["one kernel call", "eager"]
+    torch.testing.assert_close(runs[0][1], runs[1][1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("options", "reason"), [
     ({"clip_norm": 1.0, "schedule": Uncertainty()}, "counts the gradients of learned weights"),
     ({"precision": "bfloat16"}, "autocast"),

@@ -7,6 +7,7 @@ With positive weights q (as in binary_cross_entropy_with_logits) and l = 1 + (q-
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +101,7 @@ class MultiLabel:
         _ = self.head
         BINARY.check_metric(self.metric)
 
-    @property
+    @cached_property
     def head(self) -> HeadSpec:
         """The head in the form that the kernels take."""
         return HeadSpec(BINARY, self.labels, pos_weight=self.pos_weight)

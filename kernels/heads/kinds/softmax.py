@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +134,7 @@ class Classification:
         _ = self.head
         SOFTMAX.check_metric(self.metric)
 
-    @property
+    @cached_property
     def head(self) -> HeadSpec:
         """The head in the form that the kernels take."""
         return HeadSpec(

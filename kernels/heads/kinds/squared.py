@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ class Regression:
         check_size("outputs", self.outputs)
         _ = self.head
 
-    @property
+    @cached_property
     def head(self) -> HeadSpec:
         """The head in the form that the kernels take."""
         if self.huber_delta is None:

@@ -72,7 +72,7 @@ def tile_rows(n_rows: int, floats_a_row: int, n_splits: int) -> int:
     return max(WIDTH, -(-n_rows // (n_tiles * WIDTH)) * WIDTH)
 
 
-_tile_rows = helper(tile_rows)
+tile_rows_of = helper(tile_rows)
 
 
 @helper
@@ -290,7 +290,7 @@ def _tile_pass(
     columns = columns_of(heads)
     S = columns[K]
     n_splits = max(1, min(threads_of(team), n_rows * S * D // LEAST_PRODUCTS))
-    rows_a_tile = _tile_rows(n_rows, S + D, n_splits)
+    rows_a_tile = tile_rows_of(n_rows, S + D, n_splits)
     weights = weight + FLOAT_BYTES * D * heads["offset"]
     parts, d_features_of = _feature_gradients(heads, columns, d_features, d_features_apart)
     for_logits, for_features = head_panels(S, D, len(d_features_of) > 0)

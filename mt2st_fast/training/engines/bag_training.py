@@ -24,7 +24,7 @@ from mt2st_fast.kernels import (
 )
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.dense_rules import option_obstacle
+from mt2st_fast.training.dense_rules import KeptRules, option_obstacle
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
     are_moved,
@@ -105,6 +105,7 @@ class BagTraining(KernelCalls):
         self._kept = WeakTensorKeyDictionary() if self._fixed_batches else None
         parameters = [self.encoder.table, *head_parameters(self._heads)]
         self._held = HeldParameters(parameters, self._optimizer, (self.encoder, self._heads))
+        self._rules = KeptRules(self._optimizer)
 
     def __call__(
         self,
@@ -124,12 +125,9 @@ class BagTraining(KernelCalls):
         del again
         _, starts = inputs
         batch = self._heads.batch(targets, torch.Size([starts.shape[0] - 1]), weights, starts.device)
-        # Learning rates may fall at every step; everything else stays for the phase.
-        rules = [self._optimizer.rule(group) for group in self._optimizer.param_groups]
-        bags = self._prepared(*inputs)
-        found = bag_step(
-            self._models.of(batch.layout, self._new_model), rules, bags, batch.targets, batch.weights, moves
-        )
+        model, bags = self._models.of(batch.layout, self._new_model), self._prepared(*inputs)
+        rules, _ = self._rules.now()
+        found = bag_step(model, rules, bags, batch.targets, batch.weights, moves)
         return self._heads.over_active(found.losses, batch)
 
     def _new_model(self, layout: HeadLayout) -> BagModel:

@@ -42,8 +42,9 @@ def hook_obstacle(
     """
     if any(of_modules) or torch_module._has_any_global_hook():
         return "a module has hooks"
-    if any(any(map(hooks, parameters)) for hooks in _HOOKS_OF_PARAMETERS):
-        return "a parameter has hooks"
+    for hooks in _HOOKS_OF_PARAMETERS:
+        if any(map(hooks, parameters)):
+            return "a parameter has hooks"
     return step_obstacle(optimizer)
 
 

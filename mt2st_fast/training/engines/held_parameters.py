@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -18,9 +18,7 @@ from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.schedules.base import Part
 
 # What is asked at every step is asked by functions that loop in C: in Python it would take as long as the rest of it.
-_ASKED: tuple[Callable[[Tensor], Any], ...] = (
-    Tensor.data_ptr, Tensor.size, Tensor.is_contiguous, attrgetter("requires_grad")
-)  # fmt: skip
+_TRAINS = attrgetter("requires_grad")
 
 LOSSES_ALONE = NOTHING
 MOVES: dict[Part, Moves] = {"all": Moves(), "shared": Moves(heads=False), "tasks": Moves(shared=False)}
@@ -130,8 +128,11 @@ class HeldParameters:
         """Return where and how parameters lie, which of them train, and the parameters and momentum of each group."""
         parameters, groups = self._parameters, self._optimizer.param_groups
         grouped = [(list(map(id, group["params"])), bool(group.get("momentum"))) for group in groups]
-        at = list(map(Tensor.data_ptr, self._buffers))
-        return [*(list(map(ask, parameters)) for ask in _ASKED), grouped, at]
+        return [
+            list(map(Tensor.data_ptr, parameters)), list(map(Tensor.size, parameters)),
+            list(map(Tensor.is_contiguous, parameters)), list(map(_TRAINS, parameters)), grouped,
+            list(map(Tensor.data_ptr, self._buffers)),
+        ]  # fmt: skip
 
     def _state_values(self) -> list[Any]:
         # Of all parameters: looking up a few would cost more, as a tensor's hash is a call of Python's.

@@ -56,6 +56,11 @@ class KernelCalls(ABC):
         """Return why one call cannot take the batches with these inputs, or None."""
         return None
 
+    def _can_be_asked(self) -> bool:
+        """Return whether a kernel may compute held-out inputs now, with the models that it was told of."""
+        # As before a step. A hook may look at the features, for instance.
+        return not self._held.have_changed() and (self._options_obstacle() or self._held.obstacle()) is None
+
     def features(self, inputs: Any) -> Tensor | None:
         """Return the features of held-out inputs, if a kernel computes them; else None."""
         return None

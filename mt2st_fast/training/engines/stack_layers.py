@@ -52,7 +52,7 @@ class StackLayers(NamedTuple):
 
 def stack_layers(encoder: nn.Module) -> StackLayers | str:
     """Return the layers of an encoder, or why it is no such stack."""
-    if type(encoder) not in (nn.Sequential, nn.Linear, nn.EmbeddingBag):
+    if type(encoder) not in (nn.Sequential, nn.Linear, nn.EmbeddingBag, *NORMS):
         return (
             "it is for a WindowEncoder, a BagEncoder, an nn.EmbeddingBag or an nn.Sequential of linear layers, not for "
             f"{_name(encoder)}"

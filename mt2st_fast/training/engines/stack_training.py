@@ -22,10 +22,12 @@ from mt2st_fast.kernels import (
     RowState,
     StackModel,
     Updates,
+    stack_correct,
     stack_inputs_obstacle,
     stack_step,
     stack_step_obstacle,
 )
+from mt2st_fast.model.fused_call import HeadBatch
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.spelling import counted
 from mt2st_fast.training.dense_rules import (
@@ -35,6 +37,7 @@ from mt2st_fast.training.dense_rules import (
     state_obstacle,
     state_of,
 )
+from mt2st_fast.training.engines.held_out_hits import are_counted, hits_of
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
     are_moved,
@@ -115,10 +118,12 @@ class StackTraining(KernelCalls):
 
     def inputs_obstacle(self, inputs: Sequence[Any]) -> str | None:
         """Return why one call cannot take the batches with these inputs, or None."""
-        reason = next(filter(None, map(self._tensor_obstacle, inputs)), None)
-        if reason is None and self._takes_batch:
-            reason = self._batch_obstacle(inputs)
-        return reason or (self._joined_obstacle(inputs) if len(inputs) > 1 else None)
+        for each in inputs:
+            if (reason := self._tensor_obstacle(each)) is not None:
+                return reason
+        if self._takes_batch and (reason := self._batch_obstacle(inputs)) is not None:
+            return reason
+        return self._joined_obstacle(inputs) if len(inputs) > 1 else None
 
     def _batch_obstacle(self, inputs: Sequence[Tensor]) -> str | None:
         if len(inputs) > 1:
@@ -183,10 +188,27 @@ class StackTraining(KernelCalls):
         found = stack_step(model, updates, self._rows_of(inputs), batch.targets, batch.weights, self._dropped)
         return self._heads.over_active(found.losses, batch)
 
+    def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """(3,) for each task: correct targets without dropout, all targets, and 0 for those out of range.
+
+        None if a task is not active or has another metric than accuracy, if a target is out of range, if a kernel does
+        not take the inputs, and before the first step.
+        """
+        if not len(self._models) or not are_counted(self._heads, targets) or not self._can_be_asked():
+            return None
+        if self._takes_batch or self._tensor_obstacle(inputs) is not None:
+            return None
+        rows, updates = self._rows_of(inputs), Updates(*self._rules.now(), clip_norm=self._clip_norm)
+
+        def correct(batch: HeadBatch) -> Tensor:
+            return stack_correct(self._models.of(batch.layout, self._new_model), updates, rows, batch.targets)
+
+        return hits_of(self._heads, targets, inputs.shape[:-1], inputs.device, correct)
+
     def _dropout(self) -> list[Dropout]:
+        if not any([dropout.training and dropout.p for dropout in self._dropping]):  # noqa: C419 (in every step)
+            return self._nothing_dropped
         dropouts = self._layers.dropouts
-        if not any(dropout is not None and dropout.training and dropout.p for dropout in dropouts):
-            return [NOT_DROPPED] * len(dropouts)
         keys = torch.empty(len(dropouts), dtype=torch.int64, device="cpu")
         return [
             Dropout(dropout.p, key) if dropout is not None and dropout.training else NOT_DROPPED
@@ -197,6 +219,8 @@ class StackTraining(KernelCalls):
         layers = stack_layers(self.encoder)
         assert isinstance(layers, StackLayers)
         self._layers = layers
+        self._dropping = [dropout for dropout in layers.dropouts if dropout is not None]
+        self._nothing_dropped = [NOT_DROPPED] * len(layers.dropouts)
         parameters = _parameters(self._layers, self._heads)
         # Asking for states creates missing ones, so do it before recording what there is.
         groups = group_of(self._optimizer)

@@ -21,10 +21,9 @@ from mt2st_fast.kernels import (
     text_features,
     text_step_obstacle,
 )
-from mt2st_fast.kernels.heads.kinds.softmax import ACCURACY
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.tasks import metric_of
+from mt2st_fast.training.engines.held_out_hits import are_counted, hits_of
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
     head_parameters,
@@ -75,7 +74,9 @@ class TextCalls(KernelCalls):
 
     def features(self, inputs: Inputs) -> Tensor | None:
         """(N, H) the encoder's features of the inputs, without dropout; None before the first step."""
-        return text_features(next(iter(self._models)), words_of(inputs)) if self._can_be_asked() else None
+        if not self._models or not self._can_be_asked():
+            return None
+        return text_features(next(iter(self._models)), words_of(inputs))
 
     def count_correct(self, inputs: Inputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """(3,) for each task: correct targets without dropout, all targets, and 0 for those out of range.
@@ -83,31 +84,13 @@ class TextCalls(KernelCalls):
         None if a task is not active or has another metric than accuracy, if a target is out of range, and before the
         first step.
         """
-        heads = self._heads
-        for name in targets:
-            if name not in heads.active or metric_of(heads.tasks[name]) is not ACCURACY:
-                return None
-        if not targets or not self._can_be_asked():
+        if not self._models or not are_counted(self._heads, targets) or not self._can_be_asked():
             return None
         words = words_of(inputs)
-        batch = heads.batch(targets, torch.Size([words.n_rows]), None, words.types.device)
-        model = self._models.of(batch.layout, self._new_model)
-        try:
-            correct = text_correct(model, words, batch.targets)
-        except ValueError:  # a class outside the head, which the evaluation counts and names
-            return None
-        return {
-            name: torch.stack([hits, spec.is_labelled(target).sum(), torch.zeros_like(hits)]).double()
-            for name, spec, target, hits in zip(
-                batch.layout.names, batch.layout.heads, batch.targets, correct, strict=True
-            )
-        }
-
-    def _can_be_asked(self) -> bool:
-        if not self._models or self._held.have_changed():
-            return False
-        # Because of a hook that looks at the features, for instance.
-        return self.obstacle(self.encoder, self._heads, self._optimizer) is None
+        return hits_of(
+            self._heads, targets, torch.Size([words.n_rows]), words.types.device,
+            lambda batch: text_correct(self._models.of(batch.layout, self._new_model), words, batch.targets),
+        )  # fmt: skip
 
     @abstractmethod
     def _new_model(self, layout: HeadLayout) -> TextStepModel:

@@ -128,6 +128,11 @@ def falling(module):
         (lambda: nn.Softplus(1, 10**400), "threshold is a finite number of float32, not 1000"),
         (lambda: nn.CELU(-1.0), "takes a CELU with a positive alpha, not -1.0"),
         (lambda: nn.Softplus(0), "takes a Softplus with a positive beta, not 0"),
+        (
+            lambda: nn.LeakyReLU(-0.5, inplace=True),
+            "a negative negative_slope of LeakyReLU in place has no gradient",
+        ),
+        (lambda: nn.ELU(-1.5, inplace=True), "a negative alpha of ELU in place has no gradient"),
         (lambda: falling(nn.ReLU6()), "the min_val and max_val of a ReLU6 are 0.0 and -1.0"),
         (lambda: nn.GELU("none "), "does not support approximate='none ' of GELU"),
     ],
