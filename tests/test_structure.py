@@ -100,7 +100,8 @@ def is_called_of_torch(node):
         and isinstance(node.func, ast.Attribute)
         and isinstance(node.func.value, ast.Name)
         and node.func.value.id == "torch"
-        and node.func.attr in ("arange", "empty", "full", "ones", "tensor", "zeros", "from_numpy", "as_tensor")
+        and node.func.attr
+        in ("arange", "empty", "full", "ones", "tensor", "zeros", "from_numpy", "as_tensor")
     )
 
 
