@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gensim.models import KeyedVectors
 
 from mt2st_fast.training.schedules import strategies
 from mt2st_fast.words.vectors import WordVectors
@@ -114,7 +113,8 @@ def test_tags_of_spans_are_scored_by_spans(tmp_path: Path, capsys: pytest.Captur
 def test_vectors_load_in_gensim(treebank: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("train", "--data", treebank, "--out", str(out), *QUICK)
-    vectors = KeyedVectors.load_word2vec_format(str(out / "vectors.txt"))
+    models = pytest.importorskip("gensim.models")
+    vectors = models.KeyedVectors.load_word2vec_format(str(out / "vectors.txt"))
     report = json.loads((out / "report.json").read_text())
     assert (len(vectors), vectors.vector_size) == (report["vectors"]["count"], 8) == (len(WORDS), 8)
     assert set(vectors.index_to_key) == set(WORDS)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gensim.test.utils import datapath
 from matplotlib.image import imread
 from scipy import stats
 
@@ -18,6 +17,8 @@ from mt2st_fast.cli import main
 from mt2st_fast.errors import InputError
 from mt2st_fast.words.evaluation import draw_words, evaluate, principal_plane, render, write_evaluation
 from mt2st_fast.words.vectors import WordVectors
+
+datapath = pytest.importorskip("gensim.test.utils").datapath
 
 
 def random_vectors(words: list[str], D: int = 25, seed: int = 0) -> WordVectors:

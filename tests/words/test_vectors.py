@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gensim.models import KeyedVectors
 from safetensors.numpy import load_file
 
 from mt2st_fast.errors import InputError
@@ -23,6 +22,8 @@ from mt2st_fast.words.vectors import (
     standard_deviation,
     telling_neighbours,
 )
+
+KeyedVectors = pytest.importorskip("gensim.models").KeyedVectors
 
 FORMATS = (".txt", ".vec", ".bin", ".safetensors")
 EXTREMES = np.array(

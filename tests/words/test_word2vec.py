@@ -6,10 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from gensim.models import Word2Vec as GensimsWord2Vec
 
 from mt2st_fast import InputError, Word2Vec
 from mt2st_fast.data import TokenStream, prepare
+
+GensimsWord2Vec = pytest.importorskip("gensim.models").Word2Vec
 
 SMALL = {"vector_size": 20, "min_count": 2, "window": 3}
 

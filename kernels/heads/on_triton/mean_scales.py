@@ -96,7 +96,7 @@ def count_kernel(
         p_class_weights = p_weights + tl.load(p_head + OFFSET)
         ignore_index = tl.load(p_head + IGNORE)
         C = tl.load(p_head + SIZE)
-        p_classes = address.to(tl.pointer_type(tl.int64))
+        p_classes = address.to(tl.int64).to(tl.pointer_type(tl.int64))
         for o_first in range(first, last, BLOCK):
             o_n = o_first + tl.arange(0, BLOCK)
             b_y = tl.load(p_classes + o_n, mask=o_n < last, other=-1)
@@ -104,7 +104,7 @@ def count_kernel(
             b_sum += tl.load(p_class_weights + b_y, mask=m_valid, other=0.0)
     else:
         C = tl.load(p_head + SIZE)
-        p_rows = address.to(tl.pointer_type(tl.float32)) + first * stride
+        p_rows = address.to(tl.int64).to(tl.pointer_type(tl.float32)) + first * stride
         n_elements = (last - first) * C
         for o_first in range(0, n_elements, BLOCK):
             o_e = o_first + tl.arange(0, BLOCK)

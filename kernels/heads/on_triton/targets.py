@@ -82,7 +82,8 @@ def target_of(k: tl.constexpr, addresses, N, HEADS: tl.constexpr, SIDE_BY_SIDE: 
 @triton.jit
 def load_classes(address, o_n, m_n, C: tl.constexpr, ignore_index: tl.constexpr):
     """Load classes of rows: (class, -1 unless valid; used = not ignored; valid), (BLOCK_N,) each."""
-    p_classes = address.to(tl.pointer_type(tl.int64))
+    # An address below 2^31, as a heap may have where kernels are interpreted, is an int32 to Triton.
+    p_classes = address.to(tl.int64).to(tl.pointer_type(tl.int64))
     b_y = tl.load(p_classes + o_n, mask=m_n, other=0)
     m_used = m_n & (b_y != ignore_index)
     m_valid = m_used & (b_y >= 0) & (b_y < C)
@@ -92,5 +93,5 @@ def load_classes(address, o_n, m_n, C: tl.constexpr, ignore_index: tl.constexpr)
 @triton.jit
 def load_values(address, stride, o_n, o_c, m_inside):
     """Load float targets (BLOCK_N, BLOCK_S), NaN outside; o_c counts the head's own columns."""
-    p_values = address.to(tl.pointer_type(tl.float32)) + o_n.to(tl.int64)[:, None] * stride
+    p_values = address.to(tl.int64).to(tl.pointer_type(tl.float32)) + o_n.to(tl.int64)[:, None] * stride
     return tl.load(p_values + o_c[None, :], mask=m_inside, other=float("nan"))
