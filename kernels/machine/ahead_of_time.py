@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .launch import family_of
+from .launch import Sample, family_of
 
 NVIDIA_TARGET = re.compile(r"sm_(\d{2,3})")
 JOBS_AT_ONCE, MOST_PROCESSES = 4, 8  # each of them loads torch and Triton
@@ -44,9 +44,9 @@ class CompiledKernel:
 
 
 def compile_all(targets: list[str], per_kernel: int | None = None) -> list[CompiledKernel]:
-    """Compile the VARIANTS of every module in an on_triton folder for each target (sm_90, gfx942, ...).
+    """Compile the samples of every module in an on_triton folder for each target (sm_90, gfx942, ...).
 
-    per_kernel: how many variants of each kernel to compile, counted from the last one; None means all.
+    per_kernel: how many samples of each kernel to compile, counted from the last one; None means all.
 
     Uses up to eight cores, no driver and no device. Raises ValueError for a target of another form, RuntimeError under
     TRITON_INTERPRET=1 (the interpreter has nothing to compile) or if a kernel does not compile.
@@ -61,7 +61,7 @@ def compile_all(targets: list[str], per_kernel: int | None = None) -> list[Compi
         _Job(target, module, place)
         for target, gpu in gpus.items()
         for module in modules
-        for place in _places(_variants_of(importlib.import_module(module), gpu), per_kernel)
+        for place in _places(_samples_of(importlib.import_module(module), gpu), per_kernel)
     ]
     for target in gpus.keys() - TESTED:
         # Alone: of many jobs at once, those that are cancelled after an error may still end their processes.
@@ -82,12 +82,12 @@ def _results(jobs: list[_Job], n_processes: int) -> list[CompiledKernel]:
         ) from error
 
 
-def _places(variants: Any, per_kernel: int | None) -> list[int]:
-    """Return the indices of the last `per_kernel` variants of each kernel."""
+def _places(samples: list[Sample], per_kernel: int | None) -> list[int]:
+    """Return the indices of the last `per_kernel` samples of each kernel."""
     seen: Counter[Any] = Counter()
     places = []
-    for place in reversed(range(len(variants))):
-        kernel = variants[place][1]
+    for place in reversed(range(len(samples))):
+        kernel = samples[place].variant.kernel
         seen[kernel] += 1
         if per_kernel is None or seen[kernel] <= per_kernel:
             places.append(place)
@@ -95,7 +95,7 @@ def _places(variants: Any, per_kernel: int | None) -> list[int]:
 
 
 class _Job(NamedTuple):
-    """One variant of a module, for one target."""
+    """One sample of a module, for one target."""
 
     target: str
     module: str
@@ -110,14 +110,14 @@ def _be_quiet() -> None:
 
 def _compile_job(job: _Job) -> CompiledKernel:
     gpu = _gpu_target(job.target)
-    return _compile(_variants_of(importlib.import_module(job.module), gpu)[job.place], job.target, gpu)
+    return _compile(_samples_of(importlib.import_module(job.module), gpu)[job.place], job.target, gpu)
 
 
-def _variants_of(module: Any, gpu: Any) -> Any:
-    """Return the module's VARIANTS, or its variants_of(GPU family) if they differ by family."""
-    if hasattr(module, "variants_of"):
-        return module.variants_of(family_of(gpu.backend, gpu.arch))
-    return getattr(module, "VARIANTS", ())
+def _samples_of(module: Any, gpu: Any) -> list[Sample]:
+    """Return what the module's samples(), or samples_for(GPU family) if they differ by family, are."""
+    if hasattr(module, "samples_for"):
+        return list(module.samples_for(family_of(gpu.backend, gpu.arch)))
+    return list(module.samples()) if hasattr(module, "samples") else []
 
 
 def _gpu_target(target: str) -> Any:
@@ -132,25 +132,30 @@ def _gpu_target(target: str) -> Any:
     raise ValueError(f"target {target!r} is neither sm_NN (NVIDIA, like sm_90) nor gfxNNN (AMD, like gfx942)")
 
 
-def _compile(variant: tuple[str, Any, dict, dict, dict], target: str, gpu: Any) -> CompiledKernel:
+def _compile(sample: Sample, target: str, gpu: Any) -> CompiledKernel:
     import triton
     from triton.compiler import ASTSource
 
-    name, kernel, signature, constexprs, options = variant
-    signature = {arg: signature.get(arg, "constexpr") for arg in kernel.arg_names}
+    variant, kernel = sample.variant, sample.variant.kernel
+    kinds = {arg: sample.types.get(arg, "constexpr") for arg in kernel.arg_names}
     # As in a launch with torch tensors, whose memory is aligned.
     aligned = {
-        (i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")
+        (i,): [["tt.divisibility", 16]]
+        for i, kind in enumerate(kinds.values())
+        if kind.startswith("*") or kind.endswith(":16")
     }
-    source = ASTSource(kernel, signature, constexprs, aligned)
+    signature = {arg: kind.removesuffix(":16") for arg, kind in kinds.items()}
+    source = ASTSource(kernel, signature, variant.constexprs, aligned)
     try:
-        compiled = triton.compile(source, target=gpu, options=options)
+        compiled = triton.compile(source, target=gpu, options=variant.options)
     except Exception as error:
         said = " ".join(str(error).split(_AFTER_THE_REASON)[0].split())[:MOST_SAID]
-        raise RuntimeError(f"{kernel.__name__} ({name}) does not compile for {target}: {said}") from error
+        raise RuntimeError(
+            f"{kernel.__name__} ({sample.name}) does not compile for {target}: {said}"
+        ) from error
     read = _nvidia_usage if gpu.backend == "cuda" else _amd_usage
     registers, spills = read(compiled.asm, gpu)
-    return CompiledKernel(kernel.__name__, name, target, registers, spills, compiled.metadata.shared)
+    return CompiledKernel(kernel.__name__, sample.name, target, registers, spills, compiled.metadata.shared)
 
 
 def _nvidia_usage(asm: dict[str, Any], gpu: Any) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..kind import HeadSpec, Kind
 from .targets import MOST_ADDRESSES
 
-KINDS = ("weighted", "", "values", "many")
+KINDS = ("many", "weighted", "", "values")
 MANY = MOST_ADDRESSES + 4  # heads whose targets a launch takes side by side
 
 

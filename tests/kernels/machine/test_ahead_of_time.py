@@ -21,7 +21,7 @@ SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gf
 # Where a kernel sets no limit of registers, Triton 3.6's ptxas keeps to 64 for one that needs 65, and spills 4 bytes.
 MOST_SPILLS = 4 if triton.__version__.startswith("3.6.") else 0
 
-# Defined in kernels/*/on_triton; a kernel that no VARIANTS names is never compiled before a GPU runs it.
+# Defined in kernels/*/on_triton; a kernel of which there is no sample is never compiled before a GPU runs it.
 KERNELS = {
     name
     for source in Path(kernels_package.__file__).parent.rglob("on_triton/*.py")
