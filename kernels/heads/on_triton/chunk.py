@@ -24,7 +24,6 @@ class Specialization(NamedTuple):
     layout: HeadLayout
     has_bias: bool
     need_gradient: bool
-    is_scaled: bool
     side_by_side: bool
     skip_zero_weights: bool
 
@@ -42,7 +41,7 @@ class Chunk(NamedTuple):
     """Rows first_row.. of a call: their logits without bias.
 
     The row stride is a multiple of 8, and of 16 beside wide heads. If a gradient is needed, kernels overwrite the
-    logits with it, multiplied by the heads' scales if these are known, and the padding of a row up to n_columns with 0.
+    logits with it, multiplied by the heads' scales if there are any, and the padding of a row up to n_columns with 0.
     """
 
     call: HeadsCall
@@ -75,7 +74,7 @@ class Chunk(NamedTuple):
         """What every kernel is compiled for."""
         call = self.call
         return Specialization(
-            call.layout, call.bias is not None, any(call.needs), self.scales is not None, self.targets.side_by_side,
+            call.layout, call.bias is not None, any(call.needs), self.targets.side_by_side,
             call.skip_zero_weights,
         )  # fmt: skip
 

@@ -64,4 +64,4 @@ def take_losses(chunk: Chunk, split: Split, rows: int) -> None:
     for k in split.values:
         wide_values.launch(chunk, k, rows)
     if split.narrow is not None:
-        take_row_losses(chunk, split.narrow, BESIDE_WIDE)
+        take_row_losses(chunk, split.narrow, BESIDE_WIDE, in_chunks=True)

@@ -42,16 +42,17 @@ def row_loss_kernel(
     p_bias,  # (S,)
     p_weights,  # (S,) float32
     p_task_weights,  # (K,) float32
-    p_scale,  # (K,) float32, the factor of a head's gradient, IS_SCALED
+    p_scale,  # (K,) float32, the factor of a head's gradient, IN_CHUNKS
     p_sums,  # (n_blocks, K, 3) float32: loss, denominator, correct
-    p_head_of_column,  # (S,) int64, IS_SCALED
+    p_head_of_column,  # (S,) int64, IN_CHUNKS
     p_bias_parts,  # (n_blocks, S) float32, NEED_BIAS_GRADIENT
     N, n_rows, first_row, row_stride, row_floats,
     address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
     address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
     S,
     HEADS: tl.constexpr, N_HEADS: tl.constexpr, HAS_BIAS: tl.constexpr, NEED_GRADIENT: tl.constexpr,
-    SIDE_BY_SIDE: tl.constexpr, SKIP_ZERO_WEIGHTS: tl.constexpr, IS_SCALED: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr, SKIP_ZERO_WEIGHTS: tl.constexpr,
+    IN_CHUNKS: tl.constexpr,  # rows first_row.. of a batch, whose gradient is scaled; else a whole batch, unscaled
     NEED_BIAS_GRADIENT: tl.constexpr,
     GROUPS: tl.constexpr, N_GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -62,8 +63,10 @@ def row_loss_kernel(
     i_block = tl.program_id(0) // N_GROUPS
     o_n = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n_rows
-    # Rows past the end of the chunk get a target index past the end of the batch.
-    o_target = tl.where(m_n, first_row + o_n, N)
+    o_target = o_n
+    if IN_CHUNKS:
+        # Rows past the end of the chunk get a target index past the end of the batch.
+        o_target = tl.where(m_n, first_row + o_n, N)
     addresses = (
         address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
         address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
@@ -86,7 +89,7 @@ def row_loss_kernel(
                 addresses, N, row_floats, HEADS, GROUPS[g * N_BOUNDS + FIRST_HEAD],
                 GROUPS[g * N_BOUNDS + LAST_HEAD], SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
             )  # fmt: skip
-            if IS_SCALED:
+            if IN_CHUNKS and NEED_GRADIENT:
                 b_k = tl.load(p_head_of_column + o_s, mask=m_s, other=0)
                 b_dz *= tl.load(p_scale + b_k, mask=m_s, other=0.0)[None, :]
             if NEED_GRADIENT:
@@ -96,15 +99,16 @@ def row_loss_kernel(
 
 
 def take_row_losses(
-    chunk: Chunk, groups: Groups, blocks: RowBlocks, bias_parts: Tensor | None = None
+    chunk: Chunk, groups: Groups, blocks: RowBlocks, bias_parts: Tensor | None = None, *, in_chunks: bool
 ) -> None:
-    """Compute the losses of a chunk's heads in these groups.
+    """Compute the losses of a chunk's heads in these groups; not in_chunks: the chunk is the whole batch.
 
-    If a gradient is needed, it overwrites the logits, and their padding becomes 0; else the logits are not changed.
-    bias_parts: gets the parts (n_blocks, S) of the bias gradient from blocks of `blocks.rows(groups.columns)` rows.
+    If a gradient is needed, it overwrites the logits, scaled only in chunks, and their padding becomes 0; else the
+    logits are not changed. bias_parts: gets the parts (n_blocks, S) of the bias gradient from blocks of
+    `blocks.rows(groups.columns)` rows.
     """
     specialization = chunk.specialization
-    _variant(specialization, groups, blocks, bias_parts is not None).launch(
+    _variant(specialization, groups, blocks, in_chunks, bias_parts is not None).launch(
         cdiv(len(chunk.logits), blocks.rows(groups.columns)) * groups.n,
         (*chunk.tensors, chunk.tables.head_of_column, chunk.sums if bias_parts is None else bias_parts),
         (*chunk.integers, specialization.layout.width),
@@ -113,10 +117,14 @@ def take_row_losses(
 
 @cache
 def _variant(
-    specialization: Specialization, groups: Groups, blocks: RowBlocks, need_bias_gradient: bool
+    specialization: Specialization,
+    groups: Groups,
+    blocks: RowBlocks,
+    in_chunks: bool,
+    need_bias_gradient: bool,
 ) -> Variant:
     constexprs = {
-        **specialization.constexprs, "IS_SCALED": specialization.is_scaled, "NEED_BIAS_GRADIENT": need_bias_gradient,
+        **specialization.constexprs, "IN_CHUNKS": in_chunks, "NEED_BIAS_GRADIENT": need_bias_gradient,
         "GROUPS": groups.bounds, "N_GROUPS": groups.n, "BLOCK_N": blocks.rows(groups.columns),
         "BLOCK_S": groups.columns,
     }  # fmt: skip
@@ -131,8 +139,8 @@ def samples() -> Iterator[Sample]:
         is_packed, heads = plan == "packed", heads_of((widest, 30, 13, 5), what)
         layout = HeadLayout(heads if is_packed else (HeadSpec(Kind.SOFTMAX, 1000), *heads))
         groups = group_heads(layout, range(not is_packed, len(layout)), 8 * cdiv(layout.width, 8))
-        specialization = Specialization(layout, True, True, not is_packed, what == "many", True)
-        variant = _variant(specialization, groups, blocks, is_packed)
+        specialization = Specialization(layout, True, True, what == "many", True)
+        variant = _variant(specialization, groups, blocks, not is_packed, is_packed)
         most = variant.options.get("maxnreg")
         limit = "" if most is None else f" {most} registers"
         name = f"{dtype} {plan} {blocks.rows(groups.columns)}x{groups.columns}{f' {what}'.rstrip()}{limit}"

@@ -16,6 +16,8 @@ from .tables import SOFTMAX, pack_targets
 
 # Most targets that a launch takes by separate addresses; with more heads, they are put side by side first.
 MOST_ADDRESSES = 16
+# Parameters of their own, not one tuple: whatever `do_not_specialize` says, Triton (3.6, 3.7) compiles anew for every
+# other alignment of a tuple's integers.
 ADDRESSES = tuple(f"address_{i}" for i in range(MOST_ADDRESSES))  # the names of the kernels' parameters
 # Kernels count rows in 32 bits, with room for the last block of rows; offsets into tensors have 64.
 MOST_ROWS = (1 << 31) - (1 << 12)

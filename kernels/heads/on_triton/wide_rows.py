@@ -360,7 +360,7 @@ def samples() -> Iterator[Sample]:
         blocks = choose_blocks(
             size, 4 if dtype == "fp32" else 2, smoothing > 0, has_bias, weights is not None
         )
-        specialization = Specialization(layout, has_bias, gradient, gradient, how == "many", True)
+        specialization = Specialization(layout, has_bias, gradient, how == "many", True)
         smoothed = " smoothed" if smoothing else ""
         yield Sample(
             f"{dtype} {size:,} {blocks.rows}x{blocks.columns}{smoothed} {how}".rstrip(),

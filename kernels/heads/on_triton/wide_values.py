@@ -121,7 +121,7 @@ def samples() -> Iterator[Sample]:
     ):
         beside = heads_of((3, 3, 3, 3), what)
         layout = HeadLayout((*beside, HeadSpec(kind, 5001)))
-        specialization = Specialization(layout, True, True, True, what == "many", True)
+        specialization = Specialization(layout, True, True, what == "many", True)
         variant = _variant(specialization, len(beside), cdiv(layout.width, 8) * 8)
         yield Sample(
             f"{dtype} {kind.name} {what}".rstrip(), variant, chunk_types(dtype) | types_of("i32 n_trips")
