@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,6 +32,14 @@ KERNELS = {
 }
 
 
+def triton_modules() -> list[ModuleType]:
+    """The modules that have samples."""
+    prefix = f"{kernels_package.__name__}."
+    names = [found.name for found in pkgutil.walk_packages(kernels_package.__path__, prefix)]
+    modules = [importlib.import_module(name) for name in names if ".on_triton." in name]
+    return [module for module in modules if hasattr(module, "samples") or hasattr(module, "samples_for")]
+
+
 def check(kernels: list[CompiledKernel], targets: list[str]) -> None:
     assert {kernel.target for kernel in kernels} == set(targets)
     for target in targets:
@@ -36,6 +47,21 @@ def check(kernels: list[CompiledKernel], targets: list[str]) -> None:
     assert [kernel for kernel in kernels if kernel.spills > MOST_SPILLS] == []
     assert [kernel for kernel in kernels if kernel.shared_bytes > SHARED_LIMIT[kernel.target]] == []
     assert all(0 < kernel.registers <= 512 for kernel in kernels)
+
+
+@pytest.mark.parametrize("family", ["nvidia", "blackwell", "amd"])
+def test_samples_say_what_every_argument_is(family):
+    """Either a type or a constant, constants last: what `Variant` runs by a handle are arguments in this order."""
+    found = set()
+    for module in triton_modules():
+        samples = module.samples_for(family) if hasattr(module, "samples_for") else module.samples()
+        for name, variant, types in samples:
+            arguments, constants = variant.kernel.arg_names, variant.constexprs
+            n = len(arguments) - len(constants)
+            assert sorted(arguments[n:]) == sorted(constants), (variant.kernel.__name__, name)
+            assert set(arguments[:n]) <= set(types), (variant.kernel.__name__, name)
+            found.add(variant.kernel.__name__)
+    assert found == KERNELS
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
