@@ -160,7 +160,7 @@ def run_rows(sparse: Sparse, store: dict[str, np.ndarray]) -> None:
             split, rows = chunk_losses.split_heads(layout, n_columns), 64
             of_blocks = sparse.empty(chunk_losses.n_sums(split, N, rows), len(layout), 3)
             located, tables = (
-                locate_targets(call.targets, layout, N, logits.device),
+                locate_targets(call.targets, layout, N),
                 head_tables(layout, logits.device),
             )
             scales = Scales(torch.ones(len(layout)), None)

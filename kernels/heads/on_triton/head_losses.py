@@ -19,9 +19,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .constants import IGNORE, KIND, N_CONSTANTS, NUMBERS, OFFSET, SIZE, SMOOTHING, WEIGHT_SUM, WEIGHTED
+from .constants import (
+    IGNORE,
+    KIND,
+    N_CONSTANTS,
+    NUMBERS,
+    OFFSET,
+    SIZE,
+    SMOOTHING,
+    SOFTMAX,
+    WEIGHT_SUM,
+    WEIGHTED,
+)  # fmt: skip
 from .elements import dense_elements
-from .tables import SOFTMAX
 from .targets import load_classes, load_values, target_of
 
 # Heads whose sums are added together, in 16 columns: the threads of a program wait for one another at every sum over

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ...machine.launch import Sample, Variant, cdiv, next_power_of_2, types_of
 from ..call import HeadsCall
-from .tables import IGNORE, KIND, N_INTEGERS, OFFSET, SIZE, SOFTMAX, TARGET, head_tables
+from .constants import IGNORE, KIND, N_INTEGERS, OFFSET, SIZE, SOFTMAX, TARGET
+from .tables import head_tables
 from .targets import ADDRESSES, MOST_ADDRESSES, Targets
 
 # Parts of a head: enough to count a million rows at memory speed, few enough to add up in one block.

@@ -73,7 +73,7 @@ def logit_losses(call: HeadsCall, logits: Tensor) -> LogitLosses:
     bias_parts = (
         torch.empty(n_blocks, layout.width, dtype=torch.float32, device=device) if call.needs[2] else None
     )
-    tables, targets = head_tables(layout, device), locate_targets(call.targets, layout, N, device)
+    tables, targets = head_tables(layout, device), locate_targets(call.targets, layout, N)
     take_row_losses(
         Chunk(call, tables, targets, None, logits, 0, sums), groups, blocks, bias_parts, in_chunks=False
     )

@@ -202,12 +202,10 @@ def forward(call: HeadsCall) -> Forward:
             f"plan=tile supports at most {WIDEST} outputs, but these heads have {layout.width:,}; use plan=auto"
         )
     (N, D), S, K = features.shape, layout.width, len(layout)
-    blocks, device = (
-        forward_blocks(N, D, features.element_size(), is_heavy(layout), gpu_family(features.device)),
-        features.device,
-    )
+    device = features.device
+    blocks = forward_blocks(N, D, features.element_size(), is_heavy(layout), gpu_family(device))
     tables = head_tables(layout, device)
-    targets = locate_targets(call.targets, layout, N, device)
+    targets = locate_targets(call.targets, layout, N)
     n_blocks = cdiv(N, blocks.rows)
     sums = torch.empty(n_blocks, K, 3, dtype=torch.float32, device=device)
     need_gradient = any(call.needs)
