@@ -134,9 +134,8 @@ class Blocks(NamedTuple):
 MOST_WINDOW, MOST_COLUMNS = 16, 512
 NEGATIVES, LEAST_NEGATIVES = 12, 8  # of a position, if its rows fit, and at least
 MOST_ELEMENTS = 1 << 14  # of a position's rows, all in registers: 64 per thread
-FEW_ELEMENTS = (
-    1 << 10
-)  # held by 4 warps; with more elements, 4 warps would need more registers than 8, and 16 would wait longer
+# Held by 4 warps; with more elements, 4 warps would need more registers than 8, and 16 would wait longer.
+FEW_ELEMENTS = 1 << 10
 BLOCK_POSITIONS = 8
 KEY_BITS = (1 << 31) - 1  # for each half of a key: it is an int32 whatever the key
 
