@@ -5,8 +5,8 @@ each of which updates the copies at once. When all shards of the round are done,
 in the order of shards (shard_rows.py). So a shard sees its own steps at once and those of others after the round,
 nobody waits within a round, and the same call gives the same bits on any number of threads.
 
-With `parts`, a word's vector is made of rows that it shares with others (subwords.py); None: word v is row v. Numba
-drops the branches that the type of `parts` rules out, so each kind of training compiles only its own.
+With `parts`, a word's vector is made of rows that it shares with others (subwords.py); None: word v is row v, and Numba
+leaves out what is done with parts.
 """
 
 from __future__ import annotations
