@@ -22,10 +22,9 @@ def intrinsic_of(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]],
 
         function.__name__, function.__doc__ = build.__name__, build.__doc__
         names = ("typing_context", *(f"x{i}" for i in range(len(arguments))))
+        parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
         # Numba would take a star for one argument, a tuple.
-        function.__signature__ = Signature(
-            [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-        )  # type: ignore[attr-defined]
+        function.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         return intrinsic(function)
 
     return made
