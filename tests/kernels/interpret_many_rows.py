@@ -81,7 +81,7 @@ def _launch_last(
     self: Variant, n_programs: int, tensors: Sequence[Tensor], integers: Sequence[int], known: Any = None
 ) -> None:
     with _program(n_programs - 1, n_programs):
-        self._kernel[(1,)](*map(_first_of, tensors), *integers, **self._constexprs, **self._options)
+        self.kernel[(1,)](*map(_first_of, tensors), *integers, **self.constexprs, **self.options)
 
 
 def _targets(sparse: Sparse, layout: HeadLayout, N: int) -> list[Tensor]:
