@@ -2,6 +2,7 @@
 # Everything that a GPU machine should run, most informative first, in at most 350 seconds and without network.
 #
 #   bench/gpu.sh            records go to bench/records, ready to commit; logs to runs/gpu
+#   BUDGET_SECONDS=560      more time, of which every stage gets its share; with less than 350 the last stages are left out
 #   OUT=DIR bench/gpu.sh    all of it goes to DIR (records to DIR/records: append them to bench/records)
 #   PYTHON=python3.12       the interpreter that has torch and triton
 #   WHEELS=DIR              wheels of packages that are missing there (peers, numba, pytest-xdist): installed from DIR
@@ -21,10 +22,19 @@ PYTHON=${PYTHON:-python3}
 BUDGET_SECONDS=${BUDGET_SECONDS:-350}
 export PYTHONUNBUFFERED=1 COLUMNS=170
 
-if ! "$PYTHON" -c 'import torch; raise SystemExit(not torch.cuda.is_available())' 2>/dev/null; then
+# A driver that does not answer must not hold up what follows for ever.
+timeout 60 "$PYTHON" -c 'import torch; raise SystemExit(0 if torch.cuda.is_available() else 3)' 2>/dev/null
+case $? in
+0) ;;
+3)
     echo "no GPU: torch in $PYTHON finds no CUDA device, so nothing was run"
     exit 0
-fi
+    ;;
+*)
+    echo "PYTHON=$PYTHON cannot import torch, or not within a minute; name an interpreter that has torch and triton"
+    exit 1
+    ;;
+esac
 
 if [ -n "${OUT:-}" ]; then
     logs=$OUT records=$OUT/records
@@ -39,15 +49,21 @@ began=$(date -u +%Y-%m-%dT%H:%M:%S)
 failed=0
 summary=""
 
+# scaled SECONDS: of a budget of 350 seconds, in this one.
+scaled() {
+    echo $((BUDGET_SECONDS > 350 ? $1 * BUDGET_SECONDS / 350 : $1))
+}
+
 # stage BIT NAME SECONDS FILE COMMAND...: run within its limit plus what earlier stages have left of theirs, and within
 # the budget; its output goes to the log and, unless FILE is -, to that file. It is asked to stop (as by Ctrl-C) before
 # it is killed. What it leaves running, as pytest's workers, is killed too: it would hold the device and the next stage.
 # It runs in the background, as bash would hear of a signal to itself only after it, and in a job of its own (set -m):
 # other background commands ignore Ctrl-C.
 deadline=0
-running=""
+running="" watcher=""
 stage() {
-    local bit=$1 name=$2 limit=$3 file=$4 left rc started
+    local bit=$1 name=$2 limit file=$4 left rc started
+    limit=$(scaled "$3")
     shift 4
     [ "$file" = - ] && file=/dev/null || file=$logs/$file
     deadline=$((deadline + limit))
@@ -67,10 +83,14 @@ stage() {
     running=$!
     set +m
     exec 3>&-
+    # A process that waits for a device that hangs cannot be killed: then timeout itself is, or all would wait for it.
+    (trap - TERM INT HUP; exec >/dev/null 2>&1 </dev/null; sleep $((left + 8)); kill -KILL -- "-$running") &
+    watcher=$!
     wait "$running"
     rc=$?
+    kill "$watcher" 2>/dev/null
     kill -KILL -- "-$running" 2>/dev/null
-    running=""
+    running="" watcher=""
     if [ "$rc" -ne 0 ]; then
         failed=$((failed | bit))
     fi
@@ -91,7 +111,7 @@ tell() {
 
 conclude() {
     {
-        "$PYTHON" -m bench.summary "$logs" --records "$records" --since "$began" 2>&1
+        timeout 30 "$PYTHON" -m bench.summary "$logs" --records "$records" --since "$began" 2>&1
         echo "--- stages, $SECONDS s"
         printf '%s' "$summary"
         echo "exit code $1"
@@ -108,7 +128,7 @@ stopped() {
         sleep 1 # it may be appending a record
         kill -KILL -- "-$running" 2>/dev/null
     fi
-    [ -n "$warming" ] && kill "$warming" 2>/dev/null
+    kill $warming $watcher 2>/dev/null
     tell "stopped from outside after $SECONDS s"
     conclude 143
     exit 143
@@ -129,12 +149,12 @@ fi
 if ! "$PYTHON" -c 'import mt2st_fast.kernels' 2>>"$log"; then
     stage 1 installation 8 - "$PYTHON" -m pip install -q --no-deps --no-build-isolation -e .
 fi
-deadline=18 # of both, used or not
+deadline=$(scaled 18) # of both, used or not
 lacking=$(missing)
 [ -n "$lacking" ] && echo "missing packages (peers among them are skipped): $lacking" | tee -a "$log"
 
 # Compile what Numba needs for the CPU's figures before they are measured: the tests leave cores free.
-timeout 80 "$PYTHON" -m bench.jobs --device cpu --warm-up >>"$log" 2>&1 &
+timeout --kill-after=5 80 "$PYTHON" -m bench.jobs --device cpu --warm-up >>"$log" 2>&1 &
 warming=$!
 
 # Compiling the kernels is most of the tests' time, and the processes share what is compiled. First what takes longest:
@@ -149,9 +169,9 @@ wait "$warming"
 
 stage 4 ceilings 8 - "$PYTHON" -m bench.measure floors --device cuda --records "$records"
 stage 8 "training step" 34 - "$PYTHON" -m bench.measure step --device cuda --rounds 20 --limit-seconds 2 \
-    --total-seconds 27 --records "$records"
+    --total-seconds "$(scaled 27)" --records "$records"
 stage 4 heads 68 - "$PYTHON" -m bench.measure heads --device cuda --rounds 20 --limit-seconds 4 \
-    --total-seconds 58 --records "$records"
+    --total-seconds "$(scaled 58)" --records "$records"
 corpus=()
 [ -n "${MT2ST_CORPUS:-}" ] && corpus=(--corpus "$MT2ST_CORPUS")
 # The command line apart from the other jobs: on a slow host it has taken 52 s, most of them before the first step.

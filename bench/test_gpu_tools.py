@@ -32,22 +32,49 @@ def measurements() -> list[str]:
     commands = [
         line.split('"$PYTHON" -m ')[1] for line in lines if re.search(r"^ *stage .* -m bench\.", line)
     ]
-    return [re.sub(r'"\$\{corpus\[@\]\}"', "--corpus x", re.sub(r'"\$\w+"', "x", each)) for each in commands]
+    for pattern, by in (
+        (r'"\$\{corpus\[@\]\}"', "--corpus x"),
+        (r'"\$\w+"', "x"),
+        (r'"\$\(scaled (\d+)\)"', r"\1"),
+    ):
+        commands = [re.sub(pattern, by, command) for command in commands]
+    return commands
+
+
+# Runs modules as `python -m` does, one after another.
+ALL = """
+import runpy, sys
+for command in sys.argv[1:]:
+    sys.argv = command.split()
+    print("--", command)
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        assert not left.code, left.code
+"""
+
+
+def lines_of(*program):
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
+    run = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stderr == ""
+    return run.stdout.splitlines()
 
 
 @WITHOUT_GPU
-@pytest.mark.parametrize("command", [*dict.fromkeys(measurements()), "gpu.sh"])
-def test_without_a_gpu_there_is_one_line(command):
-    if command == "gpu.sh":
-        command = ["bash", str(Path("bench") / "gpu.sh")]
-    else:
-        command = [sys.executable, "-m", *command.split()]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
-    assert len(run.stdout.splitlines()) == 1
-    assert run.stdout.startswith("no GPU")
+def test_without_a_gpu_the_script_says_so_in_one_line():
+    [line] = lines_of("bash", str(Path("bench") / "gpu.sh"))
+    assert line.startswith("no GPU")
+
+
+@WITHOUT_GPU
+def test_without_a_gpu_every_stage_says_so_in_one_line():
+    commands = [*dict.fromkeys(measurements())]
+    lines = lines_of(sys.executable, "-c", ALL, *commands)
+    assert lines[::2] == [f"-- {command}" for command in commands]
+    assert len(lines) == 2 * len(commands)
+    assert all(line.startswith("no GPU") for line in lines[1::2])
 
 
 def test_the_stages_of_a_gpu_machine_fit_its_budget():
@@ -96,6 +123,67 @@ def test_no_stage_lives_longer_than_its_command(tmp_path):
     assert "bench.measure heads" in (out / "log.txt").read_text("utf-8")
     process = Path("/proc", left.read_text("utf-8").strip())
     assert not process.exists() or "Z" in (process / "status").read_text("utf-8").split("State:")[1][:3]
+
+
+def fake_tool(path: Path, code: str) -> Path:
+    path.write_text(code, "utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def test_what_cannot_be_killed_does_not_hold_up_the_rest(tmp_path):
+    """As a process that waits for a device that hangs: `timeout` would wait for it for ever."""
+    (tmp_path / "bin").mkdir()
+    fake_tool(
+        tmp_path / "bin" / "timeout",
+        '#!/bin/bash\ncase "$*" in *-m\\ pytest*) trap "" INT; sleep 100 ;; esac\n',
+    )
+    python, out = fake_tool(tmp_path / "python", FAKE_PYTHON), tmp_path / "out"
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "PYTHON": str(python), "OUT": str(out), "BUDGET_SECONDS": "8",
+    }  # fmt: skip
+    started = time.monotonic()
+    run = subprocess.run(
+        ["bash", str(Path("bench") / "gpu.sh")], cwd=ROOT, env=environment, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert "tests on the GPU: stopped at its time limit" in run.stdout
+    assert "heads: not started" in run.stdout
+    assert time.monotonic() - started < 40
+
+
+def test_more_time_is_shared_out(tmp_path):
+    """The limits within a stage, too: of 700 seconds, each has twice what it has of 350."""
+    python, out = fake_tool(tmp_path / "python", FAKE_PYTHON), tmp_path / "out"
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHON": str(python),
+        "OUT": str(out),
+        "LEFT": str(tmp_path / "left"),
+    }
+    run = subprocess.run(
+        ["bash", str(Path("bench") / "gpu.sh")], cwd=ROOT, env={**environment, "BUDGET_SECONDS": "700"},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    log = (out / "log.txt").read_text("utf-8")
+    assert run.returncode == 2, run.stdout
+    assert "bench.measure heads --device cuda --rounds 20 --limit-seconds 4 --total-seconds 116 " in log
+    of_stages = sum(
+        int(limit) for limit in re.findall(r"^ *stage \d+ (?:\w+|\"[^\"]+\") (\d+) ", SCRIPT, re.MULTILINE)
+    )
+    last = int(re.findall(r"=== memory safety \(at most (\d+) s\)", log)[0])
+    assert last <= 700
+    assert last > of_stages
+
+
+def test_a_python_without_torch_is_no_missing_gpu(tmp_path):
+    python = fake_tool(tmp_path / "python", "#!/bin/bash\nexit 1\n")
+    run = subprocess.run(
+        ["bash", str(Path("bench") / "gpu.sh")], cwd=ROOT, env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert "cannot import torch" in run.stdout
 
 
 # Its training steps take minutes, note that they were interrupted, and leave a process behind.

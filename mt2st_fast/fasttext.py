@@ -19,7 +19,12 @@ from mt2st_fast.numbers import check_at_most, check_count, check_positive_in_flo
 from mt2st_fast.serving.load import load
 from mt2st_fast.table_limits import MOST_DIM
 from mt2st_fast.words.fasttext_models import Classifier, FastTextModel, Vectors, words_of
-from mt2st_fast.words.fasttext_options import UNSUPERVISED_LOSSES, check_refused
+from mt2st_fast.words.fasttext_options import (
+    UNSUPERVISED_LOSSES,
+    check_refused,
+    first_names,
+    with_second_names,
+)
 from mt2st_fast.words.gensim_errors import NoWordsError
 from mt2st_fast.words.gensim_vocabulary import RULE_DEFAULT, RULE_DISCARD
 from mt2st_fast.words.supervised import train_supervised as train_families
@@ -40,9 +45,10 @@ THREADS = 2  # shards of the text; results depend on their number, so it is not 
 def train_supervised(*args: Any, **options: Any) -> Classifier:
     """Train a classifier of lines on a file with `__label__` words. Labels are kept whole, even with `__` inside.
 
-    Options are fastText's, in its order, and those of `mt2st_fast.train_supervised`, whose defaults and errors apply.
+    Options are fastText's, in its order and also under its second names (min_count), and those of
+    `mt2st_fast.train_supervised`, whose defaults and errors apply.
     """
-    placed = dict(zip(_PLACES, args, strict=False))
+    placed, options = dict(zip(_PLACES, args, strict=False)), first_names(options)
     if len(args) > len(_PLACES) or placed.keys() & options.keys():
         twice = ", ".join(sorted(placed.keys() & options.keys())) or f"{len(args)} positional options"
         raise InputError(f"train_supervised: {twice} given twice; pass options by name")
@@ -51,6 +57,7 @@ def train_supervised(*args: Any, **options: Any) -> Classifier:
     return Classifier(train_families(**{"families": False, **placed, **options}))
 
 
+@with_second_names
 def train_unsupervised(
     input: str | Path,
     model: str = "skipgram",

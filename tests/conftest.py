@@ -9,6 +9,8 @@ from types import SimpleNamespace
 # Read when torch is imported. Threads of torch that spin for one another hold up the other workers, and the tests took
 # three times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A hundred processes of the tests import the package: each would compile its sources, for a third of a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 import torch

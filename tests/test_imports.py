@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = "mt2st_fast.kernels"
@@ -36,9 +35,14 @@ def imports_of(tree: ast.AST, module: str, is_package: bool) -> list[tuple[str, 
     return found
 
 
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(SOURCES[module].read_text("utf-8"))
+
+
+@cache
 def imports(module: str) -> list[tuple[str, str | None, int]]:
-    path = SOURCES[module]
-    return imports_of(ast.parse(path.read_text("utf-8")), module, path.name == "__init__.py")
+    return imports_of(tree_of(module), module, SOURCES[module].name == "__init__.py")
 
 
 def names_a_module(origin: str, name: str | None, wanted: str) -> bool:
@@ -67,12 +71,14 @@ def test_the_walk_sees_all_forms_of_import():
     } <= set(SOURCES)
 
 
-@pytest.mark.parametrize("module", sorted(m for m in SOURCES if m.startswith(KERNELS)))
-def test_kernels_import_nothing_of_the_package(module):
-    for origin, name, level in imports(module):
-        if origin.split(".")[0] == "mt2st_fast":
-            assert level > 0, f"{module}: {origin} must be imported relatively"
-            assert names_a_module(origin, name, KERNELS), f"{module} imports {origin} {name}"
+def test_kernels_import_nothing_of_the_package():
+    for module in SOURCES:
+        if not module.startswith(KERNELS):
+            continue
+        for origin, name, level in imports(module):
+            if origin.split(".")[0] == "mt2st_fast":
+                assert level > 0, f"{module}: {origin} must be imported relatively"
+                assert names_a_module(origin, name, KERNELS), f"{module} imports {origin} {name}"
 
 
 # The loop, what it decides by, and what stands around it: only encoders, heads, optimizers and engines call kernels.
@@ -84,30 +90,33 @@ CHOICES = {"Choice", "OPS", "choose_backend", "NO_NUMBA", "is_set", "tuned_table
 ABOUT_KERNELS = ("cli.info", "cli.kernels", "cli.tune")
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
-def test_what_stands_around_a_step_calls_no_kernel(module):
-    place = f"{module}.".removeprefix("mt2st_fast.")
-    if place.startswith(tuple(f"{name}." for name in WITHOUT_KERNELS)) and place[:-1] not in ABOUT_KERNELS:
-        taken = {name for origin, name, _ in imports(module) if names_a_module(origin, name, KERNELS)}
-        assert taken <= CHOICES, f"{module} takes {taken} from the kernels"
+def test_what_stands_around_a_step_calls_no_kernel():
+    for module in SOURCES:
+        place = f"{module}.".removeprefix("mt2st_fast.")
+        if (
+            place.startswith(tuple(f"{name}." for name in WITHOUT_KERNELS))
+            and place[:-1] not in ABOUT_KERNELS
+        ):
+            taken = {name for origin, name, _ in imports(module) if names_a_module(origin, name, KERNELS)}
+            assert taken <= CHOICES, f"{module} takes {taken} from the kernels"
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
-def test_nobody_imports_a_bare_kernels(module):
-    for origin, _, level in imports(module):
-        assert level or origin.split(".")[0] != "kernels", f"{module} imports {origin}"
+def test_nobody_imports_a_bare_kernels():
+    for module in SOURCES:
+        for origin, _, level in imports(module):
+            assert level or origin.split(".")[0] != "kernels", f"{module} imports {origin}"
 
 
 # From the first to the last: a module may import from those before it, never from those behind.
 ORDER = ["data.readers", "data.batches", "model", "training", "words", "runs", "cli"]
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
-def test_data_flows_one_way(module):
-    places = [i for i, name in enumerate(ORDER) if f"{module}.".startswith(f"mt2st_fast.{name}.")]
-    for later in ORDER[places[0] + 1 :] if places else ():
-        for origin, name, _ in imports(module):
-            assert not names_a_module(origin, name, f"mt2st_fast.{later}"), f"{module} imports {later}"
+def test_data_flows_one_way():
+    for module in SOURCES:
+        places = [i for i, name in enumerate(ORDER) if f"{module}.".startswith(f"mt2st_fast.{name}.")]
+        for later in ORDER[places[0] + 1 :] if places else ():
+            for origin, name, _ in imports(module):
+                assert not names_a_module(origin, name, f"mt2st_fast.{later}"), f"{module} imports {later}"
 
 
 def test_triton_and_numba_are_imported_only_where_they_are_used():

@@ -37,6 +37,29 @@ class Forward(NamedTuple):
     total: Tensor | None = None  # () float32, the weighted sum of the losses; None: the op computes it
 
 
+class Whole(NamedTuple):
+    """Losses of K heads that all need all rows, and the gradients of the weighted sum, None where not needed."""
+
+    losses: Tensor  # (K,) float32
+    correct: Tensor  # (K,) int64
+    total: Tensor  # () float32
+    gradients: Gradients
+
+
+class AtOnce(Protocol):
+    """A plan's way for a call of known tensors; see `at_once` of on_numba/tile.py."""
+
+    def __call__(
+        self,
+        tensors: Sequence[Tensor],
+        n_weights: int,
+        layout: HeadLayout,
+        needs: Needs,
+        skip_zero_weights: bool,
+    ) -> Whole | None:
+        """Return None, with nothing done, for a call that only `forward` can compute."""
+
+
 class Apart(NamedTuple):
     """Losses of K heads, and the gradients of each one's weighted loss; without values where nobody needs them."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ast import literal_eval
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 
@@ -47,7 +47,7 @@ class HeadLayout:
         takes_classes = tuple(head.kind.takes_classes for head in self.heads)
         object.__setattr__(self, "takes_classes", takes_classes)
         object.__setattr__(self, "has_values", not all(takes_classes))
-        heads = [(head.kind.name, head.size, asdict(head.options)) for head in self.heads]
+        heads = [(head.kind.name, head.size, dict(vars(head.options))) for head in self.heads]
         # Not JSON, which torch.compile cannot trace.
         object.__setattr__(self, "key", repr((heads, [str(name) for name in self.names])))
 

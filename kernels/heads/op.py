@@ -17,10 +17,12 @@ from . import reference
 from .arguments import check_arguments
 from .call import MOST_RESIDUAL, Forward, Gradients, HeadsCall, Needs, Plan, Residual
 from .chosen import chosen_backend, chosen_plan, takes_no_autograd
+from .known import Known, Lookup, known_call, look_up, remember
 from .layout import HeadLayout
-from .parts import Rows, gradient_parts, take_parameters
+from .parts import Rows, gradient_parts, take_known_parameters, take_parameters
 from .plans import check_plan
-from .upstream import is_batched, refuse_second_derivative
+from .upstream import is_batched, refuse_modified, refuse_second_derivative, versions_of
+from .whole import loss_of_whole
 
 
 class MultitaskLoss(NamedTuple):
@@ -60,48 +62,93 @@ def multitask_loss(
     target outside [0, C) (on a GPU that task's loss is NaN instead, since checking would wait for the device);
     RuntimeError for an explicit backend that cannot run, and for a second derivative.
     """
+    found = look_up(features, weight, bias, targets, task_weights, layout, backend, plan)
+    known = known_call(found)
+    if known is not None:
+        return _loss(features, weight, bias, targets, task_weights, layout, known, found)
+    return _checked_loss(features, weight, bias, targets, task_weights, layout, backend, plan, found)
+
+
+def _checked_loss(
+    features: Tensor,
+    weight: Rows,
+    bias: Rows | None,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    backend: str,
+    plan: str,
+    found: Lookup | None,
+) -> MultitaskLoss:
+    """Compute the loss of a call of which nothing is known."""
     parameters = take_parameters(weight, bias, layout)
-    weight, bias, parts = parameters
-    check_arguments(features, weight, bias, targets, task_weights, layout)
-    task_weights = task_weights.contiguous()
+    check_arguments(features, parameters.weight, parameters.bias, targets, task_weights, layout)
     # Like torch's own linear, leave float64 alone under autocast.
     if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
         features = features.to(torch.get_autocast_dtype(features.device.type))
     chosen = chosen_backend(features.device, features.dtype, backend)
-    # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
-    skip_zero_weights = not (torch.is_grad_enabled() and task_weights.requires_grad)
     if chosen == "reference":
         check_plan(plan, chosen)
-        weight, bias, _ = parameters.by_autograd()
-        return _by_reference(features, weight, bias, targets, task_weights, layout, skip_zero_weights)
+        together = parameters.by_autograd()
+        return _by_reference(features, together.weight, together.bias, targets, task_weights, layout)
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "multitask_loss computes its gradients in kernels that torch.func transforms cannot see; "
             'use backend="reference" under torch.func, or loss.backward() without it'
         )
-    # autograd's needs_input_grad is True even under no_grad.
-    needs = (False, False, False)
-    if torch.is_grad_enabled():
-        needs = (features.requires_grad, *parameters.needs)
+    needs = (features.requires_grad, *parameters.needs)
     if torch.compiler.is_compiling():
         total, losses, correct, *_ = _forward_op(
             features,
-            weight,
-            bias,
+            parameters.weight,
+            parameters.bias,
             list(targets),
-            task_weights,
+            task_weights.contiguous(),
             layout.key,
             chosen,
             plan,
-            list(needs),
-            skip_zero_weights,
+            list(needs if torch.is_grad_enabled() else NOTHING),
+            _skips_zero_weights(task_weights),
         )
         return MultitaskLoss(total, losses, correct)
-    how = _How(targets, layout, chosen_plan(chosen, plan, features, layout), needs, skip_zero_weights)
-    made: list[Tensor] = []
-    total = _FusedLoss.apply(features, weight, bias, task_weights, how, made, *parts)
-    losses, correct = made
+    known = remember(found, chosen_plan(chosen, plan, features, layout), needs, layout)
+    return _loss(features, weight, bias, targets, task_weights, layout, known, found)
+
+
+def _loss(
+    features: Tensor,
+    weight: Rows,
+    bias: Rows | None,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    known: Known,
+    found: Lookup | None,
+) -> MultitaskLoss:
+    # autograd's needs_input_grad is True even under no_grad.
+    needs = known.needs if torch.is_grad_enabled() else NOTHING
+    skips = _skips_zero_weights(task_weights)
+    if known.at_once is not None and skips:
+        assert found is not None
+        made = known.at_once(found.tensors, found.n_weights, layout, needs, skips)
+        if made is not None:
+            return MultitaskLoss(
+                loss_of_whole(made, found, layout, known.plan, needs), made.losses, made.correct
+            )
+    rows, biases, parts = take_known_parameters(weight, bias, layout)
+    how = _How(targets, layout, known.plan, needs, skips)
+    kept: list[Tensor] = []
+    total = _FusedLoss.apply(features, rows, biases, task_weights.contiguous(), how, kept, *parts)
+    losses, correct = kept
     return MultitaskLoss(total, losses, correct)
+
+
+NOTHING = (False, False, False)
+
+
+def _skips_zero_weights(task_weights: Tensor) -> bool:
+    # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
+    return not (task_weights.requires_grad and torch.is_grad_enabled())
 
 
 def _by_reference(
@@ -111,12 +158,12 @@ def _by_reference(
     targets: Sequence[Tensor],
     task_weights: Tensor,
     layout: HeadLayout,
-    skip_zero_weights: bool,
 ) -> MultitaskLoss:
+    task_weights = task_weights.contiguous()
     weight, bias = weight.to(features.dtype), None if bias is None else bias.to(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
         total, losses, correct = reference.multitask_loss(
-            features, weight, bias, targets, task_weights, layout, skip_zero_weights
+            features, weight, bias, targets, task_weights, layout, _skips_zero_weights(task_weights)
         )
     return MultitaskLoss(total, losses.detach(), correct)
 
@@ -148,13 +195,22 @@ def multitask_gradients(
     """
     if task_weights.requires_grad or not takes_no_autograd(features):
         return None
-    chosen = chosen_backend(features.device, features.dtype, backend)
-    if chosen == "reference":
-        return None
-    parameters = take_parameters(weight, bias, layout)
-    check_arguments(features, parameters.weight, parameters.bias, targets, task_weights, layout)
-    needs = (features.requires_grad, *parameters.needs)
-    implementation = chosen_plan(chosen, plan, features, layout)
+    found = look_up(features, weight, bias, targets, task_weights, layout, backend, plan)
+    known = known_call(found)
+    if known is None:
+        chosen = chosen_backend(features.device, features.dtype, backend)
+        if chosen == "reference":
+            return None
+        parameters = take_parameters(weight, bias, layout)
+        check_arguments(features, parameters.weight, parameters.bias, targets, task_weights, layout)
+        needs = (features.requires_grad, *parameters.needs)
+        known = remember(found, chosen_plan(chosen, plan, features, layout), needs, layout)
+    if known.at_once is not None:
+        assert found is not None
+        made = known.at_once(found.tensors, found.n_weights, layout, known.needs, True)
+        if made is not None:
+            return _by_head(made.losses, made.gradients, layout, bias is not None)
+    parameters = take_known_parameters(weight, bias, layout)
     with torch.no_grad():
         call = HeadsCall(
             features,
@@ -163,14 +219,17 @@ def multitask_gradients(
             targets,
             task_weights.contiguous(),
             layout,
-            needs,
+            known.needs,
         )
-        result = implementation.forward(call)
-        d_features, d_weight, d_bias = implementation.backward(call, result.residual, _ONE, own=True)
-    if not parameters.parts:
-        return GradientsAtOnce(result.losses, d_features, (d_weight,), () if bias is None else (d_bias,))
-    of_bias = () if bias is None else gradient_parts(d_bias, layout)
-    return GradientsAtOnce(result.losses, d_features, gradient_parts(d_weight, layout), of_bias)
+        result = known.plan.forward(call)
+        gradients = known.plan.backward(call, result.residual, _ONE, own=True)
+    return _by_head(result.losses, gradients, layout, bias is not None)
+
+
+def _by_head(losses: Tensor, gradients: Gradients, layout: HeadLayout, has_bias: bool) -> GradientsAtOnce:
+    d_features, d_weight, d_bias = gradients
+    of_bias = gradient_parts(d_bias, layout) if has_bias else ()
+    return GradientsAtOnce(losses, d_features, gradient_parts(d_weight, layout), of_bias)
 
 
 _ONE = torch.ones((), dtype=torch.float32, device="cpu")
@@ -207,7 +266,7 @@ class _FusedLoss(torch.autograd.Function):
         made += losses, correct
         # Save the parts as well, so that autograd refuses a backward pass if one was modified in between.
         ctx.save_for_backward(features, weight, bias, task_weights, losses, *parts)
-        ctx.how, ctx.n_parts, ctx.versions = how, len(parts), _versions(targets)
+        ctx.how, ctx.n_parts, ctx.versions = how, len(parts), versions_of(targets)
         ctx.set_materialize_grads(False)
         return _total(result, task_weights)
 
@@ -238,11 +297,6 @@ class _FusedLoss(torch.autograd.Function):
         return d_features, None, None, d_task_weights, None, None, *d_parts
 
 
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    """In-place version counter of each tensor, where torch keeps one; else 0."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-
-
 def _gradients(ctx: Any, call: HeadsCall, grad_total: Tensor) -> Gradients:
     if torch.is_autocast_enabled(call.features.device.type):
         # backward() inside an autocast region would round the GEMMs of the gradients to the autocast dtype.
@@ -256,10 +310,7 @@ def _unrounded_gradients(ctx: Any, call: HeadsCall, grad_total: Tensor) -> Gradi
     residual = ctx.residual
     if residual is None:
         # Only reached for a retained graph whose gradients were already handed out.
-        if _versions(call.targets) != ctx.versions:
-            raise RuntimeError(
-                "targets have been modified by an inplace operation since the loss was computed"
-            )
+        refuse_modified(call.targets, ctx.versions)
         residual = plan.forward(call).residual
     if plan.RESIDUAL_IS_GRADIENT:
         ctx.residual = None

@@ -65,8 +65,39 @@ def take_parameters(weight: Rows, bias: Rows | None, layout: HeadLayout) -> Para
     return Parameters(rows, biases, () if traced else (*weight, *(bias or ())))
 
 
+def take_known_parameters(weight: Rows, bias: Rows | None, layout: HeadLayout) -> Parameters:
+    """`take_parameters` for tensors whose shapes, dtypes and classes an earlier call has checked."""
+    if isinstance(weight, Tensor) or len(weight) == 1:
+        return take_parameters(weight, bias, layout)
+    rows = _rows_in_place(weight, layout)
+    biases = None if bias is None else _rows_in_place(bias, layout)  # type: ignore[arg-type]
+    if rows is None or (biases is None and bias is not None):
+        return take_parameters(weight, bias, layout)
+    return Parameters(rows, biases, (*weight, *(bias or ())))
+
+
+def _rows_in_place(parts: Sequence[Tensor], layout: HeadLayout) -> Tensor | None:
+    """Return what `_side_by_side` does, for parts of the layout's sizes and of one dtype."""
+    first = parts[0].detach()
+    row_floats = 1 if first.dim() == 1 else first.shape[1]
+    row_bytes, pointers = row_floats * first.itemsize, list(map(Tensor.data_ptr, parts))
+    start = pointers[0]
+    if pointers != [start + row_bytes * offset for offset in layout.offsets]:
+        return None
+    if not all(map(Tensor.is_contiguous, parts)):
+        return None
+    try:
+        if first.dim() == 1:
+            return first.as_strided((layout.width,), (1,))
+        return first.as_strided((layout.width, row_floats), (row_floats, 1))
+    except RuntimeError:  # neighbours in memory by chance, of which each has a storage of its own
+        return None
+
+
 def gradient_parts(gradient: Tensor | None, layout: HeadLayout) -> tuple[Tensor | None, ...]:
     """Split the gradient into the rows of each head, each a view."""
+    if len(layout) == 1:
+        return (gradient,)
     return (None,) * len(layout) if gradient is None else gradient.split_with_sizes(layout.sizes)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,3 +21,14 @@ def refuse_second_derivative() -> None:
             "multitask_loss has no second derivative (create_graph=True was asked for); "
             'use backend="reference" for one'
         )
+
+
+def versions_of(tensors: Sequence[Tensor]) -> list[int]:
+    """In-place version counter of each tensor, where torch keeps one; else 0."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def refuse_modified(targets: Sequence[Tensor], versions: list[int]) -> None:
+    """Raises RuntimeError if targets were modified since they had these versions."""
+    if versions_of(targets) != versions:
+        raise RuntimeError("targets have been modified by an inplace operation since the loss was computed")

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import pkgutil
 import re
-import subprocess
-import tempfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from .launch import Sample, family_of
 
 NVIDIA_TARGET = re.compile(r"sm_(\d{2,3})")
-JOBS_AT_ONCE, MOST_PROCESSES = 4, 8  # each of them loads torch and Triton
+MOST_PROCESSES = 8  # each of them loads torch and Triton
 TESTED = {"sm_80", "sm_90", "sm_100", "gfx942"}  # the compiler knows them
 _AFTER_THE_REASON = "Repro command"  # Triton's error ends with the whole code
 MOST_SAID = 500  # characters of it
@@ -43,51 +43,91 @@ class CompiledKernel:
     shared_bytes: int
 
 
-def compile_all(targets: list[str], per_kernel: int | None = None) -> list[CompiledKernel]:
+Report = Callable[[int, int], object]
+
+
+def compile_all(
+    targets: list[str], per_kernel: int | None = None, report: Report = lambda done, of: None
+) -> list[CompiledKernel]:
     """Compile the samples of every module in an on_triton folder for each target (sm_90, gfx942, ...).
 
     per_kernel: how many samples of each kernel to compile, counted from the last one; None means all.
+    report: is told how many samples are compiled, of how many, after each of them.
 
     Uses up to eight cores, no driver and no device. Raises ValueError for a target of another form, RuntimeError under
-    TRITON_INTERPRET=1 (the interpreter has nothing to compile) or if a kernel does not compile.
+    TRITON_INTERPRET=1 (the interpreter has nothing to compile) or, when all others are compiled, if a kernel is not.
     """
     gpus = {target: _gpu_target(target) for target in targets}
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 interprets kernels instead of compiling them; unset it")
-    package = importlib.import_module(__package__.rpartition(".")[0])
-    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    modules = sorted(i.name for i in found if ".on_triton." in i.name)
-    jobs = [
-        _Job(target, module, place)
-        for target, gpu in gpus.items()
-        for module in modules
-        for place in _places(_samples_of(importlib.import_module(module), gpu), per_kernel)
-    ]
+    jobs = [job for target, gpu in gpus.items() for job in _jobs_of(target, gpu, per_kernel)]
     for target in gpus.keys() - TESTED:
         # Alone: of many jobs at once, those that are cancelled after an error may still end their processes.
         _results([next(job for job in jobs if job.target == target)], 1)
-    return _results(jobs, min(MOST_PROCESSES, os.cpu_count() or 1))
+    return _results(jobs, min(MOST_PROCESSES, os.cpu_count() or 1), report)
 
 
-def _results(jobs: list[_Job], n_processes: int) -> list[CompiledKernel]:
+def _jobs_of(target: str, gpu: Any, per_kernel: int | None) -> list[_Job]:
+    """List the samples to compile, each of them once.
+
+    The first ones of every kernel come first, which are those of everyday shapes: whoever stops after a minute has seen
+    all kernels.
+    """
+    package = importlib.import_module(__package__.rpartition(".")[0])
+    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    jobs: list[tuple[int, _Job]] = []
+    for module in sorted(i.name for i in found if ".on_triton." in i.name):
+        samples = _samples_of(importlib.import_module(module), gpu)
+        earlier: Counter[Any] = Counter()
+        for place in _places(samples, per_kernel):
+            kernel = samples[place].variant.kernel
+            jobs.append((earlier[kernel], _Job(target, module, place)))
+            earlier[kernel] += 1
+    return [job for _, job in sorted(jobs, key=lambda item: item[0])]
+
+
+def _results(
+    jobs: list[_Job], n_processes: int, report: Report = lambda done, of: None
+) -> list[CompiledKernel]:
+    """Compile in other processes; return what comes of the jobs in their order."""
+    failures: list[str] = []
     try:
         # Spawn: a forked process would inherit locks held by threads that it does not have.
-        with ProcessPoolExecutor(n_processes, get_context("spawn"), initializer=_be_quiet) as pool:
-            return list(pool.map(_compile_job, jobs, chunksize=JOBS_AT_ONCE))
+        with ProcessPoolExecutor(n_processes, get_context("spawn"), initializer=_prepare) as pool:
+            waiting = [pool.submit(_compile_job, job) for job in jobs]
+            for done, future in enumerate(as_completed(waiting), 1):
+                if isinstance(found := future.result(), str):
+                    failures.append(found)
+                report(done, len(jobs))
     except BrokenProcessPool as error:
         targets = " or ".join(dict.fromkeys(job.target for job in jobs))
         raise RuntimeError(
             f"the compiler ended abruptly for {targets}: it may not know such a GPU, or lack memory; compile for one "
             "target at a time"
         ) from error
+    if failures:
+        more = f" ({len(failures)} variants of {len(jobs)} do not compile)" if len(failures) > 1 else ""
+        raise RuntimeError(f"{failures[0]}{more}")
+    return [made for future in waiting if isinstance(made := future.result(), CompiledKernel)]
 
 
-def _places(samples: list[Sample], per_kernel: int | None) -> list[int]:
-    """Return the indices of the last `per_kernel` samples of each kernel."""
+def _compiled_for(sample: Sample) -> str:
+    """Return what the compiler is told, without names of samples."""
+    _, variant, types = sample
+    told = types, variant.constexprs, variant.options
+    return repr((variant.kernel.__name__, *(sorted(each.items()) for each in told)))
+
+
+def _places(samples: Sequence[Sample], per_kernel: int | None) -> list[int]:
+    """Return the indices of the last `per_kernel` samples of each kernel, without those that are listed twice."""
     seen: Counter[Any] = Counter()
+    known = set()
     places = []
     for place in reversed(range(len(samples))):
         kernel = samples[place].variant.kernel
+        if (key := _compiled_for(samples[place])) in known:
+            continue
+        known.add(key)
         seen[kernel] += 1
         if per_kernel is None or seen[kernel] <= per_kernel:
             places.append(place)
@@ -102,15 +142,26 @@ class _Job(NamedTuple):
     place: int
 
 
-def _be_quiet() -> None:
-    """Discard what the compiler prints of a target that it does not know, thousands of lines: errors tell it."""
+def _prepare() -> None:
+    """Have a process compile, and tell nothing but results.
+
+    The compiler prints thousands of lines about a target that it does not know; errors tell it.
+    """
+    from triton import knobs
+
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    # ptxas tells what a kernel uses only while it compiles it, and Triton then prints that.
+    knobs.compilation.always_compile = knobs.nvidia.dump_ptxas_log = True
 
 
-def _compile_job(job: _Job) -> CompiledKernel:
+def _compile_job(job: _Job) -> CompiledKernel | str:
+    """Return the kernel, or why it does not compile."""
     gpu = _gpu_target(job.target)
-    return _compile(_samples_of(importlib.import_module(job.module), gpu)[job.place], job.target, gpu)
+    try:
+        return _compile(_samples_of(importlib.import_module(job.module), gpu)[job.place], job.target, gpu)
+    except RuntimeError as error:
+        return str(error)
 
 
 def _samples_of(module: Any, gpu: Any) -> list[Sample]:
@@ -146,45 +197,29 @@ def _compile(sample: Sample, target: str, gpu: Any) -> CompiledKernel:
     }
     signature = {arg: kind.removesuffix(":16") for arg, kind in kinds.items()}
     source = ASTSource(kernel, signature, variant.constexprs, aligned)
+    printed = io.StringIO()
     try:
-        compiled = triton.compile(source, target=gpu, options=variant.options)
+        with redirect_stdout(printed):
+            compiled = triton.compile(source, target=gpu, options=variant.options)
     except Exception as error:
         said = " ".join(str(error).split(_AFTER_THE_REASON)[0].split())[:MOST_SAID]
         raise RuntimeError(
             f"{kernel.__name__} ({sample.name}) does not compile for {target}: {said}"
         ) from error
-    read = _nvidia_usage if gpu.backend == "cuda" else _amd_usage
-    registers, spills = read(compiled.asm, gpu)
-    return CompiledKernel(kernel.__name__, sample.name, target, registers, spills, compiled.metadata.shared)
+    usage = _nvidia_usage(printed.getvalue()) if gpu.backend == "cuda" else _amd_usage(compiled.asm["amdgcn"])
+    return CompiledKernel(kernel.__name__, sample.name, target, *usage, compiled.metadata.shared)
 
 
-def _nvidia_usage(asm: dict[str, Any], gpu: Any) -> tuple[int, int]:
-    """Return (registers, spilled bytes) as reported by the ptxas that Triton compiled with."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    architecture = _find(r"\.target\s+(sm_\w+)", asm["ptx"])
-    with tempfile.TemporaryDirectory() as folder:
-        ptx = Path(folder, "kernel.ptx")
-        ptx.write_text(asm["ptx"])
-        command = [
-            get_ptxas(gpu.arch).path,
-            "-v",
-            f"--gpu-name={architecture}",
-            "-o",
-            f"{ptx}.cubin",
-            str(ptx),
-        ]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return int(_find(r"Used (\d+) registers", report)), int(_find(r"(\d+) bytes spill stores", report))
+def _nvidia_usage(printed: str) -> tuple[int, int]:
+    """Return (registers, spilled bytes) as ptxas printed them when it made the kernel."""
+    return int(_find(r"Used (\d+) registers", printed)), int(_find(r"(\d+) bytes spill stores", printed))
 
 
-def _amd_usage(asm: dict[str, Any], gpu: Any) -> tuple[int, int]:
+def _amd_usage(assembly: str) -> tuple[int, int]:
     """Return (vector registers, spilled vector registers) from the metadata of the assembly."""
-    del gpu
-    text = asm["amdgcn"]
     # Scalar registers spill into lanes of vector registers, not to memory.
-    spills = int(_find(r"\.vgpr_spill_count:\s*(\d+)", text))
-    return int(_find(r"\.vgpr_count:\s*(\d+)", text)), spills
+    spills = int(_find(r"\.vgpr_spill_count:\s*(\d+)", assembly))
+    return int(_find(r"\.vgpr_count:\s*(\d+)", assembly)), spills
 
 
 def _find(pattern: str, text: str) -> str:

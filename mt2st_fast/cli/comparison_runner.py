@@ -40,6 +40,7 @@ class ComparisonRunner:
         """Find runs that cannot work before anything runs; return an experiment of the first arm."""
         for arm in reversed(self.state.arms):
             experiment = Experiment.prepare(self._config(arm), self.first)
+            experiment.check()
             for values in self.state.trials_of(arm.strategy):
                 with_values(experiment.config, values).schedule()
         return experiment

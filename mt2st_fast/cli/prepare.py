@@ -13,6 +13,7 @@ from mt2st_fast.cli.output import out_file, writable
 from mt2st_fast.cli.paths import path_argument
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.data.preparation import prepare as prepare_corpus
+from mt2st_fast.errors import InputError
 from mt2st_fast.spelling import counted
 
 STAGES = {"read": "read text", "write": "write tokens"}
@@ -40,14 +41,18 @@ def prepare(
     start = time.perf_counter()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
         bar_of = {stage: bars.add_task(text, total=None) for stage, text in STAGES.items()}
-        done = prepare_corpus(
-            corpus,
-            file,
-            lower=lower,
-            min_count=min_count,
-            processes=processes,
-            progress=lambda stage, read, total: bars.update(bar_of[stage], completed=read, total=total),
-        )
+        try:
+            done = prepare_corpus(
+                corpus,
+                file,
+                lower=lower,
+                min_count=min_count,
+                processes=processes,
+                progress=lambda stage, read, total: bars.update(bar_of[stage], completed=read, total=total),
+            )
+        except InputError as error:
+            error.args = (str(error).replace("a smaller min_count", "a smaller --min-count"),)
+            raise
     seconds = time.perf_counter() - start
     say(
         plain_console(),

@@ -106,6 +106,8 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
                 # Initial vectors take long to read, and do not change the cost of a step.
                 Experiment.prepare(replace(each, init=None), splits).warm_up()
         experiment = Experiment.prepare(config, splits)
+    elif not output.resume:
+        experiment.check()
     if writes:
         _clear(folder, of_the_run=not output.resume)
         write_atomically(folder / RUN_CONFIG, kept_config("train", output, experiment.config))

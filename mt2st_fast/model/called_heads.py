@@ -7,7 +7,7 @@ and its loss is computed in plain torch: this is slower, and logged once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from typing import NamedTuple
@@ -58,6 +58,25 @@ def reason_to_call_module(module: nn.Module) -> str | None:
     if "forward" in module.__dict__:
         return "overrides forward"
     return "is affected by global module hooks" if torch_module._has_any_global_hook() else None
+
+
+def are_plain(layers: Iterable[nn.Module]) -> bool:
+    """Return whether `reason_to_call` gives none for any of them, and all have a bias or none has."""
+    if torch_module._has_any_global_hook():
+        return False
+    biased = set()
+    for layer in layers:
+        if (
+            type(layer) is not nn.Linear
+            or layer._forward_hooks
+            or layer._forward_pre_hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+            or "forward" in layer.__dict__
+        ):
+            return False
+        biased.add(layer._parameters["bias"] is not None)
+    return len(biased) < 2
 
 
 def take_gradients_directly(parameters: Sequence[Tensor]) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.kernels import POOLINGS, HeadLayout, HeadSpec, Pooling, lay_adjacent
-from mt2st_fast.model.called_heads import reason_to_call
+from mt2st_fast.model.called_heads import are_plain, reason_to_call
 from mt2st_fast.model.fixed_tasks import FIXED, FixedTasks, refuse_change
 from mt2st_fast.model.module_names import check_module_names, module_name
 from mt2st_fast.model.open_tasks import OpenTask
@@ -339,6 +339,8 @@ class HeadBank(nn.Module):
         reasons: dict[str, str] = {}
         with_bias, without = False, []
         layers, places = self._layers(), self._places
+        if are_plain([layers[places[name]] for name in self._active if name in places]):  # nearly always
+            return reasons
         for name in self._active:
             if name not in places:
                 continue

@@ -44,9 +44,10 @@ from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.divergence import NonFiniteLossError
 from mt2st_fast.training.history import History
 from mt2st_fast.training.own_metrics import metric_name
-from mt2st_fast.training.schedules import find_strategy
+from mt2st_fast.training.schedules import find_strategy, strategy_options
 from mt2st_fast.training.schedules.abilities import Shortening
 from mt2st_fast.training.trainer import Trainer
+from mt2st_fast.training.turns import part_at
 from mt2st_fast.words.vectors import Coverage
 
 WARMING_STEPS = 5
@@ -61,12 +62,17 @@ def _options_as_input() -> Iterator[None]:
         _name_flags(error)
         raise
     except (ValueError, RuntimeError, ArithmeticError) as error:
-        raise InputError(in_flags(" ".join(str(error).split()), options_of(Config))) from error
+        raise InputError(_in_flags(" ".join(str(error).split()))) from error
 
 
 def _name_flags(error: InputError) -> None:
     """Have an error of the library name flags instead of arguments."""
-    error.args = (in_flags(str(error), options_of(Config)),)
+    error.args = (_in_flags(str(error)),)
+
+
+def _in_flags(message: str) -> str:
+    of_strategies = {name: option for name, (option, _) in strategy_options().items()}
+    return in_flags(message, {**options_of(Config), **of_strategies})
 
 
 @dataclass
@@ -162,6 +168,17 @@ class Experiment:
                 ) from error
             _name_flags(error)
             raise
+
+    def check(self) -> None:
+        """Raise InputError for a run that could not begin, such as a strategy beside options that it rules out.
+
+        For callers that would otherwise have removed earlier files, or trained other runs, when `run` refuses.
+        """
+        with _options_as_input():
+            held_out = self._held_out(self.splits.dev)
+            run = self.trainer.begin(self.loaders, val=held_out, epochs=self.config.epochs)
+            with closing(run):
+                part_at(self.trainer.schedule, run.moment)  # turns may not fit into the run
 
     def warm_up(self) -> None:
         """Take WARMING_STEPS steps, divided into phases by the schedule, and discard their result.

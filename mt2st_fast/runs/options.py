@@ -161,7 +161,7 @@ def _of_strategy(declared: StrategyOption, taken_by: tuple[str, ...]) -> Option:
     )
 
 
-def in_flags(message: str, options: Mapping[str, Option]) -> str:
+def in_flags(message: str, options: Mapping[str, Option | StrategyOption]) -> str:
     """Return a message of the library, which names options as Python does, with these options' flags instead."""
     for name, each in options.items():
         message = re.sub(rf"(?<![\w-]){name}=True\b", each.flag, message)

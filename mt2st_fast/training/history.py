@@ -169,19 +169,7 @@ class History:
     def write_jsonl(self, path: Path) -> None:
         """Write JSON lines, {"kind": "step" | "evaluation" | "phase" | "selection" | "stopped", ...}, by step."""
         lines = [
-            *(
-                {
-                    "kind": "phase",
-                    "step": p.first_step,
-                    "active": p.active,
-                    "reasons": p.reasons,
-                    "turns": p.turns,
-                    "engine": p.engine,
-                    "passed_over": p.passed_over,
-                    "graph": p.graph,
-                }
-                for p in self.phases
-            ),
+            *({"kind": "phase", "step": line.pop("first_step"), **line} for line in map(asdict, self.phases)),
             *({"kind": "step", **asdict(record)} for record in self.steps),
             *({"kind": "evaluation", **asdict(record)} for record in self.evaluations),
             *({"kind": "selection", **asdict(record)} for record in self.selections),

@@ -199,18 +199,18 @@ def _check_adapted(
 def _check_by_task(options: RunOptions, optimizer: torch.optim.Optimizer) -> None:
     """Raises InputError for options that do not work with one optimizer step per task."""
     name = type(options.schedule).__name__
-    for given, option, instead in (
-        (options.accumulate > 1, f"accumulate={options.accumulate}", "accumulate=1"),
-        (options.clip_norm is not None, f"clip_norm={options.clip_norm}", "clip_norm=None"),
-        (options.precision == "float16", "precision float16", "float32 or bfloat16"),
-        (options.backward == "fused", 'backward="fused"', 'backward="auto"'),
+    for given, option, fix in (
+        (options.accumulate > 1, f"accumulate={options.accumulate}", "use accumulate=1"),
+        (options.clip_norm is not None, f"clip_norm={options.clip_norm}", "leave it out"),
+        (options.precision == "float16", "precision float16", "use float32 or bfloat16"),
+        (options.backward == "fused", 'backward="fused"', 'use backward="auto"'),
         (
             any(group.get("weight_decay") for group in optimizer.param_groups),
             "weight_decay",
-            "weight_decay=0",
+            "use weight_decay=0",
         ),
     ):
         if given:
             raise InputError(
-                f"{name} steps the shared parameters once per task, which rules out {option}; use {instead}"
+                f"{name} steps the shared parameters once per task, which rules out {option}; {fix}"
             )

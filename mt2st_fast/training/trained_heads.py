@@ -17,6 +17,12 @@ def untrained(heads: MultiTaskHeads, history: History) -> tuple[str, ...]:
     return tuple(n for n in heads.tasks if n != heads.main and n not in history.tasks_trained)
 
 
+def without_labels(history: History) -> tuple[str, ...]:
+    """Return the tasks that steps weighed, but whose losses were all 0, as they are where no row has a label."""
+    weighed = {name: None for record in history.steps for name, weight in record.weights.items() if weight}
+    return tuple(name for name in weighed if name not in history.tasks_trained)
+
+
 def heads_without(heads: MultiTaskHeads, left_out: Collection[str]) -> MultiTaskHeads:
     """Return the heads without some tasks, and without tasks that have no head; parameters are shared."""
     tasks = {name: task for name, task in heads.tasks.items() if name not in left_out}

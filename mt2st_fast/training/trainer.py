@@ -53,6 +53,7 @@ from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.schedules.abilities import ObservingHeldOut, Selecting, check_resumable
 from mt2st_fast.training.selection import no_held_out
 from mt2st_fast.training.sources import Source
+from mt2st_fast.training.trained_heads import without_labels
 
 EVALUATE = "Trainer.evaluate"
 # Options that the loop over the steps reads; a run keeps the others as they were when it began.
@@ -452,6 +453,11 @@ class Trainer:
         if self.stop_requested:
             saving.now(run)
         run.check_finite()
+        if unlabelled := without_labels(run.history):
+            logger.warning(
+                "every loss of %s was 0, as where no row has a label, so no step trained the head; check the targets",
+                ", ".join(unlabelled),
+            )
         self._each(lambda callback: callback.on_fit_end(self))
 
     def _goes_on(self, run: Run, saving: Saving) -> bool:

@@ -28,6 +28,14 @@ REFUSED = {
     "f": "it is fastText's C++ object; use `model`, the model behind these methods",
 }
 
+# Options of a training, which fastText keeps as attributes of the model, until it is saved.
+OPTIONS = (
+    "lr", "dim", "ws", "epoch", "minCount", "minCountLabel", "minn", "maxn", "neg", "wordNgrams", "loss", "bucket",
+    "thread", "lrUpdateRate", "t", "label", "verbose", "pretrainedVectors",
+)  # fmt: skip
+REFUSED |= dict.fromkeys(OPTIONS, "a model does not show the options of its training; keep them yourself")
+REFUSED["dim"] = "use get_dimension()"
+
 _UNKNOWN = "it did not occur in training, and no n-grams were trained"
 
 

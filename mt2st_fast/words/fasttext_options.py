@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,6 +18,14 @@ SAME = {
     "minCount": "min_count",
     "pretrainedVectors": "pretrained_vectors",
     "thread": "threads",
+}
+# fastText's second names for some of its options.
+SECOND = {
+    "min_count": "minCount",
+    "word_ngrams": "wordNgrams",
+    "lr_update_rate": "lrUpdateRate",
+    "label_prefix": "label",
+    "pretrained_vectors": "pretrainedVectors",
 }
 _AUTOTUNE = "autotune is not supported; train with each option and compare their `test` on a held-out file"
 # The values that have no effect, including fastText's defaults; and why all others are refused.
@@ -56,12 +65,45 @@ UNSUPERVISED_LOSSES = (
 def with_fasttext_names(function: Callable[P, T]) -> Callable[P, T]:
     """Make a function also accept fastText's names for its options.
 
-    It then raises InputError for an option that is refused, and for one that is given under both names.
+    It then raises InputError for an option that is refused, and for one that is given under both names; errors name
+    options as they were given.
     """
 
     @functools.wraps(function)
     def renamed(*args: P.args, **kwargs: P.kwargs) -> T:
-        return function(*args, **own_names(kwargs, ("path",) if args else ()))  # type: ignore[arg-type]
+        own = own_names(kwargs, ("path",) if args else ())
+        try:
+            return function(*args, **own)  # type: ignore[arg-type]
+        except InputError as error:
+            error.args = (_as_given(str(error), kwargs),)
+            raise
+
+    return renamed
+
+
+def _as_given(message: str, given: Mapping[str, Any]) -> str:
+    for name, own in SAME.items():
+        if name in given and "_" in own:  # no word of a sentence
+            message = re.sub(rf"\b{own}\b", name, message)
+    return message
+
+
+def first_names(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate fastText's second names to its first ones. Raises InputError for an option given under both."""
+    for second, first in SECOND.items():
+        if second in given and first in given:
+            raise InputError(
+                f"{second} is another name for {first}, which is also given; pass only one of them"
+            )
+    return {SECOND.get(name, name): value for name, value in given.items()}
+
+
+def with_second_names(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a function with fastText's names for its options also accept the second ones."""
+
+    @functools.wraps(function)
+    def renamed(*args: P.args, **kwargs: P.kwargs) -> T:
+        return function(*args, **first_names(kwargs))  # type: ignore[arg-type]
 
     return renamed
 

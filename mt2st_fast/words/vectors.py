@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,8 +138,15 @@ def gensims_class() -> Any:
     try:
         from gensim.models import KeyedVectors
     except ImportError:
-        raise InputError("this needs gensim, which is not installed: pip install gensim") from None
+        raise InputError(f"this needs gensim, which is not installed: {_how_to_install_gensim()}") from None
     return KeyedVectors
+
+
+def _how_to_install_gensim() -> str:
+    """gensim 4.4 has no wheel for Python 3.14, and its C code does not compile there."""
+    if sys.version_info >= (3, 14):
+        return "gensim 4.4 cannot be installed on Python 3.14; use Python 3.13"
+    return "pip install gensim"
 
 
 def import_gensim_early() -> None:

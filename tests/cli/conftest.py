@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import io
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from mt2st_fast.cli import main
-from tests.cli.running import make_treebank
+from tests.cli.running import make_treebank, run
 
 
 @pytest.fixture
@@ -53,5 +55,20 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
         with pytest.raises(SystemExit) as stop:
             main(list(arguments))
         return seen[0] if stop.value.code == 0 else capsys.readouterr().err
+
+    return of
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a command that succeeds answers to a text that is piped into it; it says nothing else."""
+
+    def of(given: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+        capsys.readouterr()
+        run(*arguments)
+        said = capsys.readouterr()
+        assert said.err == ""
+        return said.out
 
     return of

@@ -64,7 +64,7 @@ from tests.cli.running import QUICK, fails
         (["prepare", "OUT/tiny.conllu", "--out", "/proc/t"], ["/proc"]),
         (
             ["prepare", "OUT/tiny.conllu", "--out", "OUT/t", "--min-count", "999999"],
-            ["999999", "most frequent"],
+            ["999999", "most frequent", "a smaller --min-count"],
         ),
         (["prepare", "OUT/tiny.conllu", "--out", "OUT/t", "--min-count", "0"], ["min-count"]),
         (["prepare", "/nowhere/at/all", "--out", "OUT/deep/t"], ["/nowhere/at/all"]),

@@ -171,6 +171,7 @@ def test_compare_shows_all_that_it_was_asked_for(
         (["--switch-at", "0"], ["switch-at"]),
         (["--seed", "-1"], ["seed"]),
         (["--epochs", "inf"], ["epochs"]),
+        (["--strategies", "stl,adatask", "--clip-norm", "1"], ["AdaTask", "rules out --clip-norm"]),
     ],
 )
 def test_compare_refuses_before_it_trains(
@@ -178,6 +179,7 @@ def test_compare_refuses_before_it_trains(
 ) -> None:
     error = fails(capsys, "compare", "--data", treebank, "--out", str(tmp_path / "out"), *QUICK, *options)
     assert all(name in error for name in names)
+    assert not (tmp_path / "out").exists() or not [*(tmp_path / "out").iterdir()]
 
 
 def test_every_arm_is_warmed_up_before_any_is_timed(

@@ -102,6 +102,27 @@ def test_train_does_not_write_over_the_vectors_that_it_begins_with(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--precision", "float16"], "rules out precision float16; use float32 or bfloat16"),
+        (["--clip-norm", "1"], "rules out --clip-norm 1.0; leave it out"),
+        (["--accumulate", "2"], "rules out --accumulate 2; use --accumulate 1"),
+        (["--weight-decay", "0.1"], "rules out --weight-decay; use --weight-decay 0"),
+        (["--strategy", "alternate", "--shared-epochs", "2"], "use more epochs, or fewer --shared-epochs"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_run_that_cannot_begin_leaves_what_the_folder_has(
+    ended: Path, arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ended, out := tmp_path / "out")
+    before = files(out)
+    data = ["--data", make_treebank(tmp_path), *SHORT, "--strategy", "adatask"]
+    assert said in fails(capsys, "train", *data, *arguments, "--out", str(out))
+    assert files(out) == before
+
+
+@pytest.mark.parametrize(
     ("command", "mine"),
     [
         *(("train", name) for name in ("config.json", "vectors.txt", "model/weights.bin", "facts.json")),

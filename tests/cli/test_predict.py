@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mt2st_fast import train_supervised
-from tests.cli.running import QUICK, fails, run
+from tests.cli.running import QUICK, fails, make_treebank, run
 
 COLUMNS = 10
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    options = ("--aux", "xpos", "--strategy", "mtl", "--out", str(folder / "run"))
+    run("train", "--data", make_treebank(folder), *QUICK, *options)
+    return folder / "run"
+
+
 @pytest.fixture
-def trained(treebank: str, tmp_path: Path) -> Path:
-    out = tmp_path / "run"
-    run("train", "--data", treebank, "--out", str(out), *QUICK, "--aux", "xpos", "--strategy", "mtl")
-    return out
-
-
-def program(*arguments: str, given: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", "from mt2st_fast.cli import main; main()", *arguments],
-        input=given, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def trained(finished: Path, tmp_path: Path) -> Path:
+    """A run of its own, which a test may damage."""
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def test_a_run_labels_files_and_pipes(trained: Path, treebank: str, tmp_path: Path) -> None:
@@ -45,8 +45,11 @@ def test_a_run_labels_files_and_pipes(trained: Path, treebank: str, tmp_path: Pa
     assert all(a[:3] == b[:3] and a[4:] == b[4:] for a, b in rows)
     right = sum(a[3] == b[3] for a, b in rows) / len(rows)
     assert right > 0.9
-    piped = program("predict", str(trained), "--format", "jsonl", given=" ".join(b[1] for _, b in rows[:3]))
-    assert len(json.loads(piped)["upos"]) >= 3
+    piped = subprocess.run(
+        [sys.executable, "-m", "mt2st_fast", "predict", str(trained), "--format", "jsonl"],
+        input=" ".join(b[1] for _, b in rows[:3]), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert len(json.loads(piped.stdout)["upos"]) >= 3
 
 
 def test_the_model_is_measured_as_the_run_was(
@@ -61,7 +64,9 @@ def test_the_model_is_measured_as_the_run_was(
     assert "precision" in said
 
 
-def test_tables_are_labelled_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_are_labelled_and_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], answers: Callable[..., str]
+) -> None:
     rows = [
         f"{'good' if i % 2 else 'bad'} film number {i},{'pos' if i % 2 else 'neg'},{i % 2}.0"
         for i in range(200)
@@ -72,15 +77,14 @@ def test_tables_are_labelled_and_measured(tmp_path: Path, capsys: pytest.Capture
     options = ("--main", "label", "--aux", "score:regression", "--strategy", "mtl", "--epochs", "5")
     run("train", "--data", f"csv:{table}", "--out", str(out), *options)
     report = json.loads((out / "report.json").read_text())
-    assert program("predict", str(out), given="good film\nbad film\n") == "pos\nneg\n"
-    capsys.readouterr()
+    assert answers("good film\nbad film\n", "predict", str(out)) == "pos\nneg\n"
     run("test", str(out), f"csv:{table}", "--part", "test", "--tasks", "label,score")
     said = capsys.readouterr().out
     assert f"{report['tasks']['score']['test']:.4f}" in said
 
 
 def test_lines_are_classified_as_fasttext_writes_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], answers: Callable[..., str]
 ) -> None:
     file = tmp_path / "t.txt"
     file.write_text(
@@ -89,13 +93,13 @@ def test_lines_are_classified_as_fasttext_writes_it(
     model = train_supervised(file, dim=8, epoch=5, batch_size=16, main="tone", families=True)
     model.save(tmp_path / "m")
     text = "good nice film\n\nbad __label__tone__up\n"
-    said = program("predict", str(tmp_path / "m"), "--tasks", "tone,a", "--probabilities", given=text)
+    said = answers(text, "predict", str(tmp_path / "m"), "--tasks", "tone,a", "--probabilities")
     expected = []
     for line in text.split("\n")[:3]:
         parts = [(family, *model.predict(line, family=family)) for family in ("tone", "a")]
         expected.append(" ".join(f"__label__{f}__{names[0]} {ps[0]:.6g}" for f, names, ps in parts))
     assert said.splitlines() == expected
-    rows = program("predict", str(tmp_path / "m"), "--format", "jsonl", "--k", "-1", given=text).splitlines()
+    rows = answers(text, "predict", str(tmp_path / "m"), "--format", "jsonl", "--k", "-1").splitlines()
     assert [[len(json.loads(row)["tone"]), json.loads(row)["text"]] for row in rows] == [
         [2, line] for line in text.split("\n")[:3]
     ]

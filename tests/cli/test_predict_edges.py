@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,18 +29,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
-def answers(given: bytes, *arguments: str) -> bytes:
-    done = subprocess.run([*PROGRAM, *arguments], input=given, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == b""
-    return done.stdout
-
-
-def test_no_input_has_no_answer(models: dict[str, Path]) -> None:
+def test_no_input_has_no_answer(models: dict[str, Path], answers: Callable[..., str]) -> None:
     for name in ("token", "document", "lines"):
-        assert answers(b"", "predict", str(models[name])) == b""
-    assert answers(b"\n\n", "predict", str(models["token"])) == b""  # no sentence
-    assert len(answers(b"\n\n", "predict", str(models["document"])).splitlines()) == 2
+        assert answers("", "predict", str(models[name])) == ""
+    assert answers("\n\n", "predict", str(models["token"])) == ""  # no sentence
+    assert len(answers("\n\n", "predict", str(models["document"])).splitlines()) == 2
 
 
 @pytest.mark.parametrize("name", ["token", "document", "lines"])
@@ -66,9 +60,9 @@ def test_a_sentence_of_any_length_is_one_sentence(monkeypatch: pytest.MonkeyPatc
     assert (in_blocks - whole).abs().max() < 1e-6
 
 
-def test_labels_in_a_line_are_no_words_of_it(models: dict[str, Path]) -> None:
+def test_labels_in_a_line_are_no_words_of_it(models: dict[str, Path], answers: Callable[..., str]) -> None:
     said = answers(
-        b"good\ngood __label__tone__down\n__label__a good __label__b\n", "predict", str(models["lines"]),
+        "good\ngood __label__tone__down\n__label__a good __label__b\n", "predict", str(models["lines"]),
         "--format", "jsonl", "--k", "-1",
     )  # fmt: skip
     rows = [json.loads(line)["tone"] for line in said.splitlines()]
@@ -116,8 +110,8 @@ def test_lines_are_measured_by_their_labels(
     assert "leave out --part" in fails(capsys, "test", str(models["lines"]), str(file), "--part", "dev")
 
 
-def test_a_model_of_words_is_read_as_one(models: dict[str, Path]) -> None:
-    said = answers(b"die Katze\n", "predict", str(models["token"]), "--format", "jsonl", "--k", "2")
+def test_a_model_of_words_is_read_as_one(models: dict[str, Path], answers: Callable[..., str]) -> None:
+    said = answers("die Katze\n", "predict", str(models["token"]), "--format", "jsonl", "--k", "2")
     row = json.loads(said)
     probabilities = TextModel.load(models["token"]).probabilities([["die", "Katze"]])
     assert [pair[1] for pair in row["pos"][0]] == pytest.approx(sorted(probabilities[0])[:0:-1], abs=1e-5)

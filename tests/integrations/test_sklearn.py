@@ -269,6 +269,8 @@ class _Lower(Word2VecTransformer):
         (["a", None], ["a", "b"], {}, r"row 1 of X is not a text but None \(NoneType\)"),
         (np.zeros((2, 3)), ["a", "b"], {}, r"row 0 of X has a word that is not a string but .*0\.0.* \(float64\)"),
         ([], [], {}, "X has no texts; pass at least 1"),
+        (np.array([["x"], ["y z"]]), ["a", "b"], {}, r"row 1 has blanks in it \('y z'\), so X is a column of texts"),
+        ([["x y"], ("z",)], ["a", "b"], {}, r"pass the strings, X\[:, 0\] of an array"),
         (["", " "], ["a", "b"], {}, "the text has no words besides its labels"),
         (["x", "y"], ["a"], {}, r"y has labels for label of shape \(1,\) for 2 texts; pass one label per text"),
         (["x", "y"], None, {}, "requires y to be passed, but the target y is None"),

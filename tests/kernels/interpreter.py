@@ -1,23 +1,27 @@
 """Modules of the tests in processes whose Triton interprets its kernels: that is decided where triton is imported.
 
 At every call of a device function the interpreter puts its own functions into triton.language, though the launch that
-calls it has done so: looking through the language once more took half of all time. Here it is done once a launch.
+calls it has done so: looking through the language once more took half of all time. Here it is done once a launch. What
+it makes anew for every tensor and follows from the tensor's type alone is made once a process.
 
 python -m <this> MODULE ARGUMENT...
 """
 
 from __future__ import annotations
 
+import math
 import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +46,14 @@ def run_shares(module: str, folder: Path, shares: Sequence[tuple[str, ...]]) -> 
     with ThreadPoolExecutor(max_workers=2) as pool:
         parts = pool.map(of_share, range(len(shares)))
         return {name: value for part in parts for name, value in part.items()}
+
+
+def poison_fresh_memory(on: bool) -> None:
+    """Fill every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
+
+    torch.use_deterministic_algorithms would do so after it has imported torch's compiler, for a second.
+    """
+    torch._C._set_deterministic_algorithms(on)
 
 
 def assert_as_accurate_as_torch(
@@ -86,6 +98,36 @@ def _read_scalars_as_triton_3_7(patch: Any) -> Any:
     return patched
 
 
+def _keep_what_types_say(interpreter: Any) -> None:
+    """Make shapes, their sizes and NumPy's dtypes once for each type: that took a third of all time."""
+    core, types, dtypes = interpreter.tl.core, dict[Any, dict[str, Any]](), dict[str, Any]()
+    make_type, find_dtype = core.block_type.__init__, interpreter._get_np_dtype
+
+    def block_type(self: Any, element: Any, shape: Any) -> None:
+        key = (element.name, *(size.value if isinstance(size, core.constexpr) else size for size in shape))
+        if key not in types:
+            make_type(self, element, shape)
+            types[key] = dict(self.__dict__)
+        self.__dict__.update(types[key])
+
+    def dtype_of(type_: Any) -> Any:
+        element = type_.scalar
+        if element.name not in dtypes:
+            dtypes[element.name] = find_dtype(element)
+        return dtypes[element.name]
+
+    @cache
+    def sizes_of(*shape: int) -> tuple[Any, Any]:
+        return core.constexpr(math.prod(shape)), core.tuple([core.constexpr(size) for size in shape])
+
+    def tensor(self: Any, handle: Any, type_: Any) -> None:
+        self.handle, self.type, self.dtype = handle, type_, type_.scalar
+        self.numel, self.shape = sizes_of(*(type_.shape.values if type_.is_block() else ()))
+
+    core.block_type.__init__, core.tensor.__init__ = block_type, tensor
+    interpreter._get_np_dtype = dtype_of
+
+
 def main() -> None:
     """Run the module that is named first."""
     assert "triton" not in sys.modules
@@ -94,6 +136,7 @@ def main() -> None:
 
     interpreter._patch_lang_tensor = _read_scalars_as_triton_3_7(interpreter._patch_lang_tensor)
     interpreter._patch_lang = _PatchOnce(interpreter._patch_lang)
+    _keep_what_types_say(interpreter)
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 
 import pytest
 
@@ -64,20 +65,33 @@ def both_engines(*seeds, factor):
 
 
 COMPARISONS = {
-    "one seed": compared(runs_of(1), **FACTS),
-    "three seeds": compared(runs_of(1, 2, 3), **FACTS),
-    "out of reach": compared(runs_of(1, 2, 3), target=0.99, **FACTS),
-    "joules": compared(runs_of(1, 2, 3, joules=3.0), **FACTS),
-    "engines": both_engines(1, 2, 3, 4, 5, 6, factor=2.0),
-    "not measured": compared({"stl": [run_of(s, float("nan"), 0.4, 0.8) for s in (1, 2, 3)]}, **FACTS),
-    "one arm": compared({"switch": runs_of(1, 2)["switch"]}, **FACTS | {"tuning": None}),
+    "one seed": lambda: compared(runs_of(1), **FACTS),
+    "three seeds": lambda: compared(runs_of(1, 2, 3), **FACTS),
+    "out of reach": lambda: compared(runs_of(1, 2, 3), target=0.99, **FACTS),
+    "joules": lambda: compared(runs_of(1, 2, 3, joules=3.0), **FACTS),
+    "engines": lambda: both_engines(1, 2, 3, 4, 5, 6, factor=2.0),
+    "not measured": lambda: compared(
+        {"stl": [run_of(s, float("nan"), 0.4, 0.8) for s in (1, 2, 3)]}, **FACTS
+    ),
+    "one arm": lambda: compared({"switch": runs_of(1, 2)["switch"]}, **FACTS | {"tuning": None}),
 }
+
+
+@cache
+def comparison_of(name):
+    return COMPARISONS[name]()
+
+
+@cache
+def page_of(name):
+    """Drawing its pictures takes a second."""
+    return comparison_page(comparison_of(name))
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_every_report_is_whole(name):
-    comparison = COMPARISONS[name]
-    text, page = render(comparison), comparison_page(comparison).decode()
+    comparison = comparison_of(name)
+    text, page = render(comparison), page_of(name).decode()
     for title in (section.title for section in sections_of(comparison)):
         assert f"## {title}" in text
         assert title.replace("'", "&#39;") in page
@@ -92,9 +106,9 @@ def test_every_report_is_whole(name):
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_report_is_the_same_from_the_file(name):
     """compare.json has no NaN and no tuples; `mt2st-fast report` reads that, and so does `compare`."""
-    again = json.loads(json_text(COMPARISONS[name]))
-    assert render(again) == render(COMPARISONS[name])
-    assert comparison_page(again) == comparison_page(COMPARISONS[name])
+    again = json.loads(json_text(comparison_of(name)))
+    assert render(again) == render(comparison_of(name))
+    assert comparison_page(again) == page_of(name)
 
 
 def part(comparison, title):
@@ -103,7 +117,7 @@ def part(comparison, title):
 
 
 def test_what_nobody_reaches_is_a_dash_with_its_count():
-    (_, mtl, _) = part(COMPARISONS["out of reach"], "To the target: 0.99 (given)")
+    (_, mtl, _) = part(comparison_of("out of reach"), "To the target: 0.99 (given)")
     assert (mtl["reached by:"], mtl["seconds:"], mtl["steps:"], mtl["time vs stl:"]) == (
         "0 of 3",
         "–",
@@ -113,20 +127,20 @@ def test_what_nobody_reaches_is_a_dash_with_its_count():
 
 
 def test_medians_quartiles_and_intervals():
-    (stl, mtl, switch) = part(COMPARISONS["three seeds"], "To the target: STL's best")
+    (stl, mtl, switch) = part(comparison_of("three seeds"), "To the target: STL's best")
     assert (stl["seconds:"], stl["steps:"], stl["examples:"]) == ("3 (3–3)", "3 (3–3)", "24")
     assert mtl["reached by:"] == "0 of 3"
     assert switch["reached by:"] == "2 of 3"  # seed 3 has a higher one
-    found = part(COMPARISONS["three seeds"], "To the target: MTL's best minus 0.2 points")[2]
+    found = part(comparison_of("three seeds"), "To the target: MTL's best minus 0.2 points")[2]
     assert (found["time vs mtl:"], found["steps vs stl:"]) == ("+0 % [+0, +0]", "-33 % [-33, -33]")
-    assert not any("joules:" in row for row in part(COMPARISONS["three seeds"], "To the plateau"))
-    energy = part(COMPARISONS["joules"], "To the target: STL's best")[0]["joules:"]
+    assert not any("joules:" in row for row in part(comparison_of("three seeds"), "To the plateau"))
+    energy = part(comparison_of("joules"), "To the target: STL's best")[0]["joules:"]
     assert energy == "9 (9–9)"
 
 
 def test_whole_runs_have_a_table():
-    (stl, _, switch) = part(COMPARISONS["three seeds"], "The whole run")
-    runs = COMPARISONS["three seeds"]["strategies"]
+    (stl, _, switch) = part(comparison_of("three seeds"), "The whole run")
+    runs = comparison_of("three seeds")["strategies"]
     assert stl["seconds:"].startswith(f"{runs['stl']['seconds_median']:g} (")
     expected = runs["switch"]["examples_median"] / runs["stl"]["examples_median"] - 1
     assert switch["examples vs stl:"].startswith(f"{100 * expected:+.0f} % [")
@@ -135,15 +149,15 @@ def test_whole_runs_have_a_table():
 
 
 def test_of_too_few_seeds_no_verdicts_are_shown():
-    assert part(COMPARISONS["one seed"], "What can be concluded") == []
-    assert len(part(COMPARISONS["three seeds"], "What can be concluded")) == 3
+    assert part(comparison_of("one seed"), "What can be concluded") == []
+    assert len(part(comparison_of("three seeds"), "What can be concluded")) == 3
 
 
 def test_tuning_shows_every_trial():
-    first, second = part(COMPARISONS["three seeds"], "Tuning")
+    first, second = part(comparison_of("three seeds"), "Tuning")
     assert list(first.values()) == ["stl", "1 chosen", "0.01", "–", "0.8000", "3"]
     assert list(second.values()) == ["stl", "2", "0.05", "–", "the loss is nan at step 3", "–"]
-    assert "Tuning" not in [section.title for section in sections_of(COMPARISONS["one arm"])]
+    assert "Tuning" not in [section.title for section in sections_of(comparison_of("one arm"))]
 
 
 def test_what_a_strategy_retired_is_shown_with_steps_and_reasons():
@@ -168,12 +182,12 @@ def test_what_a_strategy_retired_is_shown_with_steps_and_reasons():
 
 
 def test_engines_have_a_table_of_their_own():
-    rows = part(COMPARISONS["engines"], "What the engine saves")
+    rows = part(comparison_of("engines"), "What the engine saves")
     assert [row["strategy"] for row in rows] == [
         f"{n}, fused against torch" for n in ("stl", "mtl", "switch")
     ]
     assert rows[0]["time to STL's best:"] == "-50 % [-50, -50]"
-    joint = part(COMPARISONS["engines"], "What algorithm and engine save together")
+    joint = part(comparison_of("engines"), "What algorithm and engine save together")
     assert [(row["strategy"], row["against"]) for row in joint][:2] == [
         ("stl", "stl (torch)"),
         ("mtl", "stl (torch)"),
@@ -185,7 +199,7 @@ def texts_of(axes):
 
 
 def test_the_picture_has_a_row_for_each_target_and_says_who_reached_it():
-    figure = plot_comparison(COMPARISONS["out of reach"])
+    figure = plot_comparison(comparison_of("out of reach"))
     assert [axes.get_title(loc="left") for axes in figure.axes[::2]] == [
         "to 0.99 (given) (median 0.9900)",
         "to STL's best (median 0.8200)",
@@ -217,7 +231,7 @@ def test_nothing_is_not_less_than_nothing():
 
 def test_a_target_of_each_seed_is_said_to_be_of_its_run():
     """With all labels, seeds have the same data: these are no reason."""
-    text = render(COMPARISONS["three seeds"])
+    text = render(comparison_of("three seeds"))
     assert "Each seed has its own target, from its own run: " in text
     assert "its data" not in text
 

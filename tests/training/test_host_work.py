@@ -76,7 +76,7 @@ def a_taggers_step() -> Callable[[], object]:
     return run.step
 
 
-CASES = [(the_op, 38), (the_heads, 67), (a_trainers_step, 135), (a_taggers_step, 131)]
+CASES = [(the_op, 20), (the_heads, 44), (a_trainers_step, 111), (a_taggers_step, 131)]
 
 
 @pytest.mark.parametrize(("case", "most"), CASES)

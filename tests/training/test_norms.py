@@ -23,6 +23,7 @@ from tests.training.test_stack_training import (
     OPTIMIZERS,
     TASKS,
     WEIGHTS,
+    batch,
     eager,
     optimizer_of,
     parameters,
@@ -54,6 +55,18 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(kind, encoder):
         return losses, state(model)
 
     assert_same_on_threads(run)
+
+
+@pytest.mark.parametrize("width", [1, 33, 500])
+@pytest.mark.parametrize(("norm", "N", "far"), [(nn.LayerNorm, 40, 300), (nn.BatchNorm1d, 140, 3000)])
+def test_numbers_far_from_0_keep_their_digits(norm, N, far, width):
+    encoder, heads = nn.Sequential(norm(width)), MultiTaskHeads(width, TASKS, "a")
+    inputs, targets = torch.randn(N, width) + far, batch(N)[1]
+    truth = heads.double()(encoder.double()(inputs.double()), targets, WEIGHTS).losses
+    encoder, heads = encoder.float(), heads.float()
+    theirs = float((heads(encoder(inputs), targets, WEIGHTS).losses - truth).abs().max())
+    error = float((trained((encoder, heads))(inputs, targets, WEIGHTS, NOTHING) - truth).abs().max())
+    assert error <= 2 * theirs + 2e-7, (error, theirs)
 
 
 @pytest.mark.parametrize("N", [1, 33, 100])

@@ -23,7 +23,7 @@ from mt2st_fast import (
     Switch,
     Trainer,
 )
-from mt2st_fast.optimizer_upkeep import release
+from mt2st_fast.training.optimizer_upkeep import release
 
 TOTAL, EPOCH, SWITCH = 12, 4, 7
 TASKS = {"a": Classification(4), "b": Classification(3), "c": Classification(2)}

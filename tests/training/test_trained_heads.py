@@ -108,6 +108,34 @@ def test_what_is_left_out_is_what_has_not_moved(schedule, wanted):
     assert left_out == {"class", "number"} - moved
 
 
+@pytest.mark.parametrize(
+    ("fill", "names"),
+    [
+        ((), None),
+        (("class",), "class"),
+        (("class", "number"), "class, number"),
+        (("main", "class"), "main, class"),
+    ],
+)
+def test_a_task_that_no_row_has_a_label_of_is_named_at_the_end(caplog, fill, names):
+    data = with_labels(lambda i, name: name not in fill)
+    if "main" in fill:
+        data = [(x, {**targets, "main": torch.full_like(targets["main"], -100)}) for x, targets in data]
+    for schedule in (MultiTask(), Switch(at=0.5), Uncertainty()):
+        caplog.clear()
+        trained_on(data, schedule)
+        said = (
+            f"every loss of {names} was 0, as where no row has a label, so no step trained the head; check "
+        )
+        assert caplog.messages == ([] if names is None else [said + "the targets"])
+
+
+def test_nothing_is_said_of_tasks_that_a_schedule_does_not_weigh(caplog):
+    trained_on(with_labels(lambda i, name: False), SingleTask())
+    trained_on(with_labels(lambda i, name: True), MultiTask(weights={"class": 0.0}))
+    assert caplog.messages == []
+
+
 def test_a_task_without_a_label_is_not_trained():
     trainer = trainer_of(schedule=MultiTask())
     trainer.fit(batches(), epochs=1)

@@ -244,6 +244,20 @@ def test_options_by_their_place(cooking):
         fasttext.train_supervised(str(cooking / "train"), 0.1, lr=0.1)
 
 
+def test_options_by_their_second_names(cooking):
+    options = {"dim": 4, "epoch": 1, "minn": 0, "maxn": 0}
+    first = {"minCount": 2, "label": "__label__", "lrUpdateRate": 100, "wordNgrams": 1}
+    second = {"min_count": 2, "label_prefix": "__label__", "lr_update_rate": 100, "word_ngrams": 1}
+    for train in (fasttext.train_supervised, fasttext.train_unsupervised):
+        one, other = (train(cooking / "train", **options, **names) for names in (first, second))
+        assert one.words == other.words
+        np.testing.assert_array_equal(one.get_input_matrix(), other.get_input_matrix())
+        with pytest.raises(InputError, match="min_count is another name for minCount, which is also given"):
+            train(cooking / "train", **options, minCount=2, min_count=2)
+        with pytest.raises(InputError, match="lrUpdateRate=7: "):
+            train(cooking / "train", **options, lr_update_rate=7)
+
+
 def test_a_model_of_families_is_shown_by_its_main_one(tmp_path):
     (tmp_path / "t").write_text(
         "__label__topic__a __label__tone__x w\n__label__topic__b __label__tone__y v\n" * 20
@@ -290,6 +304,16 @@ def test_what_is_refused_says_why_in_a_line(classifier, cooking, call, message):
     with pytest.raises(InputError, match=message) as caught:
         call(classifier, str(cooking / "train"))
     assert "\n" not in str(caught.value)
+
+
+def test_options_of_the_training_are_no_attributes(classifier, vectors):
+    for model in (classifier, vectors):
+        with pytest.raises(AttributeError, match=r"^dim: use get_dimension\(\)"):
+            _ = model.dim
+        with pytest.raises(
+            AttributeError, match=r"^minCount: a model does not show the options of its training"
+        ):
+            _ = model.minCount
 
 
 def test_a_text_of_labels_alone_is_named_without_gensims_options(tmp_path):

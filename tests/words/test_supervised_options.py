@@ -186,6 +186,17 @@ def test_nonsense_is_refused_by_name(train, name, values):
         assert "\n" not in str(caught.value)
 
 
+def test_a_message_names_an_option_as_it_was_given(train):
+    for name, value, says in (
+        ("minCount", 10**6, "or a smaller minCount"),
+        ("wordNgrams", 0, "wordNgrams must be"),
+    ):
+        with pytest.raises(InputError, match=says):
+            train_supervised(train, **{name: value}, **SMALL)
+    with pytest.raises(InputError, match="or a smaller min_count"):
+        train_supervised(train, min_count=10**6, **SMALL)
+
+
 def test_ngrams_longer_than_every_document_cost_nothing(train):
     assert train_supervised(train, word_ngrams=10**12, bucket=50, **SMALL).predict("x y rare").labels
 

@@ -284,9 +284,15 @@ def test_keyed_vectors_are_gensims_own() -> None:
     assert [word for word, _ in small.nearest(["a", "z"], 1)["a"]] == ["b"]
 
 
-def test_without_gensim_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("python", "remedy"), [((3, 13), "pip install gensim"), ((3, 14), "use Python 3.13")]
+)
+def test_without_gensim_one_line_says_what_to_do(
+    python: tuple[int, int], remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "gensim.models", None)
-    with pytest.raises(InputError, match="pip install gensim"):
+    monkeypatch.setattr("mt2st_fast.words.vectors.sys.version_info", python)
+    with pytest.raises(InputError, match=remedy):
         some_vectors(2, 2).to_keyed_vectors()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...machine.simd import FLOAT_BYTES
 from ..call import Forward, Gradients, HeadsCall, Needs, Residual
 from ..kind import MAX_NUMBERS, Kind
 from ..layout import HeadLayout
@@ -50,6 +51,7 @@ class HeadTable(NamedTuple):
     column_weights: np.ndarray  # (S,) float32
     no_bias: Tensor  # (S,) float32 zeros
     widest: int
+    offsets: tuple[int, ...]  # (K,) bytes from the first head's bias to each one's
 
 
 def head_table(layout: HeadLayout) -> HeadTable:
@@ -85,6 +87,7 @@ def _table_of(key: str) -> HeadTable:
         columns,
         torch.zeros(len(columns), dtype=torch.float32, device="cpu"),
         max(head.size for head in layout.heads),
+        tuple(FLOAT_BYTES * offset for offset in layout.offsets),
     )
 
 

@@ -8,6 +8,8 @@ number of threads gives the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numba
 import numpy as np
 import torch
@@ -18,17 +20,22 @@ from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
 from ...machine.jit import address_of, helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ...machine.team import Kernel, in_parallel, threads_of
-from ..call import Apart, Forward, HeadsCall
+from ..call import Apart, Forward, HeadsCall, Needs, Whole
+from ..layout import HeadLayout
 from .loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
 from .passes import (
+    COMPACTED_PASS_LOGITS,
+    COMPACTED_ROW_LOGITS,
     NO_ROWS_LEFT_OUT,
     RESIDUAL_IS_GRADIENT,
     Batch,
     Outputs,
     backward,
     float_empty,
+    head_table,
     kernel_tensor,
     passes,
+    refusal,
     residual_like,
     take_targets,
 )
@@ -47,7 +54,7 @@ from .stages import (
 )
 from .targets import ALL_ROWS, survey
 
-__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "forward", "forward_apart", "residual_like"]
+__all__ = ["RESIDUAL_IS_GRADIENT", "at_once", "backward", "forward", "forward_apart", "residual_like"]
 
 
 # A thread's part of a tile, features and logits, stays within about half of a 1 MiB cache.
@@ -354,6 +361,62 @@ def forward(call: HeadsCall) -> Forward:
     outputs.zero()
     run_passes(batch, batch.computed(), features, weight, bias, outputs)
     return outputs.forward()
+
+
+def at_once(
+    tensors: Sequence[Tensor], n_weights: int, layout: HeadLayout, needs: Needs, skip_zero_weights: bool
+) -> Whole | None:
+    """Compute what `forward` does where it is one kernel call, with as little Python as possible around that.
+
+    tensors: features, task weights, K targets, n_weights weights (1 of all heads, or K side by side in memory), and as
+    many biases, if any. They are float32, and int64 for classes. A batch of a few hundred rows takes less time in the
+    kernel than in `forward` around it, the more so where an encoder has filled the processor's caches.
+
+    Returns None, with nothing done, for tensors that lie otherwise, and for a batch that needs several passes.
+    Raises ValueError as `forward` does.
+    """
+    if False in map(_IS_CONTIGUOUS, tensors):
+        return None
+    table, K = head_table(layout), len(layout.sizes)
+    addresses = list(map(_ADDRESS, tensors))
+    N, D = tensors[0].shape
+    S = layout.width
+    parts = addresses[2 + K :]
+    if n_weights > 1 and not _are_side_by_side(parts, table.offsets, D):
+        return None
+    weight = parts[0]
+    bias = parts[n_weights] if len(parts) > n_weights else table.no_bias.data_ptr()
+    of_features, of_weight, of_bias = needs
+    losses, correct, total = _FLOATS.new_empty(K), _INTEGERS.new_empty(K), _FLOATS.new_empty(())
+    d_features = torch.empty_like(tensors[0]) if of_features else None
+    d_weight = _FLOATS.new_empty((S, D)) if of_weight else None
+    d_bias = _FLOATS.new_empty(S) if of_bias else None
+    outside = np.empty(2, np.int64)
+    n_whole = tile_pass(
+        addresses[0], D, NO_ROWS_LEFT_OUT, N, weight, bias, table.records, table.column_weights,
+        np.array(addresses[2 : 2 + K], np.int64), addresses[1], skip_zero_weights, COMPACTED_PASS_LOGITS,
+        COMPACTED_ROW_LOGITS, np.empty(K), np.empty(K, np.float32), np.empty(K, np.int64), outside,
+        of_features or of_weight or of_bias, losses.data_ptr(), correct.data_ptr(), total.data_ptr(),
+        0 if d_features is None else d_features.data_ptr(), False, TOGETHER,
+        0 if d_weight is None else d_weight.data_ptr(), 0 if d_bias is None else d_bias.data_ptr(),
+    )  # fmt: skip
+    if n_whole < 0:
+        raise refusal(tensors[2:], layout, outside)
+    return Whole(losses, correct, total, (d_features, d_weight, d_bias)) if n_whole == K else None
+
+
+def _are_side_by_side(parts: Sequence[int], offsets: Sequence[int], D: int) -> bool:
+    """Return whether K weights (addresses), and K biases after them if any, follow each other in memory."""
+    K, weight = len(offsets), parts[0]
+    biases = parts[K:]
+    return list(parts[:K]) == [weight + D * offset for offset in offsets] and (
+        not biases or list(biases) == [biases[0] + offset for offset in offsets]
+    )
+
+
+_IS_CONTIGUOUS, _ADDRESS = Tensor.is_contiguous, Tensor.data_ptr
+# Like these, whatever torch's default dtype and device.
+_FLOATS, _INTEGERS = float_empty(0), torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def forward_apart(call: HeadsCall) -> Apart:

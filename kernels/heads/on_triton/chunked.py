@@ -92,13 +92,20 @@ def _sweep(call: HeadsCall, targets: Targets, gradients: _Sums, buffer: Tensor) 
     sums = buffer.new_zeros(len(firsts), n_blocks, len(layout), 3, dtype=torch.float32)
     tables = head_tables(layout, buffer.device)
     for i, first in enumerate(firsts):
-        some = call.features[first : first + B]
-        logits = buffer[: len(some)]
+        some = _part(call.features, slice(first, min(first + B, N)))
+        logits = _part(buffer, slice(0, len(some)))
         for piece in gradients.pieces:
-            torch.mm(some, piece.weight.t(), out=logits[:, piece.columns])
+            torch.mm(some, piece.weight.t(), out=_part(logits, piece.columns, axis=1))
         take_losses(Chunk(call, tables, targets, gradients.scales, logits, first, sums[i]), split, rows)
         gradients.add(logits, some, first)
     return sums.view(-1, len(layout), 3)
+
+
+def _part(tensor: Tensor, part: slice, axis: int = 0) -> Tensor:
+    """Return this part of an axis: nearly always the whole, of which a view would cost the host microseconds."""
+    if part.start == 0 and part.stop == tensor.shape[axis]:
+        return tensor
+    return tensor.narrow(axis, part.start, part.stop - part.start)
 
 
 class Piece(NamedTuple):
@@ -148,7 +155,7 @@ class _Sums:
         """Add rows first.. of the features, whose logit gradient is dz (rows, n_columns)."""
         need_features, need_weight, need_bias = self._call.needs
         if need_features:
-            self._add_features(dz, self._d_features[first : first + len(some)])
+            self._add_features(dz, _part(self._d_features, slice(first, first + len(some))))
         if need_weight:
             self._add_weight(dz, some)
         if need_bias:
@@ -159,13 +166,13 @@ class _Sums:
         first, *others = self.pieces
         if self._largest is None:
             # The small product first: the sum over all outputs is rounded once, at the end.
-            torch.mm(dz[:, first.columns], first.weight, out=out)
+            torch.mm(_part(dz, first.columns, axis=1), first.weight, out=out)
             for piece in others:
-                out.addmm_(dz[:, piece.columns], piece.weight)
+                out.addmm_(_part(dz, piece.columns, axis=1), piece.weight)
             return
-        product = mm_float32(dz[:, first.columns], first.weight)
+        product = mm_float32(_part(dz, first.columns, axis=1), first.weight)
         for piece in others:
-            product += mm_float32(dz[:, piece.columns], piece.weight)
+            product += mm_float32(_part(dz, piece.columns, axis=1), piece.weight)
         torch.mul(product, self._largest, out=out)
 
     def _add_weight(self, dz: Tensor, some: Tensor) -> None:
@@ -182,18 +189,16 @@ class _Sums:
     def residual(self) -> Residual:
         """Return the tensors described by `residual_like`."""
         S, dtype = self._call.layout.width, handed_over_in(self._call.weight.dtype)
-        # Separate tensors: a custom op may not return the same tensor twice.
-        no_weight, no_bias = (
-            self._call.features.new_empty(0, dtype=empty) for empty in (dtype, torch.float32)
-        )
         d_weight, d_bias = self._d_weight, self._d_bias
         if self._largest is not None:
             d_weight = None if d_weight is None else d_weight.mul_(self._largest)
             d_bias = None if d_bias is None else d_bias.mul_(self._largest)
+        # Separate tensors: a custom op may not return the same tensor twice.
+        empty = self._call.features.new_empty
         return (
             self._d_features,
-            no_weight if d_weight is None else d_weight[:S].to(dtype),
-            no_bias if d_bias is None else d_bias[:S],
+            empty(0, dtype=dtype) if d_weight is None else _part(d_weight, slice(0, S)).to(dtype),
+            empty(0, dtype=torch.float32) if d_bias is None else _part(d_bias, slice(0, S)),
         )
 
 

@@ -2,8 +2,8 @@
 
 A thread holds 8 logits of one row. Without a limit, the compiler takes up to 105 registers for that, so that a
 multiprocessor of 65,536 holds two programs of 8 warps, all of which wait for their rows at the same time; with one of
-80 it holds three, and nothing spills on an A100, H100 or B200. With weights of classes up to 68 bytes would, and with
-targets side by side a few, so these have ENOUGH_REGISTERS. Which of these is fastest has not been measured:
+80 it holds three, and nothing spills on an A100, H100 or B200. With weights of classes, label smoothing or targets side
+by side up to 48 bytes would on a B200, so these have ENOUGH_REGISTERS. Which of these is fastest has not been measured:
 `mt2st-fast tune` times them on a GPU, and its table decides there.
 """
 
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from ...machine.launch import launch_options
+from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
 from ..plans import ROW_BLOCKS, Shape, tuned_choice
 from .targets import MOST_ADDRESSES
@@ -32,13 +33,18 @@ class RowBlocks(NamedTuple):
 
     def options(self, layout: HeadLayout) -> dict[str, int]:
         """Options for the compiler, for heads of this layout."""
-        is_weighted = any(head.options.column_weights is not None for head in layout.heads)
-        is_heavy = is_weighted or len(layout) > MOST_ADDRESSES
+        is_heavy = len(layout) > MOST_ADDRESSES or any(_spreads(head) for head in layout.heads)
         return launch_options(self.warps, ENOUGH_REGISTERS if is_heavy else self.registers)
 
     def rows(self, columns: int) -> int:
         """Number of rows of a program that holds this many columns."""
         return max(1, self.elements // columns)
+
+
+def _spreads(head: HeadSpec) -> bool:
+    """Return whether a row's loss takes more than its target's logit and the sum of exponentials."""
+    is_smoothed = head.kind is Kind.SOFTMAX and head.label_smoothing > 0
+    return is_smoothed or head.options.column_weights is not None
 
 
 DEFAULT = "8 warps, 80 registers"

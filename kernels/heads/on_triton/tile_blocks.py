@@ -30,8 +30,9 @@ PROGRAMS = 264  # that share the weight's gradient: two per multiprocessor
 
 
 def is_heavy(layout: HeadLayout) -> bool:
-    """Whether losses take many registers: those of values, and of more heads than MANY_HEADS."""
-    return layout.has_values or len(layout) > MANY_HEADS
+    """Whether losses take many registers: those of values, of weighted classes, and of more heads than MANY_HEADS."""
+    is_weighted = any(head.options.column_weights is not None for head in layout.heads)
+    return layout.has_values or is_weighted or len(layout) > MANY_HEADS
 
 
 def forward_blocks(N: int, D: int, itemsize: int, heavy: bool, family: str) -> Blocks:

@@ -34,6 +34,7 @@ from mt2st_fast.kernels.bags.on_triton import pooling as triton_pooling
 from mt2st_fast.kernels.bags.on_triton import updates as triton_updates
 from mt2st_fast.kernels.bags.on_triton.rules import functions_of
 from mt2st_fast.kernels.bags.rules import SGD
+from tests.kernels.interpreter import poison_fresh_memory
 
 V = 23
 HOT = 9
@@ -359,8 +360,7 @@ def run_long_table(store: dict[str, np.ndarray]) -> None:
 
 
 def main(out: str, share: int, shares: int) -> None:
-    # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
-    torch.use_deterministic_algorithms(True)
+    poison_fresh_memory(True)
     store: dict[str, np.ndarray] = {}
     # The batches of 33 positions are then of three chunks, of which the last one is not full.
     triton_blocks.CHUNK, triton_blocks.RANK_BLOCK, triton_blocks.MERGE_BLOCK, triton_blocks.MERGE_CHUNKS = (

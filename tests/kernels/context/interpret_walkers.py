@@ -24,6 +24,7 @@ from mt2st_fast.training.schedules import SingleTask
 from mt2st_fast.words.context_run import ContextPlan, ContextRun
 from mt2st_fast.words.table_tasks import TableTasks
 from tests.kernels.context.walker_cases import CASES, FALL, LEAST, RATE
+from tests.kernels.interpreter import poison_fresh_memory
 
 CPU = torch.device("cpu")
 SAMPLE = 0.05
@@ -145,7 +146,7 @@ def store_draws(store: dict[str, np.ndarray]) -> None:
 
 
 def main(out: str, parts: list[str]) -> None:
-    torch.use_deterministic_algorithms(True)
+    poison_fresh_memory(True)
     store: dict[str, np.ndarray] = {}
     for part in parts:
         if part == "draws":

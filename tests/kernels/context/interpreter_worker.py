@@ -25,6 +25,7 @@ from mt2st_fast.kernels.context.batch import (
     word_sampler,
 )
 from mt2st_fast.kernels.context.op import context_loss
+from tests.kernels.interpreter import poison_fresh_memory
 
 RESULTS = ("loss", "d_inputs", "d_outputs")
 # (V, D, lengths of sentences, options): ragged columns and tiles, one tile, words that are their own negatives,
@@ -124,8 +125,7 @@ def run_sums(store: dict[str, np.ndarray]) -> None:
 
 
 def main(out: str, parts: list[str]) -> None:
-    # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
-    torch.use_deterministic_algorithms(True)
+    poison_fresh_memory(True)
     triton_blocks.PIECE, triton_blocks.SHARED_COLUMNS = 4, 16
     store: dict[str, np.ndarray] = {}
     for part in parts:

@@ -18,7 +18,8 @@ from torch import Tensor
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
 from mt2st_fast.kernels.heads.call import HeadsCall
 from mt2st_fast.kernels.heads.on_triton import chunked, packed, tile
-from tests.kernels.heads.interpreted_heads import MIXED, PROMISING, WIDE, make_targets, summed_loss
+from tests.kernels.heads.interpreted_heads import EQUAL, MIXED, PROMISING, WIDE, make_targets, summed_loss
+from tests.kernels.interpreter import poison_fresh_memory
 
 ONE_CLASS = (HeadSpec(Kind.SOFTMAX, 1, label_smoothing=0.1, class_weights=(0.7,)), MIXED[0])
 CHUNKED = (MIXED[2], HeadSpec(Kind.SOFTMAX, 135, label_smoothing=0.1), MIXED[3], MIXED[0])
@@ -39,7 +40,7 @@ class Plan(NamedTuple):
     @property
     def task_weights(self) -> Tensor:
         """Of every size and sign, the last one 0."""
-        values = (1.0, 0.3, 1e-4, -2.0, 1.0, 0.7, 2.0) * 3
+        values = (1.0, 0.3, 1e-4, -2.0, 1.0, 0.7, 2.0) * 4
         return torch.tensor([*values[: len(self.heads) - 1], 0.0])
 
 
@@ -49,6 +50,7 @@ PLANS = {
     "packed-no-bias": Plan(packed, MIXED, 33, 12, bias=False),
     "packed-one-kind": Plan(packed, (MIXED[1], MIXED[3], MIXED[5]), 21, 20),
     "packed-many": Plan(packed, MIXED * 3, 17, 12),
+    "packed-equal": Plan(packed, EQUAL, 17, 12, empty=(7,)),
     "packed-wide": Plan(packed, WIDE, 33, 12, empty=(2,)),
     "packed-one-class": Plan(packed, ONE_CLASS, 21, 12),
     "packed-no-rows": Plan(packed, MIXED, 0, 12),
@@ -57,6 +59,7 @@ PLANS = {
     "tile-no-bias": Plan(tile, MIXED, 33, 140, bias=False),
     "tile-one-kind": Plan(tile, (MIXED[1], MIXED[3], MIXED[5]), 80, 20),
     "tile-many": Plan(tile, MIXED[:2] * 9, 17, 12),
+    "tile-equal": Plan(tile, EQUAL, 17, 12, empty=(7,)),
     "tile-one-class": Plan(tile, ONE_CLASS, 21, 12),
     "tile-no-rows": Plan(tile, MIXED, 0, 12),
     # One wide head in chunks of 16 rows between narrow ones.
@@ -64,6 +67,7 @@ PLANS = {
     "chunked-float16": Plan(chunked, CHUNKED, 24, 12, torch.float16, options={"least_rows": 16}),
     "chunked-no-bias": Plan(chunked, CHUNKED[1:], 21, 12, bias=False),
     "chunked-narrow": Plan(chunked, WIDE, 24, 12, options={"least_rows": 16}),
+    "chunked-equal": Plan(chunked, (*CHUNKED[:1], *EQUAL), 24, 12, empty=(7,), options={"least_rows": 16}),
     "chunked-one-class": Plan(chunked, ONE_CLASS, 21, 12),
     "chunked-no-rows": Plan(chunked, CHUNKED, 0, 12),
 }
@@ -236,8 +240,7 @@ def run_plan_outside(name: str, module: ModuleType, store: dict[str, np.ndarray]
 
 
 def main(out: str, group: str) -> None:
-    # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
-    torch.use_deterministic_algorithms(True)
+    poison_fresh_memory(True)
     store: dict[str, np.ndarray] = {}
     for name in PLANS:
         if name.split("-")[0] == group:

@@ -21,6 +21,7 @@ from mt2st_fast.kernels.heads.on_triton.targets import MOST_ADDRESSES
 from tests.kernels.heads import interpret_plans
 from tests.kernels.heads.interpret_plans import Plan, run_plan, run_promises
 from tests.kernels.heads.interpreted_heads import MIXED, PROMISING
+from tests.kernels.interpreter import poison_fresh_memory
 from tests.kernels.launches import counted_launches
 
 SOFTMAX, BINARY, HUBER = Kind.SOFTMAX, Kind.BINARY, Kind.HUBER
@@ -198,8 +199,7 @@ def run_launches(store: dict[str, np.ndarray]) -> None:
 
 
 def main(out: str, share: str) -> None:
-    # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
-    torch.use_deterministic_algorithms(True)
+    poison_fresh_memory(True)
     store: dict[str, np.ndarray] = {}
     for name in list(CASES)[SHARES.index(share) :: len(SHARES)]:
         run_case(name, store)
@@ -216,7 +216,7 @@ def run_others(store: dict[str, np.ndarray]) -> None:
         run_large(store, columns)
     run_autocast(store)
     run_column_sums(store)
-    torch.use_deterministic_algorithms(False)  # which fills what is allocated
+    poison_fresh_memory(False)  # which fills what is allocated
     run_launches(store)
 
 

@@ -27,6 +27,16 @@ WIDE = (
     HeadSpec(Kind.HUBER, 18, delta=2.0),
 )
 
+# More heads than a launch takes addresses of, and several of each after one another, which programs loop over; with a
+# head between them that is not.
+EQUAL = (
+    *(HeadSpec(Kind.SOFTMAX, 2, label_smoothing=0.1, class_weights=(0.5, 2.0)),) * 5,
+    HeadSpec(Kind.SQUARED, 1),
+    *(HeadSpec(Kind.BINARY, 2, pos_weight=(3.0, 0.5)),) * 9,
+    *(HeadSpec(Kind.SOFTMAX, 3, ignore_index=1),) * 4,
+    HeadSpec(Kind.SOFTMAX, 5),
+)
+
 # Cases of plans that are also computed where nobody needs a gradient, a task weighs nothing or the upstream gradient is
 # 1: one of each dtype and way through a plan, as an interpreter takes its time.
 PROMISING = frozenset({

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("triton")
 
 from mt2st_fast import HeadLayout, HeadSpec, Kind
-from mt2st_fast.kernels.heads.on_triton.groups import MOST_HEADS, group_heads
+from mt2st_fast.kernels.heads.on_triton.groups import MOST_EQUAL, MOST_HEADS, group_heads
 
 
 def layout_of(*sizes: int) -> HeadLayout:
@@ -22,6 +22,8 @@ def layout_of(*sizes: int) -> HeadLayout:
         ((17, 12, 9, 5, 18, 1), 64),
         ((18, 51, 52, 5, 19), 64),
         ((2,) * 40, 16),  # few heads to a program
+        ((2,) * 10, 16),
+        ((3, 3, *(5,) * 20, 2), 64),  # equal ones share a program, many of them if targets are side by side
         ((8, 5, 56), 64),  # the last one's program begins before it, and ends with the padding
         ((5, 64, 1), 128),  # no other way: it begins between two multiples of 8
     ],
@@ -37,7 +39,11 @@ def test_every_column_has_one_program_that_holds_it(sizes, columns):
     for _, _, begin, first, last in bounds:
         assert begin % 8 == 0
         assert begin <= first < last <= begin + groups.columns
-    assert all(last - first <= MOST_HEADS for first, last, *_ in bounds)
+    for first, last, *_ in bounds:
+        alike = len(sizes) > 16 and len(set(sizes[first:last])) == 1
+        assert last - first <= (MOST_EQUAL if alike else MOST_HEADS)
+    if len(sizes) > 16:
+        assert max(last - first for first, last, *_ in bounds) == MOST_EQUAL
     assert groups.columns == columns
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mt2st_fast.kernels import HeadLayout, multitask_loss
+from mt2st_fast.kernels.heads import known
 from mt2st_fast.kernels.heads.on_numba import tile as numba_tile
 from tests.kernels.heads.loss_problems import (
     DTYPES,
@@ -48,18 +49,25 @@ def test_gradients_that_nobody_needs_are_not_computed(wanted, needs, monkeypatch
     leaves = problem.leaves()
     for i, leaf in enumerate(leaves):
         leaf.requires_grad_(i in wanted)
-    seen = []
-    forward = numba_tile.forward
-
-    def spy(heads_call):
-        seen.append((heads_call.needs, forward(heads_call)))
-        return seen[-1][1]
-
-    monkeypatch.setattr(numba_tile, "forward", spy)
+    seen = whole_calls(monkeypatch)
     call(problem, leaves).total.backward()
     ((asked, made),) = seen
     assert tuple(asked) == needs
-    assert tuple(g.numel() > 0 for g in made.residual) == needs
+    assert tuple(g is not None for g in made.gradients) == needs
+
+
+def whole_calls(monkeypatch):
+    """The needs and the result of calls that are one kernel call, of which nothing is known yet."""
+    seen = []
+    at_once = numba_tile.at_once
+
+    def spy(tensors, n_weights, layout, needs, skips):
+        seen.append((needs, at_once(tensors, n_weights, layout, needs, skips)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(numba_tile, "at_once", spy)
+    monkeypatch.setattr(known, "_known", {})
+    return seen
 
 
 @pytest.mark.parametrize("how", ["no_grad", "inference_mode", "nothing requires grad", "only task weights"])
@@ -69,6 +77,7 @@ def test_logit_gradient_is_made_only_where_one_flows(how, monkeypatch):
     if how in ("nothing requires grad", "only task weights"):
         for leaf in leaves[: 4 if how == "nothing requires grad" else 3]:
             leaf.requires_grad_(False)
+    calls = whole_calls(monkeypatch)
     seen = []
     forward = numba_tile.forward
 
@@ -80,7 +89,7 @@ def test_logit_gradient_is_made_only_where_one_flows(how, monkeypatch):
     mode = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(how, torch.enable_grad)
     with mode():
         out = call(problem, leaves)
-    assert seen == [(False, False, False)]
+    assert [*seen, *(needs for needs, _ in calls)] == [(False, False, False)]
     monkeypatch.undo()
     assert torch.equal(out.losses, call(problem, problem.leaves()).losses)
     if how == "only task weights":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -23,6 +24,7 @@ PLANS = (
     "packed-no-bias",
     "packed-one-kind",
     "packed-many",
+    "packed-equal",
     "packed-wide",
     "packed-one-class",
     "packed-no-rows",
@@ -31,12 +33,14 @@ PLANS = (
     "tile-no-bias",
     "tile-one-kind",
     "tile-many",
+    "tile-equal",
     "tile-one-class",
     "tile-no-rows",
     "chunked",
     "chunked-float16",
     "chunked-no-bias",
     "chunked-narrow",
+    "chunked-equal",
     "chunked-one-class",
     "chunked-no-rows",
 )
@@ -92,6 +96,15 @@ def test_plan_has_finite_gradients_where_classes_lie_outside(plans, plan):
 )
 def test_chunks_are_even_within_the_budget_and_never_slivers(n_rows, width, budget_bytes, expected):
     assert triton_chunked.chunk_rows(n_rows, width, 2, budget_bytes) == expected
+
+
+def test_a_single_chunk_of_all_columns_is_no_view():
+    """Every view costs the host microseconds, of which a call of wide heads has few hundred."""
+    whole = torch.arange(12.0).view(3, 4)
+    assert triton_chunked._part(whole, slice(0, 3)) is whole
+    assert triton_chunked._part(whole, slice(0, 4), axis=1) is whole
+    assert torch.equal(triton_chunked._part(whole, slice(1, 3)), whole[1:])
+    assert torch.equal(triton_chunked._part(whole, slice(0, 3), axis=1), whole[:, :3])
 
 
 @pytest.mark.parametrize("plan", ["packed-one-class", "tile-one-class", "chunked-one-class"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,9 @@ pytest.importorskip("triton")
 import triton
 
 import mt2st_fast.kernels as kernels_package
+from mt2st_fast.kernels.machine import ahead_of_time
 from mt2st_fast.kernels.machine.ahead_of_time import CompiledKernel, compile_all
+from mt2st_fast.kernels.machine.launch import Sample
 
 # Bytes that one program may use: NVIDIA's CUDA C programming guide, table of technical specifications per
 # compute capability; 64 KiB of LDS on CDNA3.
@@ -66,7 +69,65 @@ def test_samples_say_what_every_argument_is(family):
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_two_variants_of_every_kernel_compile_without_spills(target):
-    check(compile_all([target], per_kernel=2), [target])
+    told = []
+    kernels = compile_all([target], per_kernel=2, report=lambda *counts: told.append(counts))
+    check(kernels, [target])
+    assert told == [(done, len(kernels)) for done in range(1, len(kernels) + 1)]
+
+
+def jobs(target: str = "sm_90") -> list[Sample]:
+    """The samples that are compiled for a target, in order."""
+    gpu = ahead_of_time._gpu_target(target)
+    return [
+        ahead_of_time._samples_of(importlib.import_module(job.module), gpu)[job.place]
+        for job in ahead_of_time._jobs_of(target, gpu, None)
+    ]
+
+
+def test_the_first_variants_of_all_kernels_come_first_and_none_twice():
+    found = [
+        (variant.kernel.__name__, *map(repr, (types, variant.constexprs, variant.options)))
+        for _, variant, types in jobs()
+    ]
+    assert len(set(found)) == len(found)
+    assert {name for name, *_ in found[: len(KERNELS)]} == KERNELS
+
+
+@pytest.mark.parametrize("what", ["smoothed", "weighted", "values", "many"])
+@pytest.mark.parametrize(
+    ("kernel", "plan"),
+    [("row_loss_kernel", "packed"), ("row_loss_kernel", "chunked"), ("tile_forward_kernel", "")],
+)
+def test_every_way_of_losses_is_compiled_in_every_dtype(kernel, plan, what):
+    named = [name.split() for name, variant, _ in jobs() if variant.kernel.__name__ == kernel]
+    assert {name[0] for name in named if {what, *plan.split()} <= set(name)} == {"fp32", "bf16", "fp16"}
+
+
+def test_all_kernels_that_do_not_compile_are_counted(monkeypatch):
+    """The others are compiled all the same."""
+    told = []
+
+    class Pool:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            pass
+
+        def submit(self, compile_job, job):
+            future = Future()
+            made = CompiledKernel("a_kernel", str(job.place), job.target, 32, 0, 0)
+            future.set_result(made if job.place % 2 else f"variant {job.place} is bad")
+            return future
+
+    monkeypatch.setattr(ahead_of_time, "ProcessPoolExecutor", Pool)
+    of_all = [ahead_of_time._Job("sm_90", "x", place) for place in range(6)]
+    with pytest.raises(RuntimeError, match=r"^variant \d is bad \(3 variants of 6 do not compile\)$"):
+        ahead_of_time._results(of_all, 1, lambda *counts: told.append(counts))
+    assert told[-1] == (6, 6)
 
 
 @pytest.mark.long

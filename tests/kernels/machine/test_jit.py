@@ -54,14 +54,15 @@ total = Kernel(_total)
 """
 
 
-@pytest.fixture
-def house(tmp_path):
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
     """A small package with this one's `machine` and a kernel of its own; runs programs in it."""
-    package = tmp_path / "house"
+    folder = tmp_path_factory.mktemp("house")
+    package = folder / "house"
     shutil.copytree(MACHINE, package / "machine", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "ops").mkdir()
-    for folder in (package, package / "ops"):
-        (folder / "__init__.py").touch()
+    for each in (package, package / "ops"):
+        (each / "__init__.py").touch()
     (package / "ops" / "kernel.py").write_text(KERNEL)
 
     def run(factor: float, cache_folder: Path, first: str = "") -> str:
@@ -77,7 +78,7 @@ def house(tmp_path):
         )
         done = subprocess.run(
             [sys.executable, "-B", "-c", first + heard + program],
-            env=os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(cache_folder)},
+            env=in_house(folder, cache_folder),
             capture_output=True,
             text=True,
             check=False,
@@ -85,12 +86,28 @@ def house(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout.strip() + done.stderr
 
+    run.folder = folder
     return run
 
 
-def test_a_changed_helper_is_compiled_anew_and_an_unchanged_one_is_not(house, tmp_path):
-    kept = tmp_path / "kept"
-    assert house(3.0, kept) == "6.0 9.0 3"
+def in_house(folder, cache_folder):
+    return os.environ | {"PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(cache_folder)}
+
+
+@pytest.fixture(scope="module")
+def compiled(house, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compiled")
+    assert house(3.0, folder) == "6.0 9.0 3"
+    return folder
+
+
+@pytest.fixture
+def kept(compiled, tmp_path):
+    """A folder of the kernels that the house compiles with the factor 3."""
+    return shutil.copytree(compiled, tmp_path / "kept")
+
+
+def test_a_changed_helper_is_compiled_anew_and_an_unchanged_one_is_not(house, kept):
     assert house(3.0, kept) == "6.0 9.0 0"  # loaded
     # The kernel's own file is as it was: Numba's cache would hand out what it knows.
     assert house(5.0, kept) == "10.0 15.0 3"
@@ -116,15 +133,15 @@ def test_on_a_full_disk_it_computes_and_says_so_once(house, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.nb?"))
 
 
-@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
 @pytest.mark.parametrize("left", [b"", b"no kernel", None])
-def test_a_damaged_file_is_compiled_anew(house, tmp_path, suffix, left):
-    """As a power cut leaves one: empty, of something else, or a part of it."""
-    house(3.0, tmp_path / "kept")
-    for path in (tmp_path / "kept").rglob(f"*{suffix}"):
+def test_a_damaged_file_is_compiled_anew(house, kept, left):
+    """As a power cut leaves one: empty, of something else, or a part of it. Here an index, and others' code."""
+    indices = sorted(kept.rglob("*.nbi"))
+    assert len(indices) == 3
+    for path in (indices[0], *(code for index in indices[1:] for code in kept.rglob(f"{index.stem}.*.nbc"))):
         path.write_bytes(path.read_bytes()[:200] if left is None else left)
-    assert house(3.0, tmp_path / "kept") == "6.0 9.0 3"
-    assert house(3.0, tmp_path / "kept") == "6.0 9.0 0"
+    assert house(3.0, kept) == "6.0 9.0 3"
+    assert house(3.0, kept) == "6.0 9.0 0"
 
 
 def test_no_signature_gets_the_code_of_another(empty_folder):
@@ -191,41 +208,35 @@ def test_the_package_has_one_clock():
     assert compile_seconds() > before
 
 
-STARTS = {
-    "import": "import mt2st_fast",
-    "help": "from mt2st_fast.cli import main; main(['--help'])",
-    "info": "from mt2st_fast.cli import main; main(['info'])",
-}
+STARTS = """
+import sys
+def loaded():
+    return [name for name in ("numba", "triton", "torch._dynamo", "torch._inductor") if name in sys.modules]
+import mt2st_fast
+assert not loaded(), loaded()
+from mt2st_fast.cli import main
+for command in "--help", "info":
+    try:
+        main([command])
+    except SystemExit as left:
+        assert left.code == 0
+    assert not loaded(), (command, loaded())
+"""
 
 
-@pytest.mark.parametrize("start", STARTS)
-def test_starting_loads_no_compiler(start, tmp_path):
-    program = f"""
-        import sys
-        try:
-            {STARTS[start]}
-        except SystemExit as left:
-            assert left.code == 0
-        print([name for name in ("numba", "triton", "torch._dynamo", "torch._inductor") if name in sys.modules])
-    """
+def test_starting_loads_no_compiler(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", STARTS], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_helper_is_no_function_of_python(house, tmp_path):
+def test_a_helper_is_no_function_of_python(house, kept):
     # It has no machine code of its own: calling it must say so, not jump to nowhere.
     program = "from house.ops.helper import factor; factor(2.0)"
-    house(3.0, tmp_path / "kept")
     done = subprocess.run(
         [sys.executable, "-B", "-c", program],
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept")},
+        env=in_house(house.folder, kept),
         capture_output=True,
         text=True,
         check=False,
@@ -235,12 +246,12 @@ def test_a_helper_is_no_function_of_python(house, tmp_path):
     assert "SystemError" in done.stderr
 
 
+@pytest.mark.usefixtures("compiled")  # which leaves helper.py behind
 def test_processes_that_need_a_kernel_at_once_compile_it_once(house, tmp_path):
-    house(3.0, tmp_path / "others")  # which leaves helper.py as it is
     program = (
         "from house.ops.kernel import scaled; print(scaled(2.0), sum(scaled.stats.cache_misses.values()))"
     )
-    env = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    env = in_house(house.folder, tmp_path / "kept")
     both = [
         subprocess.Popen([sys.executable, "-B", "-c", program], env=env, stdout=subprocess.PIPE, text=True)
         for _ in range(2)

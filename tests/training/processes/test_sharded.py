@@ -41,7 +41,10 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Any]]]:
     folder = tmp_path_factory.mktemp("sharded")
-    return folder, run_together("sharded", [*LEARN, *CHECKPOINTS, *REFUSED], folder)
+    sharded.left_for_others(folder)  # by one process, for two
+    loaded = sharded.loaded(folder)
+    names = [*LEARN, *CHECKPOINTS, *REFUSED, "loaded", "taken_over"]
+    return folder, run_together("sharded", names, folder) | {"loaded alone": [loaded]}
 
 
 def assert_learns_the_same(alone: Any, of_all: list[Any], name: str) -> None:
@@ -92,12 +95,11 @@ def test_a_run_goes_on_with_another_number_of_processes_and_whole(of_two: Any) -
     folder, found = of_two
     learnt = found["resumed"][0]["whole"]
     assert_close(learnt["weights"], sharded.taken_over(folder)["weights"])
-    sharded.left_for_others(folder)
-    expected = {"loaded": sharded.loaded(folder), "taken_over": learnt}
-    for name, of_all in run_together("sharded", [*expected], folder).items():
-        assert "error" not in of_all[0], of_all[0]
-        assert_close(of_all[0]["weights"], of_all[1]["weights"], name)
-        assert_close(expected[name]["weights"], of_all[0]["weights"], name)
+    for name, expected in ("loaded", found["loaded alone"][0]), ("taken_over", learnt):
+        first, second = found[name]
+        assert "error" not in first, first
+        assert_close(first["weights"], second["weights"], name)
+        assert_close(expected["weights"], first["weights"], name)
 
 
 @pytest.mark.parametrize(("name", "line"), REFUSED.items())

@@ -35,7 +35,8 @@ COARSE = {"halves": 0.03, "scaled": 0.01}
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Any]]]:
     folder = tmp_path_factory.mktemp("two")
-    return folder, run_together("runs", [*DIVIDED, *OWN, *OTHERS], folder)
+    runs.left_for_others(folder)  # by one process, for two
+    return folder, run_together("runs", [*DIVIDED, *OWN, *OTHERS, "taken_over"], folder)
 
 
 def test_data_that_is_the_same_in_all_is_told_of(of_two: Any) -> None:
@@ -146,13 +147,12 @@ def test_unrecorded_losses_do_not_keep_the_gradients_of_their_steps(of_two: Any)
     assert [found["bytes"] for found in of_two[1]["unrecorded"]] == [4 * len(runs.TASKS)] * 2
 
 
-def test_a_run_goes_on_with_another_number_of_processes(of_two: Any, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_another_number_of_processes(of_two: Any) -> None:
     folder, found = of_two
     assert "error" not in found["left_for_others"][0], found["left_for_others"]
     alone = runs.windows(folder)
     assert_close(alone["weights"], runs.taken_over(folder)["weights"])
-    runs.left_for_others(folder)
-    first, second = run_together("runs", ["taken_over"], folder)["taken_over"]
+    first, second = found["taken_over"]
     assert "error" not in first, first
     assert_bits(first, second)
     assert_close(alone["weights"], first["weights"])
