@@ -15,9 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-LEAST_BYTES = (
-    1 << 22
-)  # of a tensor; with its moments it is then more than a processor remembers in pages of 4 KB
+# Of a tensor; with its moments it is then more than a processor remembers in pages of 4 KB.
+LEAST_BYTES = 1 << 22
 PAGE = 1 << 21
 USE_THEM, COLLAPSE = 14, 25  # Linux's MADV_HUGEPAGE; MADV_COLLAPSE, since 6.1
 SETTING = "/sys/kernel/mm/transparent_hugepage/enabled"

@@ -58,9 +58,8 @@ class Bags(NamedTuple):
             # What lies outside the table stands for no row on a GPU, and may become NONE.
             return torch.where(left_out[rows.clamp(0, V - 1).long()], none, rows)
 
-        if (
-            self.order is not None
-        ):  # equal keys stay side by side, which is all that an update needs of their order
+        if self.order is not None:
+            # Equal keys stay side by side, which is all that an update needs of their order.
             return self._replace(order=self.order._replace(keys=kept(self.order.keys, V)))
         if self.types is not None:
             return self._replace(types=self.types._replace(rows=kept(self.types.rows, NONE)))

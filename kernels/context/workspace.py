@@ -185,5 +185,5 @@ def make_subword_workspace(
         x=floats(P, n_rows, ld),
         vectors=floats(P, span, ld),
         changes=floats(P, span, ld),
-        x_slots=np.arange(N) % span,
+        x_slots=(np.arange(N) % span).astype(np.int32),
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
-from .launch import family_of
+from .launch import Sample, family_of
 
 NVIDIA_TARGET = re.compile(r"sm_(\d{2,3})")
 MOST_PROCESSES = 8  # each of them loads torch and Triton
@@ -49,10 +49,10 @@ Report = Callable[[int, int], object]
 def compile_all(
     targets: list[str], per_kernel: int | None = None, report: Report = lambda done, of: None
 ) -> list[CompiledKernel]:
-    """Compile the VARIANTS of every module in an on_triton folder for each target (sm_90, gfx942, ...).
+    """Compile the samples of every module in an on_triton folder for each target (sm_90, gfx942, ...).
 
-    per_kernel: how many variants of each kernel to compile, counted from the last one; None means all.
-    report: is told how many variants are compiled, of how many, after each of them.
+    per_kernel: how many samples of each kernel to compile, counted from the last one; None means all.
+    report: is told how many samples are compiled, of how many, after each of them.
 
     Uses up to eight cores, no driver and no device. Raises ValueError for a target of another form, RuntimeError under
     TRITON_INTERPRET=1 (the interpreter has nothing to compile) or, when all others are compiled, if a kernel is not.
@@ -68,7 +68,7 @@ def compile_all(
 
 
 def _jobs_of(target: str, gpu: Any, per_kernel: int | None) -> list[_Job]:
-    """List the variants to compile, each of them once.
+    """List the samples to compile, each of them once.
 
     The first ones of every kernel come first, which are those of everyday shapes: whoever stops after a minute has seen
     all kernels.
@@ -77,10 +77,10 @@ def _jobs_of(target: str, gpu: Any, per_kernel: int | None) -> list[_Job]:
     found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     jobs: list[tuple[int, _Job]] = []
     for module in sorted(i.name for i in found if ".on_triton." in i.name):
-        variants = _variants_of(importlib.import_module(module), gpu)
+        samples = _samples_of(importlib.import_module(module), gpu)
         earlier: Counter[Any] = Counter()
-        for place in _places(variants, per_kernel):
-            kernel = variants[place][1]
+        for place in _places(samples, per_kernel):
+            kernel = samples[place].variant.kernel
             jobs.append((earlier[kernel], _Job(target, module, place)))
             earlier[kernel] += 1
     return [job for _, job in sorted(jobs, key=lambda item: item[0])]
@@ -111,15 +111,21 @@ def _results(
     return [made for future in waiting if isinstance(made := future.result(), CompiledKernel)]
 
 
-def _places(variants: Sequence[Any], per_kernel: int | None) -> list[int]:
-    """Return the indices of the last `per_kernel` variants of each kernel, without those that are listed twice."""
+def _compiled_for(sample: Sample) -> str:
+    """Return what the compiler is told, without names of samples."""
+    _, variant, types = sample
+    told = types, variant.constexprs, variant.options
+    return repr((variant.kernel.__name__, *(sorted(each.items()) for each in told)))
+
+
+def _places(samples: Sequence[Sample], per_kernel: int | None) -> list[int]:
+    """Return the indices of the last `per_kernel` samples of each kernel, without those that are listed twice."""
     seen: Counter[Any] = Counter()
     known = set()
     places = []
-    for place in reversed(range(len(variants))):
-        _, kernel, *compiled_for = variants[place]
-        key = repr((kernel.__name__, *(sorted(each.items()) for each in compiled_for)))
-        if key in known:
+    for place in reversed(range(len(samples))):
+        kernel = samples[place].variant.kernel
+        if (key := _compiled_for(samples[place])) in known:
             continue
         known.add(key)
         seen[kernel] += 1
@@ -129,7 +135,7 @@ def _places(variants: Sequence[Any], per_kernel: int | None) -> list[int]:
 
 
 class _Job(NamedTuple):
-    """One variant of a module, for one target."""
+    """One sample of a module, for one target."""
 
     target: str
     module: str
@@ -153,16 +159,16 @@ def _compile_job(job: _Job) -> CompiledKernel | str:
     """Return the kernel, or why it does not compile."""
     gpu = _gpu_target(job.target)
     try:
-        return _compile(_variants_of(importlib.import_module(job.module), gpu)[job.place], job.target, gpu)
+        return _compile(_samples_of(importlib.import_module(job.module), gpu)[job.place], job.target, gpu)
     except RuntimeError as error:
         return str(error)
 
 
-def _variants_of(module: Any, gpu: Any) -> Any:
-    """Return the module's VARIANTS, or its variants_of(GPU family) if they differ by family."""
-    if hasattr(module, "variants_of"):
-        return module.variants_of(family_of(gpu.backend, gpu.arch))
-    return getattr(module, "VARIANTS", ())
+def _samples_of(module: Any, gpu: Any) -> list[Sample]:
+    """Return what the module's samples(), or samples_for(GPU family) if they differ by family, are."""
+    if hasattr(module, "samples_for"):
+        return list(module.samples_for(family_of(gpu.backend, gpu.arch)))
+    return list(module.samples()) if hasattr(module, "samples") else []
 
 
 def _gpu_target(target: str) -> Any:
@@ -177,26 +183,31 @@ def _gpu_target(target: str) -> Any:
     raise ValueError(f"target {target!r} is neither sm_NN (NVIDIA, like sm_90) nor gfxNNN (AMD, like gfx942)")
 
 
-def _compile(variant: tuple[str, Any, dict, dict, dict], target: str, gpu: Any) -> CompiledKernel:
+def _compile(sample: Sample, target: str, gpu: Any) -> CompiledKernel:
     import triton
     from triton.compiler import ASTSource
 
-    name, kernel, signature, constexprs, options = variant
-    signature = {arg: signature.get(arg, "constexpr") for arg in kernel.arg_names}
+    variant, kernel = sample.variant, sample.variant.kernel
+    kinds = {arg: sample.types.get(arg, "constexpr") for arg in kernel.arg_names}
     # As in a launch with torch tensors, whose memory is aligned.
     aligned = {
-        (i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")
+        (i,): [["tt.divisibility", 16]]
+        for i, kind in enumerate(kinds.values())
+        if kind.startswith("*") or kind.endswith(":16")
     }
-    source = ASTSource(kernel, signature, constexprs, aligned)
+    signature = {arg: kind.removesuffix(":16") for arg, kind in kinds.items()}
+    source = ASTSource(kernel, signature, variant.constexprs, aligned)
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):
-            compiled = triton.compile(source, target=gpu, options=options)
+            compiled = triton.compile(source, target=gpu, options=variant.options)
     except Exception as error:
         said = " ".join(str(error).split(_AFTER_THE_REASON)[0].split())[:MOST_SAID]
-        raise RuntimeError(f"{kernel.__name__} ({name}) does not compile for {target}: {said}") from error
+        raise RuntimeError(
+            f"{kernel.__name__} ({sample.name}) does not compile for {target}: {said}"
+        ) from error
     usage = _nvidia_usage(printed.getvalue()) if gpu.backend == "cuda" else _amd_usage(compiled.asm["amdgcn"])
-    return CompiledKernel(kernel.__name__, name, target, *usage, compiled.metadata.shared)
+    return CompiledKernel(kernel.__name__, sample.name, target, *usage, compiled.metadata.shared)
 
 
 def _nvidia_usage(printed: str) -> tuple[int, int]:

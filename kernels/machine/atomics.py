@@ -12,7 +12,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+
+from .intrinsics import intrinsic_of
 
 _I32, _I64, _BYTES = ir.IntType(32), ir.IntType(64), 8
 _ORDER = "seq_cst"
@@ -23,115 +24,67 @@ def _pointer(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, _I64.as_pointer())
 
 
-@intrinsic
-def read(typing_context, address):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.int64, types.int64)
+def read(builder, address):  # type: ignore[no-untyped-def]
     """Read the number at an address atomically."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.load_atomic(_pointer(builder, args[0]), _ORDER, _BYTES)
-
-    return types.int64(types.int64), codegen
+    return builder.load_atomic(_pointer(builder, address), _ORDER, _BYTES)
 
 
-@intrinsic
-def write(typing_context, address, value):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.void, types.int64, types.int64)
+def write(builder, address, value):  # type: ignore[no-untyped-def]
     """Write a number to an address atomically."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        builder.store_atomic(args[1], _pointer(builder, args[0]), _ORDER, _BYTES)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+    builder.store_atomic(value, _pointer(builder, address), _ORDER, _BYTES)
 
 
-@intrinsic
-def add(typing_context, address, value):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.int64, types.int64, types.int64)
+def add(builder, address, value):  # type: ignore[no-untyped-def]
     """Add value to the number at an address atomically; return the number before."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.atomic_rmw("add", _pointer(builder, args[0]), args[1], _ORDER)
-
-    return types.int64(types.int64, types.int64), codegen
+    return builder.atomic_rmw("add", _pointer(builder, address), value, _ORDER)
 
 
-@intrinsic
-def exchange(typing_context, address, expected, value):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.boolean, types.int64, types.int64, types.int64)
+def exchange(builder, address, expected, value):  # type: ignore[no-untyped-def]
     """Atomically replace the number at an address by value if it is the expected one; return whether it was."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        found = builder.cmpxchg(_pointer(builder, args[0]), args[1], args[2], _ORDER, _ORDER)
-        return builder.extract_value(found, 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), codegen
+    found = builder.cmpxchg(_pointer(builder, address), expected, value, _ORDER, _ORDER)
+    return builder.extract_value(found, 1)
 
 
-@intrinsic
-def pause(typing_context):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.void)
+def pause(builder):  # type: ignore[no-untyped-def]
     """Tell the processor that this thread spins: for about 50 ns the other hardware thread has the core to itself."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        if _HAS_PAUSE:
-            nothing = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, nothing, "llvm.x86.sse2.pause"), [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+    if _HAS_PAUSE:
+        nothing = ir.FunctionType(ir.VoidType(), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, nothing, "llvm.x86.sse2.pause"), [])
 
 
-@intrinsic
-def nanoseconds(typing_context):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.int64)
+def nanoseconds(builder):  # type: ignore[no-untyped-def]
     """Read a monotonic clock; a read takes 25 ns."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        if sys.platform == "win32":
-            return _I64(0)
-        time = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
-        declared = ir.FunctionType(_I32, [_I32, time.type])
-        called = cgutils.get_or_insert_function(builder.module, declared, "clock_gettime")
-        builder.call(called, [_I32(_time.CLOCK_MONOTONIC), time])
-        seconds, rest = (builder.load(cgutils.gep_inbounds(builder, time, 0, i)) for i in range(2))
-        return builder.add(builder.mul(seconds, _I64(1_000_000_000)), rest)
-
-    return types.int64(), codegen
+    if sys.platform == "win32":
+        return _I64(0)
+    time = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
+    declared = ir.FunctionType(_I32, [_I32, time.type])
+    called = cgutils.get_or_insert_function(builder.module, declared, "clock_gettime")
+    builder.call(called, [_I32(_time.CLOCK_MONOTONIC), time])
+    seconds, rest = (builder.load(cgutils.gep_inbounds(builder, time, 0, i)) for i in range(2))
+    return builder.add(builder.mul(seconds, _I64(1_000_000_000)), rest)
 
 
-@intrinsic
-def yield_core(typing_context):  # type: ignore[no-untyped-def]
-    """Let another thread have the core, if one waits for it."""
-    return types.void(), lambda context, builder, _, args: _call(context, builder, "sched_yield", args)
+def _posix(name: str, n_arguments: int) -> Any:
+    """Make a function that calls one of POSIX. Its error code could only mean corrupt memory, so it is ignored."""
+
+    @intrinsic_of(types.void, *[types.int64] * n_arguments)
+    def function(builder: Any, *values: Any) -> None:
+        if sys.platform != "win32":  # Windows has none of them: a team there is one thread
+            declared = ir.FunctionType(_I32, [_I64] * n_arguments)
+            builder.call(cgutils.get_or_insert_function(builder.module, declared, name), values)
+
+    return function
 
 
-@intrinsic
-def sleep_microseconds(typing_context, microseconds):  # type: ignore[no-untyped-def]
-    """Sleep for less than a second."""
-    return types.void(types.int64), lambda context, builder, _, args: _call(context, builder, "usleep", args)
-
-
-def _call(context: Any, builder: Any, name: str, args: Any) -> Any:
-    """Call a POSIX function whose error code could only mean corrupt memory, so it is ignored."""
-    if sys.platform != "win32":  # Windows has none of them: a team there is one thread
-        declared = ir.FunctionType(_I32, [_I64] * len(args))
-        builder.call(cgutils.get_or_insert_function(builder.module, declared, name), args)
-    return context.get_dummy_value()
-
-
-def _posix(name: str) -> Any:
-    @intrinsic
-    def of_address(typing_context, address):  # type: ignore[no-untyped-def]
-        return types.void(types.int64), lambda context, builder, _, args: _call(context, builder, name, args)
-
-    return of_address
-
-
-lock, unlock = _posix("pthread_mutex_lock"), _posix("pthread_mutex_unlock")
-wake_all = _posix("pthread_cond_broadcast")
-
-
-@intrinsic
-def sleep(typing_context, condition, mutex):  # type: ignore[no-untyped-def]
-    """Release the mutex, sleep until wake_all, and take the mutex again; may also wake spuriously."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return _call(context, builder, "pthread_cond_wait", args)
-
-    return types.void(types.int64, types.int64), codegen
+yield_core = _posix("sched_yield", 0)  # lets another thread have the core, if one waits for it
+sleep_microseconds = _posix("usleep", 1)  # for less than a second
+lock, unlock = _posix("pthread_mutex_lock", 1), _posix("pthread_mutex_unlock", 1)
+wake_all = _posix("pthread_cond_broadcast", 1)
+# sleep(condition, mutex): release the mutex, sleep until wake_all, and take the mutex again; may wake spuriously.
+sleep = _posix("pthread_cond_wait", 2)

@@ -15,8 +15,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
+from .intrinsics import intrinsic_of
 from .simd import FLOAT_BYTES, WIDTH, broadcast, load_vector, store_vector
 
 # Rows of a block, with two vectors per row: 16 accumulators hide the latency of two multiply-adds a cycle and fit 32
@@ -43,14 +43,9 @@ def _element(builder: Any, base: Any, index: Any) -> Any:
     return builder.gep(base, [index if isinstance(index, ir.Value) else _i64(index)])
 
 
-def _of_addresses(count: int, build: Callable[..., None]) -> Any:
-    """Make the type and code of an intrinsic that takes `count` int64 arguments and returns nothing."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        build(builder, *args)
-        return context.get_dummy_value()
-
-    return types.void(*([types.int64] * count)), codegen
+def _of_addresses(count: int) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function for kernels that takes `count` addresses and integers and returns nothing."""
+    return intrinsic_of(types.void, *[types.int64] * count)
 
 
 def _product(rows: int, vectors: int, *, by_row: bool, accumulate: bool) -> Callable[..., None]:
@@ -106,13 +101,7 @@ def _product(rows: int, vectors: int, *, by_row: bool, accumulate: bool) -> Call
 
 def _multiply(rows: int, vectors: int, *, by_row: bool, accumulate: bool) -> Any:
     """Make the product as an intrinsic."""
-    build = _product(rows, vectors, by_row=by_row, accumulate=accumulate)
-
-    @intrinsic
-    def multiply(typing_context, a, lda, b, ldb, c, ldc, depth):  # type: ignore[no-untyped-def]
-        return _of_addresses(7, build)
-
-    return multiply
+    return _of_addresses(7)(_product(rows, vectors, by_row=by_row, accumulate=accumulate))
 
 
 multiply_by_row = _multiply(BLOCK_ROWS, 2, by_row=True, accumulate=False)
@@ -134,7 +123,8 @@ def weighted_rows(most: int, *, accumulate: bool) -> Any:
     """
     builds = {n: _product(1, n, by_row=False, accumulate=accumulate) for n in range(1, most + 1)}
 
-    def build(builder: Any, a: Any, lda: Any, b: Any, ldb: Any, c: Any, n: Any, depth: Any) -> None:
+    @_of_addresses(7)
+    def weighted(builder: Any, a: Any, lda: Any, b: Any, ldb: Any, c: Any, n: Any, depth: Any) -> None:
         done = builder.function.append_basic_block("summed")
         by_n = builder.switch(n, done)
         for vectors, build_sum in builds.items():
@@ -145,14 +135,12 @@ def weighted_rows(most: int, *, accumulate: bool) -> Any:
             builder.branch(done)
         builder.position_at_end(done)
 
-    @intrinsic
-    def weighted(typing_context, a, lda, b, ldb, c, n, depth):  # type: ignore[no-untyped-def]
-        return _of_addresses(7, build)
-
     return weighted
 
 
-def _build_transpose(builder: Any, source: Any, lds: Any, target: Any, ldt: Any) -> None:
+@_of_addresses(4)
+def transpose_block(builder: Any, source: Any, lds: Any, target: Any, ldt: Any) -> None:
+    """target (WIDTH, WIDTH) = the transpose of source."""
     pointer_s, pointer_t = _pointer(builder, source), _pointer(builder, target)
     rows = [
         load_vector(builder, _element(builder, pointer_s, builder.mul(lds, _i64(i)))) for i in range(WIDTH)
@@ -169,18 +157,8 @@ def _build_transpose(builder: Any, source: Any, lds: Any, target: Any, ldt: Any)
         store_vector(builder, row, _element(builder, pointer_t, builder.mul(ldt, _i64(i))))
 
 
-@intrinsic
-def transpose_block(typing_context, source, lds, target, ldt):  # type: ignore[no-untyped-def]
-    """target (WIDTH, WIDTH) = the transpose of source."""
-    return _of_addresses(4, _build_transpose)
-
-
-def _build_copy(builder: Any, source: Any, target: Any, count: Any) -> None:
+@_of_addresses(3)
+def copy_floats(builder: Any, source: Any, target: Any, count: Any) -> None:
+    """target (count,) = source (count,). A loop over possibly negative indices would not vectorize."""
     size = _i64(FLOAT_BYTES)
     cgutils.raw_memcpy(builder, _pointer(builder, target), _pointer(builder, source), count, size)
-
-
-@intrinsic
-def copy_floats(typing_context, source, target, count):  # type: ignore[no-untyped-def]
-    """target (count,) = source (count,). A loop over possibly negative indices would not vectorize."""
-    return _of_addresses(3, _build_copy)

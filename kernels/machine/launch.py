@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class Variant:
     """
 
     def __init__(self, kernel: Any, constexprs: dict[str, Any], options: dict[str, int]) -> None:
-        self._kernel, self._constexprs, self._options = kernel, constexprs, options
+        self.kernel, self.constexprs, self.options = kernel, constexprs, options
         self._compiled: dict[Hashable, Any] = {}
 
     def launch(
@@ -92,7 +92,7 @@ class Variant:
             return
         first = tensors[0]
         if not first.is_cuda:  # in the interpreter
-            self._kernel[(n_programs,)](*tensors, *integers, **self._constexprs, **self._options)
+            self.kernel[(n_programs,)](*tensors, *integers, **self.constexprs, **self.options)
             return
         index = first.device.index
         if torch._C._cuda_getDevice() != index:
@@ -106,12 +106,28 @@ class Variant:
         key = (index, unaligned, known, *[tensor.dtype for tensor in tensors])
         compiled = self._compiled.get(key)
         if compiled is None or not has_known_handles():
-            self._compiled[key] = self._kernel[(n_programs,)](
-                *tensors, *integers, **self._constexprs, **self._options
+            self._compiled[key] = self.kernel[(n_programs,)](
+                *tensors, *integers, **self.constexprs, **self.options
             )
             return
         stream = torch._C._cuda_getCurrentRawStream(index)
         compiled.run(
             n_programs, 1, 1, stream, compiled.function, compiled.packed_metadata, None, None, None,
-            *pointers, *integers, *self._constexprs.values(),
+            *pointers, *integers, *self.constexprs.values(),
         )  # fmt: skip
+
+
+class Sample(NamedTuple):
+    """A variant as it is launched, to be compiled without a GPU; types: of its arguments, by name (see `types_of`)."""
+
+    name: str
+    variant: Variant
+    types: dict[str, str]
+
+
+def types_of(*declarations: str) -> dict[str, str]:
+    """Return the types of arguments from declarations such as "*bf16 p_logits p_bias": a type, then the names.
+
+    "i32:16" is an integer that launches know to be a multiple of 16; pointers are.
+    """
+    return {name: kind for kind, *names in map(str.split, declarations) for name in names}

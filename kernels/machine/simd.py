@@ -21,6 +21,8 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
+from .intrinsics import intrinsic_of
+
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 
 FLOAT_BYTES = 4
@@ -121,72 +123,49 @@ def _lower_and(context, builder, sig, args):  # type: ignore[no-untyped-def]
 # --- functions -------------------------------------------------------------------------------------------
 
 
-def _operation(result: Any, arguments: tuple[Any, ...], build: Callable) -> Any:
-    """Make the type and code of an intrinsic."""
-
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        made = build(builder, *args)
-        return context.get_dummy_value() if made is None else made
-
-    return result(*arguments), codegen
-
-
-@intrinsic
-def load(typing_context, address):  # type: ignore[no-untyped-def]
+@intrinsic_of(vector_type, types.int64)
+def load(builder, address):  # type: ignore[no-untyped-def]
     """Load the WIDTH float32 numbers at an address."""
-    return _operation(
-        vector_type,
-        (types.int64,),
-        lambda builder, at: load_vector(builder, builder.inttoptr(at, _F32.as_pointer())),
-    )
+    return load_vector(builder, builder.inttoptr(address, _F32.as_pointer()))
 
 
-@intrinsic
-def store(typing_context, vector, address):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.void, vector_type, types.int64)
+def store(builder, vector, address):  # type: ignore[no-untyped-def]
     """Store a vector to an address."""
-    return _operation(
-        types.void,
-        (vector_type, types.int64),
-        lambda builder, v, at: store_vector(builder, v, builder.inttoptr(at, _F32.as_pointer())),
-    )
+    store_vector(builder, vector, builder.inttoptr(address, _F32.as_pointer()))
 
 
-def _prefetch(to_write: bool) -> Callable:
-    def build(builder: Any, at: Any) -> None:
-        pointer = builder.inttoptr(at, ir.IntType(8).as_pointer())
-        declared = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
-        called = cgutils.get_or_insert_function(builder.module, declared, "llvm.prefetch.p0")
-        builder.call(called, [pointer, *(ir.Constant(_I32, value) for value in (int(to_write), 3, 1))])
-
-    return build
+def _prefetch(builder: Any, address: Any, to_write: bool) -> None:
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    declared = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+    called = cgutils.get_or_insert_function(builder.module, declared, "llvm.prefetch.p0")
+    builder.call(called, [pointer, *(ir.Constant(_I32, value) for value in (int(to_write), 3, 1))])
 
 
-@intrinsic
-def prefetch(typing_context, address):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.void, types.int64)
+def prefetch(builder, address):  # type: ignore[no-untyped-def]
     """Prefetch the cache line of an address that is about to be read; any address is allowed."""
-    return _operation(types.void, (types.int64,), _prefetch(to_write=False))
+    _prefetch(builder, address, to_write=False)
 
 
-@intrinsic
-def prefetch_to_write(typing_context, address):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.void, types.int64)
+def prefetch_to_write(builder, address):  # type: ignore[no-untyped-def]
     """Prefetch a line that is about to be written; this also invalidates copies in other cores' caches."""
-    return _operation(types.void, (types.int64,), _prefetch(to_write=True))
+    _prefetch(builder, address, to_write=True)
 
 
-@intrinsic
-def splat(typing_context, value):  # type: ignore[no-untyped-def]
-    """Fill a vector with one float32."""
-    return _operation(vector_type, (types.float32,), broadcast)
+splat = intrinsic_of(vector_type, types.float32)(broadcast)
 
 
 @intrinsic
 def select(typing_context, mask, yes, no):  # type: ignore[no-untyped-def]
     """Select per lane: yes where the mask is set, else no; vectors or numbers."""
 
-    def build(builder: Any, m: Any, x: Any, y: Any) -> Any:
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        m, x, y = args
         return builder.select(m, _as_vector(builder, x, yes), _as_vector(builder, y, no))
 
-    return _operation(vector_type, (mask_type, yes, no), build)
+    return vector_type(mask_type, yes, no), codegen
 
 
 class _RootTyping(AbstractTemplate):
@@ -207,74 +186,50 @@ def _lower_root(context, builder, sig, args):  # type: ignore[no-untyped-def]
     return builder.call(called, args)
 
 
-@intrinsic
-def absolute(typing_context, vector):  # type: ignore[no-untyped-def]
-    """|x|."""
-
-    def build(builder: Any, x: Any) -> Any:
-        bits = builder.bitcast(x, _INTEGERS)
-        return builder.bitcast(builder.and_(bits, _integers(0x7FFFFFFF)), _FLOATS)
-
-    return _operation(vector_type, (vector_type,), build)
-
-
-@intrinsic
-def sum_of(typing_context, vector):  # type: ignore[no-untyped-def]
-    """Sum a vector's numbers, by halves."""
-
-    def build(builder: Any, x: Any) -> Any:
-        half = WIDTH // 2
-        while half:
-            lanes = [i + half if i < half else i for i in range(WIDTH)]
-            x = builder.fadd(x, builder.shuffle_vector(x, x, ir.Constant(_INTEGERS, lanes)))
-            half //= 2
-        return builder.extract_element(x, ir.Constant(_I32, 0))
-
-    return _operation(types.float32, (vector_type,), build)
-
-
 def _integers(value: int) -> Any:
     return ir.Constant(_INTEGERS, [value] * WIDTH)
 
 
-@intrinsic
-def truncate(typing_context, vector):  # type: ignore[no-untyped-def]
+@intrinsic_of(vector_type, vector_type)
+def absolute(builder, x):  # type: ignore[no-untyped-def]
+    """|x|."""
+    bits = builder.bitcast(x, _INTEGERS)
+    return builder.bitcast(builder.and_(bits, _integers(0x7FFFFFFF)), _FLOATS)
+
+
+@intrinsic_of(types.float32, vector_type)
+def sum_of(builder, x):  # type: ignore[no-untyped-def]
+    """Sum a vector's numbers, by halves."""
+    half = WIDTH // 2
+    while half:
+        lanes = [i + half if i < half else i for i in range(WIDTH)]
+        x = builder.fadd(x, builder.shuffle_vector(x, x, ir.Constant(_INTEGERS, lanes)))
+        half //= 2
+    return builder.extract_element(x, ir.Constant(_I32, 0))
+
+
+@intrinsic_of(vector_type, vector_type)
+def truncate(builder, x):  # type: ignore[no-untyped-def]
     """Drop the fraction of x, for |x| < 2^31."""
-    return _operation(
-        vector_type,
-        (vector_type,),
-        lambda builder, x: builder.sitofp(builder.fptosi(x, _INTEGERS), _FLOATS),
-    )
+    return builder.sitofp(builder.fptosi(x, _INTEGERS), _FLOATS)
 
 
-@intrinsic
-def power_of_two(typing_context, vector):  # type: ignore[no-untyped-def]
+@intrinsic_of(vector_type, vector_type)
+def power_of_two(builder, n):  # type: ignore[no-untyped-def]
     """2^n for integers n in [-126, 127]."""
-
-    def build(builder: Any, n: Any) -> Any:
-        biased = builder.add(builder.fptosi(n, _INTEGERS), _integers(127))
-        return builder.bitcast(builder.shl(biased, _integers(23)), _FLOATS)
-
-    return _operation(vector_type, (vector_type,), build)
+    biased = builder.add(builder.fptosi(n, _INTEGERS), _integers(127))
+    return builder.bitcast(builder.shl(biased, _integers(23)), _FLOATS)
 
 
-@intrinsic
-def exponent_of(typing_context, vector):  # type: ignore[no-untyped-def]
+@intrinsic_of(vector_type, vector_type)
+def exponent_of(builder, x):  # type: ignore[no-untyped-def]
     """Exponents of positive normal numbers."""
-
-    def build(builder: Any, x: Any) -> Any:
-        biased = builder.lshr(builder.bitcast(x, _INTEGERS), _integers(23))
-        return builder.sitofp(builder.sub(biased, _integers(127)), _FLOATS)
-
-    return _operation(vector_type, (vector_type,), build)
+    biased = builder.lshr(builder.bitcast(x, _INTEGERS), _integers(23))
+    return builder.sitofp(builder.sub(biased, _integers(127)), _FLOATS)
 
 
-@intrinsic
-def mantissa_of(typing_context, vector):  # type: ignore[no-untyped-def]
+@intrinsic_of(vector_type, vector_type)
+def mantissa_of(builder, x):  # type: ignore[no-untyped-def]
     """Mantissas, in [1, 2), of positive normal numbers."""
-
-    def build(builder: Any, x: Any) -> Any:
-        fraction = builder.and_(builder.bitcast(x, _INTEGERS), _integers(0x007FFFFF))
-        return builder.bitcast(builder.or_(fraction, _integers(0x3F800000)), _FLOATS)
-
-    return _operation(vector_type, (vector_type,), build)
+    fraction = builder.and_(builder.bitcast(x, _INTEGERS), _integers(0x007FFFFF))
+    return builder.bitcast(builder.or_(fraction, _integers(0x3F800000)), _FLOATS)

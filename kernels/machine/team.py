@@ -47,6 +47,7 @@ from numba.extending import intrinsic
 
 from .atomics import add, exchange, lock, nanoseconds, pause, read, sleep, unlock, wake_all, write, yield_core
 from .cache import BOUNDS_CHECKED
+from .intrinsics import intrinsic_of
 from .jit import free_entry, helper
 from .openmp import OpenMP, openmp_of_torch
 
@@ -147,16 +148,11 @@ def _borrowed(context: Any, builder: Any, numba_type: Any, value: Any) -> Any:
     return value
 
 
-@intrinsic
-def _call(typing_context, run, p, data):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.void, *[types.int64] * 3)
+def _call(builder, run, p, data):  # type: ignore[no-untyped-def]
     """Compute piece p."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        shape = ir.FunctionType(ir.VoidType(), [_I64, _I64])
-        builder.call(builder.inttoptr(args[0], shape.as_pointer()), [args[1], args[2]])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), codegen
+    shape = ir.FunctionType(ir.VoidType(), [_I64, _I64])
+    builder.call(builder.inttoptr(run, shape.as_pointer()), [p, data])
 
 
 @intrinsic

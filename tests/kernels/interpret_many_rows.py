@@ -25,10 +25,11 @@ from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
 from mt2st_fast.kernels.context.on_triton.draws import context_rows_kernel
 from mt2st_fast.kernels.context.on_triton.training import STRETCH
 from mt2st_fast.kernels.heads.call import HeadsCall
-from mt2st_fast.kernels.heads.on_triton import chunk_losses, narrow_rows, targets, tile, upstream
+from mt2st_fast.kernels.heads.on_triton import chunk_losses, targets, tile, upstream
 from mt2st_fast.kernels.heads.on_triton.chunk import Chunk
 from mt2st_fast.kernels.heads.on_triton.mean_scales import Scales
-from mt2st_fast.kernels.heads.on_triton.row_losses import take_row_losses
+from mt2st_fast.kernels.heads.on_triton.packed import logit_losses
+from mt2st_fast.kernels.heads.on_triton.row_blocks import BESIDE_WIDE
 from mt2st_fast.kernels.heads.on_triton.tables import head_tables
 from mt2st_fast.kernels.heads.on_triton.targets import MOST_ADDRESSES, MOST_ROWS, locate_targets
 from mt2st_fast.kernels.machine.launch import Variant, cdiv
@@ -80,7 +81,7 @@ def _launch_last(
     self: Variant, n_programs: int, tensors: Sequence[Tensor], integers: Sequence[int], known: Any = None
 ) -> None:
     with _program(n_programs - 1, n_programs):
-        self._kernel[(1,)](*map(_first_of, tensors), *integers, **self._constexprs, **self._options)
+        self.kernel[(1,)](*map(_first_of, tensors), *integers, **self.constexprs, **self.options)
 
 
 def _targets(sparse: Sparse, layout: HeadLayout, N: int) -> list[Tensor]:
@@ -154,12 +155,12 @@ def run_rows(sparse: Sparse, store: dict[str, np.ndarray]) -> None:
         logits[-LOOKED_AT:] = torch.randn(LOOKED_AT, n_columns)
         expected = _expected(logits[-LOOKED_AT:].float(), layout, call.targets)
         if name == "packed":
-            sums = take_row_losses(call, logits).sums[-1]
+            sums = logit_losses(call, logits).sums[-1]
         else:
             split, rows = chunk_losses.split_heads(layout, n_columns), 64
             of_blocks = sparse.empty(chunk_losses.n_sums(split, N, rows), len(layout), 3)
             located, tables = (
-                locate_targets(call.targets, layout, N, logits.device),
+                locate_targets(call.targets, layout, N),
                 head_tables(layout, logits.device),
             )
             scales = Scales(torch.ones(len(layout)), None)
@@ -168,7 +169,7 @@ def run_rows(sparse: Sparse, store: dict[str, np.ndarray]) -> None:
             # A program of the narrow head has other rows than one of the wide heads.
             sums = torch.stack(
                 [
-                    of_blocks[cdiv(N, narrow_rows.rows_of(split.narrow)) - 1, 0],
+                    of_blocks[cdiv(N, BESIDE_WIDE.rows(split.narrow.columns)) - 1, 0],
                     *of_blocks[cdiv(N, rows) - 1, 1:],
                 ]
             )

@@ -32,4 +32,4 @@ def test_the_last_rows_are_reached(computed, case):
 def test_more_rows_than_kernels_count_are_refused():
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 2),))
     with pytest.raises(ValueError, match=r"at most 2,147,479,552 rows, not 2,147,479,553: split the batch"):
-        locate_targets([torch.zeros(1, dtype=torch.int64)], layout, MOST_ROWS + 1, torch.device("cpu"))
+        locate_targets([torch.zeros(1, dtype=torch.int64)], layout, MOST_ROWS + 1)

@@ -9,13 +9,15 @@ keys keep the order of their positions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+
 import triton
 import triton.language as tl
 
-from ...machine.launch import launch_options
+from ...machine.launch import Sample, Variant, launch_options, types_of
 from . import blocks
 from .positions import key_of, place
-from .sums import BATCH, Variant, variant
 
 
 @triton.jit(do_not_specialize=["n_positions", "B", "V", "T"])
@@ -171,38 +173,29 @@ def merge_kernel(
     )  # fmt: skip
 
 
-_OUT = {**dict.fromkeys(("p_keys", "p_order", "p_bags"), "*i32"), "p_weights": "*fp32"}
-_TYPES = {"p_type_rows": "*i32", "p_type_counts": "*i32"}
+# Batches for which kernels are compiled ahead of time.
+FORMS = {
+    "positions": {"HAS_STARTS": False, "HAS_TYPES": False, "M": 1, "HAS_SCALES": False},
+    "bags": {"HAS_STARTS": True, "HAS_TYPES": False, "M": 1, "HAS_SCALES": True},
+    "types": {"HAS_STARTS": False, "HAS_TYPES": True, "M": 12, "HAS_SCALES": False},
+    "bags of types": {"HAS_STARTS": True, "HAS_TYPES": True, "M": 12, "HAS_SCALES": True},
+}
 
 
-def _variants() -> list[Variant]:
-    variants, options = [], launch_options(blocks.WARPS)
-    of_batch = {**BATCH, **_TYPES, "p_scales": "*fp32", **_OUT}
-    sorted_ones = {"p_sorted_keys": "*i32", "p_sorted_order": "*i64"}
-    in_chunks = {"p_chunk_keys": "*i32", "p_chunk_order": "*i32"}
-    forms = {
-        "positions": (False, False, 1, False),
-        "bags": (True, False, 1, True),
-        "types": (False, True, 12, False),
-        "bags of types": (True, True, 12, True),
-    }
-    for name, (has_starts, has_types, M, has_scales) in forms.items():
-        form = {"HAS_STARTS": has_starts, "HAS_TYPES": has_types, "M": M}
-        scaled = {**form, "HAS_SCALES": has_scales}
-        made = [
-            (key_kernel, of_batch, "n_positions B V T", {**form, **blocks.POSITIONS}),
-            (carry_kernel, of_batch | sorted_ones, "n_positions B V n_halvings", {**scaled, **blocks.POSITIONS}),
-            *(
-                (rank_kernel, of_batch, "n_positions B V T n_halvings",
-                 {**scaled, "ONE_CHUNK": one, **blocks.rank_blocks()})
-                for one in (True, False)
-            ),
-            (merge_kernel, of_batch | in_chunks, "n_positions B V n_halvings", {**scaled, **blocks.merge_blocks()}),
-        ]  # fmt: skip
-        for kernel, pointers, integers, constexprs in made:
-            wanted = {key: kind for key, kind in pointers.items() if key in kernel.arg_names}
-            variants.append(variant(name, kernel, wanted, integers, constexprs, options))
-    return variants
-
-
-VARIANTS = _variants()
+def samples() -> Iterator[Sample]:
+    """Yield variants that are launched."""
+    types = types_of(
+        "*i32 p_ids p_type_rows p_type_counts p_keys p_order p_bags p_sorted_keys p_chunk_keys p_chunk_order",
+        "*i64 p_starts p_sorted_order", "*fp32 p_scales p_weights", "i32 n_positions B V T n_halvings",
+    )  # fmt: skip
+    kernels = (
+        (key_kernel, blocks.POSITIONS),
+        (carry_kernel, blocks.POSITIONS),
+        (rank_kernel, {"ONE_CHUNK": True, **blocks.rank_blocks()}),
+        (rank_kernel, {"ONE_CHUNK": False, **blocks.rank_blocks()}),
+        (merge_kernel, blocks.merge_blocks()),
+    )
+    for (name, form), (kernel, own) in product(FORMS.items(), kernels):
+        wanted = {key: value for key, value in form.items() if key in kernel.arg_names}
+        variant = Variant(kernel, {**wanted, **own}, launch_options(blocks.WARPS))
+        yield Sample(name, variant, {arg: types[arg] for arg in kernel.arg_names if arg in types})

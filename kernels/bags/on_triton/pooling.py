@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+
 import triton
 import triton.language as tl
 
+from ...machine.launch import Sample, Variant, types_of
 from . import blocks
-from .sums import BATCH, Variant, variant
 
 # The factor of a sum in `pool_kernel`.
 NO_SCALES, GIVEN_SCALES, MEAN = 0, 1, 2
@@ -73,25 +76,20 @@ def pool_kernel(
     tl.store(p_out + i_b * D + o_d, b_out.to(p_out.dtype.element_ty), mask=o_d < D)
 
 
-def _variants() -> list[Variant]:
-    variants = []
+def samples() -> Iterator[Sample]:
+    """Yield variants that are launched."""
     forms = {
         "bags": {"HAS_STARTS": True, "HAS_TYPES": False, "M": 1, "SCALING": MEAN},
         "scaled bags": {"HAS_STARTS": True, "HAS_TYPES": False, "M": 1, "SCALING": GIVEN_SCALES},
         "types": {"HAS_STARTS": False, "HAS_TYPES": True, "M": 12, "SCALING": NO_SCALES},
         "bags of types": {"HAS_STARTS": True, "HAS_TYPES": True, "M": 12, "SCALING": MEAN},
     }
-    for dtype, D in (("fp32", 5), ("fp32", 64), ("fp32", 128), ("fp32", 300), ("bf16", 128), ("fp16", 768)):
+    sizes = (("fp32", 5), ("fp32", 64), ("fp32", 128), ("fp32", 300), ("bf16", 128), ("fp16", 768))
+    for (dtype, D), (name, form) in product(sizes, forms.items()):
         chosen = blocks.choose_blocks(D, blocks.SHARED_COLUMNS)
-        pointers = {
-            **dict.fromkeys(("p_table", "p_out"), f"*{dtype}"), **BATCH, "p_scales": "*fp32",
-            **dict.fromkeys(("p_type_rows", "p_type_counts"), "*i32"),
-        }  # fmt: skip
-        for name, form in forms.items():
-            constexprs = {"D": D, **form, **chosen.constexprs}
-            name = f"{dtype} D={D} {name}"
-            variants.append(variant(name, pool_kernel, pointers, "total V T", constexprs, chosen.options))
-    return variants
-
-
-VARIANTS = _variants()
+        types = types_of(
+            f"*{dtype} p_table p_out", "*i32 p_ids p_type_rows p_type_counts", "*i64 p_starts",
+            "*fp32 p_scales", "i32 total V T",
+        )  # fmt: skip
+        variant = Variant(pool_kernel, {"D": D, **form, **chosen.constexprs}, chosen.options)
+        yield Sample(f"{dtype} D={D} {name}", variant, types)

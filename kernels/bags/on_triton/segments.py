@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 
-from ...machine.launch import launch_options
+from ...machine.launch import Sample, Variant, launch_options, types_of
 from . import blocks
-from .sums import Variant, variant
 
 
 @triton.jit(do_not_specialize=["total", "V"])
@@ -41,17 +42,13 @@ def segment_kernel(
         tl.store(p_inverse + b_order, tl.where(b_key < V, b_segment, -1), mask=m_i)
 
 
-def _variants() -> list[Variant]:
-    variants, options = [], launch_options(blocks.WARPS)
+def samples() -> Iterator[Sample]:
+    """Yield variants that are launched."""
+    variant = Variant(
+        segment_kernel, {"NEED_INVERSE": True, **blocks.POSITIONS}, launch_options(blocks.WARPS)
+    )
     for order in ("*i32", "*i64"):
-        pointers = {
-            **dict.fromkeys(("p_keys", "p_later", "p_rows", "p_count", "p_inverse"), "*i32"),
-            "p_order": order, "p_begins": "*i64",
-        }  # fmt: skip
-        constexprs = {"NEED_INVERSE": True, **blocks.POSITIONS}
-        name = f"segments, order {order}"
-        variants.append(variant(name, segment_kernel, pointers, "total V", constexprs, options))
-    return variants
-
-
-VARIANTS = _variants()
+        types = types_of(
+            "*i32 p_keys p_later p_rows p_count p_inverse", f"{order} p_order", "*i64 p_begins", "i32 total V"
+        )
+        yield Sample(f"segments, order {order}", variant, types)

@@ -21,12 +21,15 @@ An id that is not in [0, V) stands for no row and touches no memory, nor does a 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import triton
 import triton.language as tl
 
+from ...machine.launch import Sample, Variant, types_of
 from . import blocks
+
+SEGMENT_TYPES = types_of("*i32 p_bags", "*fp32 p_weights p_pieces")
 
 
 @triton.jit
@@ -185,37 +188,17 @@ def dense_gradient_kernel(
         tl.store(p_row, b_g.to(p_gradient.dtype.element_ty), mask=o_d < D)
 
 
-# Compiled by `compile_all` without a GPU: (name, kernel, signature, constexprs, options) of a variant.
-Variant = tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]
-BATCH = {"p_ids": "*i32", "p_starts": "*i64"}
-SEGMENTS = {"p_bags": "*i32", "p_weights": "*fp32", "p_pieces": "*fp32"}
-
-
-def variant(
-    name: str, kernel: Any, pointers: dict[str, str], integers: str, constexprs: Any, options: Any
-) -> Variant:
-    """Make a variant; the arguments named in `integers` are int32."""
-    return name, kernel, {**pointers, **dict.fromkeys(integers.split(), "i32")}, constexprs, options
-
-
-def _variants() -> list[Variant]:
-    variants = []
+def samples() -> Iterator[Sample]:
+    """Yield variants that are launched."""
     for dtype, D in (("fp32", 5), ("fp32", 128), ("fp32", 300), ("bf16", 128), ("fp16", 768)):
         chosen = blocks.choose_blocks(D, blocks.SHARED_COLUMNS)
         constexprs = {"D": D, "HAS_WEIGHTS": True, "PIECE": blocks.PIECE, **chosen.constexprs}
-        name, keys = f"{dtype} D={D}", {"p_d_out": f"*{dtype}", "p_keys": "*i32", **SEGMENTS}
-        counted = keys | {"p_steps": "*fp32"}
-        variants.append(
-            variant(name, piece_kernel, counted, "B V", {**constexprs, "COUNTS": True}, chosen.options)
-        )
-        out = {"p_gradient": f"*{dtype}"}
-        pointers = {"p_d_out": f"*{dtype}", "p_begins": "*i64", **SEGMENTS, **out}
-        variants.append(variant(name, row_gradient_kernel, pointers, "B", constexprs, chosen.options))
-        constexprs = {**constexprs, "SCAN": blocks.SCAN}
-        variants.append(
-            variant(name, dense_gradient_kernel, keys | out, "n_positions B V", constexprs, chosen.options)
-        )
-    return variants
-
-
-VARIANTS = _variants()
+        types = SEGMENT_TYPES | types_of(f"*{dtype} p_d_out p_gradient", "i32 B")
+        keys = types_of("*i32 p_keys", "i32 V")
+        for kernel, own, more in (
+            (piece_kernel, {"COUNTS": True}, keys | types_of("*fp32 p_steps")),
+            (row_gradient_kernel, {}, types_of("*i64 p_begins")),
+            (dense_gradient_kernel, {"SCAN": blocks.SCAN}, keys | types_of("i32 n_positions")),
+        ):
+            variant = Variant(kernel, {**constexprs, **own}, chosen.options)
+            yield Sample(f"{dtype} D={D}", variant, types | more)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import triton
 import triton.language as tl
 
+from ...machine.launch import Sample, Variant, types_of
 from ..rules import MOST_NUMBERS, RULES
 from . import blocks
 from .rules import functions_of
-from .sums import SEGMENTS, Variant, segment_end, sum_segment, variant
+from .sums import SEGMENT_TYPES, segment_end, sum_segment
 
 NUMBERS = tuple(f"number{i}" for i in range(MOST_NUMBERS))
 
@@ -143,41 +145,28 @@ def update_kernel(
                 tl.store(p_per_row + row, remembered)
 
 
-def _variants() -> list[Variant]:
-    variants = []
+def samples() -> Iterator[Sample]:
+    """Yield variants that are launched."""
     from_bags = [("fp32", 37), ("fp32", 64), ("fp32", 128), ("bf16", 128), ("fp32", 1024), ("bf16", 1500)]
-    from_rows = [("fp16", 128), ("fp32", 1024)]
     ways = [
-        *((sizes, True, False) for sizes in from_bags),
-        *((sizes, False, all_rows) for sizes in from_rows for all_rows in (False, True)),
+        *((sizes, "bags") for sizes in from_bags),
+        *product((("fp16", 128), ("fp32", 1024)), ("rows", "all rows")),
     ]
-    for ((dtype, D), is_from_bags, all_rows), kind in product(ways, RULES.values()):
-        chosen = blocks.choose_blocks(D, blocks.WHOLE_COLUMNS)
-        with_steps = (False, True) if kind.uses_table_steps else (False,)
-        for on_device, steps in product((False, True) if is_from_bags else (False,), with_steps):
-            pointers = {
-                **dict.fromkeys(("p_table", "p_gradient"), f"*{dtype}"),
-                **dict.fromkeys(("p_per_row", "p_first", "p_second"), "*fp32"),
-                "p_rows": "*i32" if is_from_bags else "*i64",
-                **SEGMENTS,
-                **dict.fromkeys(NUMBERS, "fp32"),
-                "lr": "*fp32" if on_device else "fp32",
-                "table_steps": "*fp32" if steps else "fp32",
-            }
+    for ((dtype, D), source), kind in product(ways, RULES.values()):
+        is_from_bags, chosen = source == "bags", blocks.choose_blocks(D, blocks.WHOLE_COLUMNS)
+        for rate_on_device, steps_on_device in product(
+            (False, True)[: 1 + is_from_bags], (False, True)[: 1 + kind.uses_table_steps]
+        ):
+            types = SEGMENT_TYPES | types_of(
+                f"*{dtype} p_table p_gradient", "*fp32 p_per_row p_first p_second",
+                f"{'*i32' if is_from_bags else '*i64'} p_rows", f"{'*' * rate_on_device}fp32 lr",
+                f"{'*' * steps_on_device}fp32 table_steps", f"fp32 {' '.join(NUMBERS)}", "i32 n_rows B V",
+            )  # fmt: skip
             constexprs = {
-                "D": D,
-                "RATE_ON_DEVICE": on_device,
-                "STEPS_ON_DEVICE": steps,
-                "FROM_BAGS": is_from_bags,
-                "ALL_ROWS": all_rows,
-            }
-            constexprs |= {"HAS_WEIGHTS": is_from_bags, "PIECE": blocks.PIECE, "SCAN": blocks.SCAN}
-            constexprs |= {**chosen.constexprs, **functions_of(kind).constexprs}
-            source = "bags" if is_from_bags else "all rows" if all_rows else "rows"
-            told = f"{', rate on device' if on_device else ''}{', steps on device' if steps else ''}"
-            name = f"{dtype} D={D} {kind.name} from {source}{told}"
-            variants.append(variant(name, update_kernel, pointers, "n_rows B V", constexprs, chosen.options))
-    return variants
-
-
-VARIANTS = _variants()
+                "D": D, "RATE_ON_DEVICE": rate_on_device, "STEPS_ON_DEVICE": steps_on_device,
+                "FROM_BAGS": is_from_bags, "ALL_ROWS": source == "all rows", "HAS_WEIGHTS": is_from_bags,
+                "PIECE": blocks.PIECE, "SCAN": blocks.SCAN, **chosen.constexprs, **functions_of(kind).constexprs,
+            }  # fmt: skip
+            told = ", rate on device" * rate_on_device + ", steps on device" * steps_on_device
+            variant = Variant(update_kernel, constexprs, chosen.options)
+            yield Sample(f"{dtype} D={D} {kind.name} from {source}{told}", variant, types)

@@ -1,4 +1,4 @@
-"""Loss and gradients of one batch of context prediction on a CPU."""
+"""Loss and gradients of one batch of context prediction on a CPU: skip-gram and CBOW, by the formulas of tile.py."""
 
 from __future__ import annotations
 
@@ -8,14 +8,64 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import MODES, ContextBatch
+from ...machine.jit import helper
+from ...machine.team import Kernel, in_parallel
+from ..batch import MODES, TILE, ContextBatch
 from ..workspace import Workspace, make_workspace
-from .rounds import gradients
+from .shard_rows import copy_in, forget_rows, number_rows
+from .tile import TileOptions, Vectors, Windows, scratch_of, tile_step
 
 if TYPE_CHECKING:
     from ..batch import LocalBatch
 
+f32 = np.float32
+ZERO = f32(0)
 SPLIT_WORDS = 1024  # words of a batch; below it, a second thread costs more than it saves
+
+
+@helper
+def _run_split(p, windows, drawn, n, n_inputs, n_outputs, how, x, y, d_x, d_y, w, losses):
+    """Compute the loss of split p's tiles, and its gradients in d_x[p] and d_y[p]."""
+    P, M, n_tiles = len(d_x), w.z.shape[1], -(-n // TILE)
+    d_x[p, :n_inputs] = ZERO
+    d_y[p, :n_outputs] = ZERO
+    w.mark[p, :n_outputs] = -1
+    vectors, scratch = Vectors(x, y, d_x[p], d_y[p]), scratch_of(w, p)
+    loss = 0.0
+    for k in range(p * n_tiles // P, (p + 1) * n_tiles // P):
+        first, last = k * TILE, min(n, (k + 1) * TILE)
+        loss += tile_step(vectors, windows, first, last, drawn[k * M : (k + 1) * M], how, True, k, scratch)
+    losses[p] = loss
+
+
+def _gradients(team, mode, low, high, n, negatives, window, scale, inputs, outputs, d_x, d_y, w):
+    """Compute the loss of a batch; d_x[0] and d_y[0] become scale times its gradients.
+
+    The n words and the drawn negatives are in shard 0 of the workspace w; afterwards the gradients' rows are in
+    w.touched. Returns (loss, input rows, output rows).
+    """
+    P, M, touched = len(d_x), w.z.shape[1], w.touched
+    n_tiles = -(-n // TILE)
+    rows, slots, drawn = touched.rows[0], w.slots[0], w.drawn[0]
+    forget_rows(touched, 0)
+    number_rows(w.words[0], n, touched, 0, slots)
+    n_inputs = touched.counts[0]
+    number_rows(drawn, n_tiles * M, touched, 0, drawn)
+    n_outputs = touched.counts[0]
+    x, y = w.x[0], w.y[0]
+    copy_in(inputs, rows, n_inputs, x)
+    copy_in(outputs, rows, n_outputs, y)
+    losses = np.zeros(P)
+    how = TileOptions(mode, f32(negatives / M), scale, window, True, False, inputs.shape[1])
+    windows = Windows(slots, slots, low, high)
+    in_parallel(team, P, _run_split, (windows, drawn, n, n_inputs, n_outputs, how, x, y, d_x, d_y, w, losses))
+    for p in range(1, P):
+        d_x[0, :n_inputs] += d_x[p, :n_inputs]
+        d_y[0, :n_outputs] += d_y[p, :n_outputs]
+    return losses.sum(), n_inputs, n_outputs
+
+
+gradients = Kernel(_gradients, beside_torch=True)
 
 
 class ContextGradients(NamedTuple):

@@ -1,6 +1,6 @@
 """Hierarchical softmax on a CPU: words predict the path to their neighbour in a Huffman tree; see ../hierarchy.py.
 
-As in rounds.py: a shard updates copies of the rows that it touches, and the shards' changes are added in their order,
+As in training.py: a shard updates copies of the rows that it touches, and the shards' changes are added in their order,
 so that the same call gives the same bits on any number of threads.
 """
 
@@ -12,10 +12,10 @@ from ...machine.jit import borrower, exact_entry, helper
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, store
 from ...machine.team import Kernel, in_parallel
 from .draw import draw_positions
-from .rounds import NO_LOCKS, rate_of, shard_words_of
 from .rows import add_row, dots, zero_row
 from .shard_rows import copy_in, forget_rows, merge_rows, number_rows, sort_by_part
 from .tile import NO_PAIR, SKIPGRAM, positive
+from .training import NO_LOCKS, rate_of, shard_words_of
 
 f32 = np.float32
 ONE = f32(1)

@@ -81,6 +81,12 @@ class Scratch(NamedTuple):
 
 
 @borrower
+def scratch_of(w, p):
+    """Return shard p's scratch for a tile."""
+    return Scratch(w.mark[p], w.tile_rows[p], w.band[p], w.z[p], w.share[p], w.h_t[p])
+
+
+@borrower
 def positive(band, size, step, want_loss):
     """Replace scores (size,) of pairs by step times their gradients; return the loss if wanted."""
     at = band.ctypes.data

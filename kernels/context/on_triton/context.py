@@ -13,8 +13,9 @@ positions are written side by side, one row per position or negative, and then s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
@@ -22,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...bags.on_triton.bags import sum_by_row
-from ...machine.launch import on_device_of
+from ...machine.launch import Sample, Variant, on_device_of, types_of
 from ...machine.triton_elementary import log1p
 from ..batch import TILE as _TILE
 
@@ -265,32 +266,20 @@ def loss_and_gradients(inputs: Tensor, outputs: Tensor, batch: LocalBatch) -> tu
     )
 
 
-def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
-    variants: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
-    floats = ("p_inputs", "p_outputs", "p_per_pair", "p_losses", "p_factors", "p_d_h", "p_d_outputs")
-    tile = {
-        **dict.fromkeys(floats, "*fp32"),
-        **dict.fromkeys(("p_words", "p_low", "p_high", "p_drawn"), "*i32"),
-        **dict.fromkeys(("N", "n_inputs", "n_outputs"), "i32"),
-        "each": "fp32",
-    }
-    spread = {
-        **dict.fromkeys(("p_source", "p_factors", "p_out"), "*fp32"),
-        "p_ids": "*i32",
-        **dict.fromkeys(("N", "n_source"), "i32"),
-    }
+def samples() -> Iterator[Sample]:
+    """Yield variants that are launched."""
+    tile = types_of(
+        "*fp32 p_inputs p_outputs p_per_pair p_losses p_factors p_d_h p_d_outputs",
+        "*i32 p_words p_low p_high p_drawn", "i32 N n_inputs n_outputs", "fp32 each",
+    )  # fmt: skip
+    spread = types_of("*fp32 p_source p_factors p_out", "*i32 p_ids", "i32 N n_source")
     for cbow, (D, M, window) in product(
         (False, True), ((5, 8, 2), (100, 16, 5), (100, 64, 5), (300, 16, 10))
     ):
         blocks = choose_blocks(D, M, window)
         sizes = {"D": D, "WINDOW": window, "BLOCK_A": blocks.around, "BLOCK_D": blocks.columns}
         name = f"{'CBOW' if cbow else 'skip-gram'} D={D} M={M} window={window}"
-        options = {"num_warps": blocks.warps}
         constexprs = {**sizes, "M": M, "CBOW": cbow, "BLOCK_M": blocks.negatives}
-        variants.append((name, context_tile_kernel, tile, constexprs, options))
-        variants.append((name, context_spread_kernel, spread, {**sizes, "HAS_IDS": not cbow}, options))
-    return variants
-
-
-VARIANTS = _variants()
+        options = {"num_warps": blocks.warps}
+        yield Sample(name, Variant(context_tile_kernel, constexprs, options), tile)
+        yield Sample(name, Variant(context_spread_kernel, {**sizes, "HAS_IDS": not cbow}, options), spread)

@@ -20,6 +20,7 @@ walkers far apart mix the text.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import on_device_of
+from ...machine.launch import Sample, Variant, on_device_of, types_of
 from .draws import context_keep_kernel, context_rows_kernel
 
 STRETCH = 1024  # raw words; windows are cut at the ends of stretches, which costs one pair in some hundred
@@ -133,9 +134,8 @@ class Blocks(NamedTuple):
 MOST_WINDOW, MOST_COLUMNS = 16, 512
 NEGATIVES, LEAST_NEGATIVES = 12, 8  # of a position, if its rows fit, and at least
 MOST_ELEMENTS = 1 << 14  # of a position's rows, all in registers: 64 per thread
-FEW_ELEMENTS = (
-    1 << 10
-)  # held by 4 warps; with more elements, 4 warps would need more registers than 8, and 16 would wait longer
+# Held by 4 warps; with more elements, 4 warps would need more registers than 8, and 16 would wait longer.
+FEW_ELEMENTS = 1 << 10
 BLOCK_POSITIONS = 8
 KEY_BITS = (1 << 31) - 1  # for each half of a key: it is an int32 whatever the key
 
@@ -260,33 +260,25 @@ def walk_over(
     return found
 
 
-def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
-    variants: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
-    integers = ("n_tokens", "first_stretch", "window", "V", "n_stretches", "n_walkers", "key_low", "key_high")
-    pointers = ("tokens", "keep", "words", "places", "counts", "accept", "alias", "rows", "window")
-    signature = {
-        **{f"p_{name}": "*i32" for name in pointers},
-        "p_starts": "*i8",
-        **{f"p_{name}": "*fp32" for name in ("inputs", "outputs", "shares", "found")},
-        **dict.fromkeys(integers, "i32"),
-        **dict.fromkeys(("each", "rate", "rate_fall", "least_rate"), "fp32"),
-    }
+def samples() -> Iterator[Sample]:
+    """Yield variants that are launched."""
+    types = types_of(
+        "*i32 p_tokens p_keep p_words p_places p_counts p_accept p_alias p_rows p_window", "*i8 p_starts",
+        "*fp32 p_inputs p_outputs p_shares p_found",
+        "i32 n_tokens first_stretch window V n_stretches n_walkers key_low key_high",
+        "fp32 each rate rate_fall least_rate",
+    )  # fmt: skip
 
-    def add(name: str, kernel: Any, constexprs: dict[str, Any], warps: int) -> None:
-        mine = {arg: signature[arg] for arg in kernel.arg_names if arg in signature}
-        variants.append((name, kernel, mine, constexprs, {"num_warps": warps}))
+    def sample(name: str, kernel: Any, constexprs: dict[str, Any], warps: int = 4) -> Sample:
+        own = {arg: types[arg] for arg in kernel.arg_names if arg in types}
+        return Sample(name, Variant(kernel, constexprs, {"num_warps": warps}), own)
 
-    add("stretch", context_keep_kernel, {"STRETCH": STRETCH}, 4)
+    yield sample("stretch", context_keep_kernel, {"STRETCH": STRETCH})
     for cbow, (D, window) in product(
         (False, True), ((16, 2), (64, 5), (100, 5), (100, 10), (300, 5), (300, 10), (512, 8))
     ):
         blocks = choose_blocks(D, window, cbow)
         name = f"{'CBOW' if cbow else 'skip-gram'} D={D} window={window}"
         sizes = {"WINDOW": window, "CBOW": cbow, "R": blocks.rows, "A": blocks.window, "STRETCH": STRETCH}
-        add(name, context_rows_kernel, {**sizes, "BLOCK": BLOCK_POSITIONS}, 4)
-        add(name, context_walk_kernel, {**sizes, "D": D, "BLOCK_D": blocks.columns}, blocks.warps)
-    return variants
-
-
-VARIANTS = _variants()
+        yield sample(name, context_rows_kernel, {**sizes, "BLOCK": BLOCK_POSITIONS})
+        yield sample(name, context_walk_kernel, {**sizes, "D": D, "BLOCK_D": blocks.columns}, blocks.warps)

@@ -38,16 +38,16 @@ class Specialization(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Rows first_row.. of a call: their logits without bias, in a buffer whose row stride is a multiple of 16.
+    """Rows first_row.. of a call: their logits without bias.
 
-    If a gradient is needed, kernels overwrite the logits with it, already multiplied by the heads' scales, and the
-    padding of a row up to n_columns with 0.
+    The row stride is a multiple of 8, and of 16 beside wide heads. If a gradient is needed, kernels overwrite the
+    logits with it, multiplied by the heads' scales if there are any, and the padding of a row up to n_columns with 0.
     """
 
     call: HeadsCall
     tables: HeadTables
     targets: Targets
-    scales: Scales | None  # None if no gradient is needed
+    scales: Scales | None
     logits: Tensor  # (n_rows, n_columns)
     first_row: int
     sums: Tensor  # (n_blocks, K, 3) float32, zeros: loss, denominator and correct rows, by block of rows
@@ -74,12 +74,12 @@ class Chunk(NamedTuple):
         """What every kernel is compiled for."""
         call = self.call
         return Specialization(
-            call.layout, call.bias is not None, self.scales is not None, self.targets.side_by_side,
+            call.layout, call.bias is not None, any(call.needs), self.targets.side_by_side,
             call.skip_zero_weights,
         )  # fmt: skip
 
 
-def signature(dtype: str, of_bias: str | None = None) -> dict[str, str]:
+def chunk_types(dtype: str, of_bias: str | None = None) -> dict[str, str]:
     """Types of POINTERS and INTEGERS for logits of `dtype`, for compiling ahead of time."""
     own = {"p_logits": f"*{dtype}", "p_bias": f"*{of_bias or dtype}"}
     integers = {name: "i64" if name in ADDRESSES else "i32" for name in INTEGERS}

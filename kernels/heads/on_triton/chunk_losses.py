@@ -2,7 +2,7 @@
 
     wide_softmax_kernel  a softmax head of more than NARROW outputs
     wide_values_kernel   an elementwise head of more than NARROW outputs
-    narrow_kernel        all others, adjacent heads together
+    row_loss_kernel      all others, adjacent heads together
 
 Each overwrites the logits of its own columns with the gradient, already multiplied by the factors of `mean_scales`.
 """
@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 from ...machine.launch import cdiv
 from ..layout import HeadLayout
-from . import narrow_rows, wide_rows, wide_values
+from . import wide_rows, wide_values
 from .chunk import Chunk
 from .groups import Groups, group_heads
+from .row_blocks import BESIDE_WIDE
+from .row_losses import take_row_losses
 
 NARROW = 128  # outputs: wider heads are swept
 ROWS = 8  # rows per sweeping program, so that there are a thousand partial sums or fewer
@@ -49,7 +51,7 @@ def rows_per_program(N: int) -> int:
 def n_sums(split: Split, n_rows: int, rows: int) -> int:
     """Number of blocks of rows in the partial sums of a chunk of n_rows; `rows` per sweeping program."""
     blocks = cdiv(n_rows, rows) if split.softmax or split.values else 0
-    return max(blocks, 0 if split.narrow is None else cdiv(n_rows, narrow_rows.rows_of(split.narrow)))
+    return max(blocks, 0 if split.narrow is None else cdiv(n_rows, BESIDE_WIDE.rows(split.narrow.columns)))
 
 
 def take_losses(chunk: Chunk, split: Split, rows: int) -> None:
@@ -62,4 +64,4 @@ def take_losses(chunk: Chunk, split: Split, rows: int) -> None:
     for k in split.values:
         wide_values.launch(chunk, k, rows)
     if split.narrow is not None:
-        narrow_rows.launch(chunk, split.narrow, chunk.tables.head_of_column)
+        take_row_losses(chunk, split.narrow, BESIDE_WIDE, in_chunks=True)

@@ -66,11 +66,11 @@ def forward(call: HeadsCall, budget_bytes: int = BUDGET_BYTES, least_rows: int |
 
     The first call with a layout on a device copies its tables there: make it before a graph capture.
     """
-    features, layout, device = call.features, call.layout, call.features.device
+    features, layout = call.features, call.layout
     N, n_columns = features.shape[0], padded_width(layout.width)
     row_stride = -(-n_columns // STRIDE) * STRIDE
     B = least_rows or chunk_rows(N, row_stride, features.element_size(), budget_bytes)
-    targets = locate_targets(call.targets, layout, N, device)
+    targets = locate_targets(call.targets, layout, N)
     scales = take_scales(call, targets) if any(call.needs) else None
     pieces = weight_pieces(call.weight, features.dtype, n_columns)
     gradients = _Sums(call, scales, pieces, n_chunks=len(range(0, N, B)))

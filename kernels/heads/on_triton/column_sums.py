@@ -8,15 +8,15 @@ block of columns, in order, and the parts are added in order.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, cdiv
+from ...machine.launch import Sample, Variant, cdiv, types_of
 
 ROWS, COLUMNS, WARPS = 8, 512, 8  # per program step: 16 elements per thread, 8 of them adjacent in a row
 PROGRAMS = 1056  # eight per multiprocessor of a large GPU
@@ -80,19 +80,10 @@ def _variant() -> Variant:
     return Variant(column_sum_kernel, {"BLOCK_N": ROWS, "BLOCK_C": COLUMNS}, {"num_warps": WARPS})
 
 
-def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Variants that `column_sums` launches: (name, kernel, signature, constexprs, options)."""
-    integers = dict.fromkeys(("n_rows", "row_stride", "n_columns", "n_blocks", "per_part"), "i32")
-    return [
-        (
-            dtype,
-            column_sum_kernel,
-            {"p_matrix": f"*{dtype}", "p_parts": "*fp32", **integers},
-            {"BLOCK_N": ROWS, "BLOCK_C": COLUMNS},
-            {"num_warps": WARPS},
+def samples() -> Iterator[Sample]:
+    """Yield variants that `column_sums` launches."""
+    for dtype in ("fp32", "bf16", "fp16"):
+        types = types_of(
+            f"*{dtype} p_matrix", "*fp32 p_parts", "i32 n_rows row_stride n_columns n_blocks per_part"
         )
-        for dtype in ("fp32", "bf16", "fp16")
-    ]
-
-
-VARIANTS = _variants()
+        yield Sample(dtype, _variant(), types)

@@ -34,6 +34,11 @@ class Groups(NamedTuple):
     columns: int  # BLOCK_S
 
 
+def stored_end(layout: HeadLayout, k: int, n_columns: int) -> int:
+    """One past the columns that head k's program stores: its own, and after the last head a row's padding."""
+    return n_columns if k == len(layout) - 1 else layout.offsets[k] + layout.sizes[k]
+
+
 def group_heads(layout: HeadLayout, members: Sequence[int], n_columns: int) -> Groups:
     """Group those `members`, at least one, that are adjacent, up to GROUP_COLUMNS and MOST_HEADS or MOST_EQUAL.
 
@@ -46,8 +51,7 @@ def group_heads(layout: HeadLayout, members: Sequence[int], n_columns: int) -> G
     most = max(GROUP_COLUMNS, *(next_power_of_2(layout.sizes[k]) for k in members))
     bounds: list[list[int]] = []
     for k in members:
-        first = layout.offsets[k]
-        last = n_columns if k == len(layout) - 1 else first + layout.sizes[k]
+        first, last = layout.offsets[k], stored_end(layout, k, n_columns)
         earlier = range(bounds[-1][FIRST_HEAD.value], bounds[-1][LAST_HEAD.value]) if bounds else range(0)
         most_heads = MOST_EQUAL if side_by_side and _are_equal(layout, earlier, k) else MOST_HEADS
         is_next = earlier.stop == k and 0 < len(earlier) < most_heads

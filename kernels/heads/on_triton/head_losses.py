@@ -27,12 +27,12 @@ from .constants import (
     OFFSET,
     SIZE,
     SMOOTHING,
+    SOFTMAX,
     TARGET,
     WEIGHT_SUM,
     WEIGHTED,
 )
 from .elements import dense_elements
-from .tables import SOFTMAX
 from .targets import load_classes, load_values, target_of
 
 # Heads whose sums are added together, in 16 columns: the threads of a program wait for one another at every sum over

@@ -6,17 +6,19 @@ not NaN (other kinds). Partial sums of a fixed number of parts: no atomics, the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, cdiv, next_power_of_2
+from ...machine.launch import Sample, Variant, cdiv, next_power_of_2, types_of
 from ..call import HeadsCall
-from .tables import IGNORE, KIND, N_INTEGERS, OFFSET, SIZE, SOFTMAX, TARGET, head_tables
+from .constants import IGNORE, KIND, N_INTEGERS, OFFSET, SIZE, SOFTMAX, TARGET
+from .tables import head_tables
 from .targets import ADDRESSES, MOST_ADDRESSES, Targets
 
 # Parts of a head: enough to count a million rows at memory speed, few enough to add up in one block.
@@ -55,30 +57,11 @@ def count_kernel(
     p_weights,  # (S,) float32
     p_task_weights,  # (K,) float32
     p_parts,  # (n_parts, K) float32
-    N,
-    K,
-    per_part,
-    row_floats,
-    address_0,
-    address_1,
-    address_2,
-    address_3,
-    address_4,
-    address_5,
-    address_6,
-    address_7,
-    address_8,
-    address_9,
-    address_10,
-    address_11,
-    address_12,
-    address_13,
-    address_14,
-    address_15,
-    SIDE_BY_SIDE: tl.constexpr,
-    SKIP_ZERO_WEIGHTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    N, K, per_part, row_floats,
+    address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
+    address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
+    SIDE_BY_SIDE: tl.constexpr, SKIP_ZERO_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program: per_part rows of one head."""
     i_k = tl.program_id(0) % K
     p_head = p_integers + i_k * N_INTEGERS
@@ -186,42 +169,19 @@ def _count_variant(side_by_side: bool, skip_zero_weights: bool) -> Variant:
 
 @cache
 def _scale_variant(K: int, is_relative: bool) -> Variant:
-    return Variant(scale_kernel, {"IS_RELATIVE": is_relative, **_blocks_of(K)}, {"num_warps": WARPS})
-
-
-def _blocks_of(K: int) -> dict[str, int]:
     columns = next_power_of_2(K)
-    return {"BLOCK_P": max(1, ELEMENTS // columns), "BLOCK_K": columns}
+    blocks = {"BLOCK_P": max(1, ELEMENTS // columns), "BLOCK_K": columns}
+    return Variant(scale_kernel, {"IS_RELATIVE": is_relative, **blocks}, {"num_warps": WARPS})
 
 
-def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Variants that `take_scales` launches: (name, kernel, signature, constexprs, options)."""
-    counting = {
-        "p_integers": "*i64",
-        **dict.fromkeys(("p_weights", "p_task_weights", "p_parts"), "*fp32"),
-        **dict.fromkeys(("N", "K", "per_part", "row_floats"), "i32"),
-        **dict.fromkeys(ADDRESSES, "i64"),
-    }
-    scaling = {
-        **dict.fromkeys(("p_parts", "p_task_weights", "p_scale", "p_largest"), "*fp32"),
-        **dict.fromkeys(("K", "n_parts"), "i32"),
-    }
-    options = {"num_warps": WARPS}
-    counted = [
-        (
-            name,
-            count_kernel,
-            counting,
-            {"SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": True, "BLOCK": BLOCK},
-            options,
-        )
-        for name, side_by_side in (("denominators", False), ("denominators side by side", True))
-    ]
-    scaled = [
-        (f"scales of {K}", scale_kernel, scaling, {"IS_RELATIVE": K == 5, **_blocks_of(K)}, options)
-        for K in (1, 5, 16)
-    ]
-    return [*counted, *scaled]
-
-
-VARIANTS = _variants()
+def samples() -> Iterator[Sample]:
+    """Yield variants that `take_scales` launches."""
+    types = types_of(
+        "*i64 p_integers", "*fp32 p_weights p_task_weights p_parts", "i32 N K per_part row_floats",
+        f"i64 {' '.join(ADDRESSES)}",
+    )  # fmt: skip
+    yield Sample("denominators", _count_variant(False, True), types)
+    yield Sample("denominators side by side", _count_variant(True, True), types)
+    types = types_of("*fp32 p_parts p_task_weights p_scale p_largest", "i32 K n_parts")
+    for K in (1, 5, 16):
+        yield Sample(f"scales of {K}", _scale_variant(K, K == 5), types)

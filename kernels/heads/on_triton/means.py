@@ -5,15 +5,16 @@ Added in float64 in a fixed order: two calls give the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, next_power_of_2
+from ...machine.launch import Sample, Variant, next_power_of_2, types_of
 
 
 @triton.jit(do_not_specialize=["K", "n_blocks"])
@@ -88,34 +89,17 @@ def step_of(K: int, n_blocks: int) -> tuple[int, int]:
 
 @cache
 def _variant(K: int, step: tuple[int, int]) -> Variant:
-    return Variant(mean_kernel, blocks_of(K, step), {"num_warps": step[1]})
-
-
-def blocks_of(K: int, step: tuple[int, int]) -> dict[str, int]:
-    """Numbers of blocks of rows and heads that the program adds at a time."""
+    numbers, warps = step
     columns = next_power_of_2(K)
-    return {"BLOCK_P": max(1, step[0] // columns), "BLOCK_K": columns}
+    blocks = {"BLOCK_P": max(1, numbers // columns), "BLOCK_K": columns}
+    return Variant(mean_kernel, blocks, {"num_warps": warps})
 
 
-def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Variants that `take_means` launches: (name, kernel, signature, constexprs, options)."""
-    names = ("p_sums", "p_task_weights", "p_total", "p_losses", "p_scale")
-    signature = {
-        **dict.fromkeys(names, "*fp32"),
-        "p_correct": "*i64",
-        **dict.fromkeys(("K", "n_blocks"), "i32"),
-    }
-    return [
-        (
-            f"{K} heads, {step[0]} at a time",
-            mean_kernel,
-            signature,
-            blocks_of(K, step),
-            {"num_warps": step[1]},
-        )
-        for K in (1, 5, 16)
-        for step in (FEW, MANY)
-    ]
-
-
-VARIANTS = _variants()
+def samples() -> Iterator[Sample]:
+    """Yield variants that `take_means` launches."""
+    types = types_of(
+        "*fp32 p_sums p_task_weights p_total p_losses p_scale", "*i64 p_correct", "i32 K n_blocks"
+    )
+    for K in (1, 5, 16):
+        for step in (FEW, MANY):
+            yield Sample(f"{K} heads, {step[0]} at a time", _variant(K, step), types)

@@ -6,14 +6,23 @@ are padded in weight, logits and gradients alike.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ...machine.launch import cdiv
 from ..call import Forward, Gradients, HeadsCall, Residual
+from ..layout import HeadLayout
+from ..plans import Shape
+from .chunk import Chunk
+from .groups import Groups, group_heads
 from .means import take_means
-from .row_losses import WIDEST, n_row_blocks, take_row_losses
+from .row_blocks import RowBlocks, row_blocks
+from .row_losses import WIDEST, take_row_losses
 from .tables import head_tables
+from .targets import locate_targets
 from .weights import Factors, finish_weight, padded_weight, scaled_weight
 
 RESIDUAL_IS_GRADIENT = False
@@ -40,12 +49,47 @@ def forward(call: HeadsCall) -> Forward:
         )
     weight = padded_weight(call.weight.contiguous(), padded_width(call.layout.width), features.dtype)
     logits = torch.mm(features, weight.t())
-    sums, bias_parts = take_row_losses(call, logits)
+    sums, bias_parts = logit_losses(call, logits)
     means = take_means(sums, call.task_weights)
     residual: Residual = (
         (logits, means.scale, *(() if bias_parts is None else (bias_parts,))) if any(needs) else ()
     )
     return Forward(means.losses, means.correct, residual, means.total)
+
+
+class LogitLosses(NamedTuple):
+    """Sums (n_blocks, K, 3) over blocks of rows, and the parts (n_blocks, S) of the bias gradient, if needed."""
+
+    sums: Tensor
+    bias_parts: Tensor | None
+
+
+def logit_losses(call: HeadsCall, logits: Tensor) -> LogitLosses:
+    """Compute the losses from logits (N, padded_width) without bias; if needed, their gradient overwrites them."""
+    layout, N, device = call.layout, len(logits), logits.device
+    blocks, groups = blocks_of(call), _groups_of(layout)
+    n_blocks = cdiv(N, blocks.rows(groups.columns))
+    sums = torch.empty(n_blocks, len(layout), 3, dtype=torch.float32, device=device)
+    bias_parts = (
+        torch.empty(n_blocks, layout.width, dtype=torch.float32, device=device) if call.needs[2] else None
+    )
+    tables, targets = head_tables(layout, device), locate_targets(call.targets, layout, N)
+    take_row_losses(
+        Chunk(call, tables, targets, None, logits, 0, sums), groups, blocks, bias_parts, in_chunks=False
+    )
+    return LogitLosses(sums, bias_parts)
+
+
+def blocks_of(call: HeadsCall) -> RowBlocks:
+    """Return the sizes of the programs of a call."""
+    (N, D), layout = call.features.shape, call.layout
+    shape = Shape(N, D, layout.width, layout.widest, call.features.element_size())
+    return row_blocks(shape, call.features.device)
+
+
+@cache
+def _groups_of(layout: HeadLayout) -> Groups:
+    return group_heads(layout, range(len(layout)), padded_width(layout.width))
 
 
 def residual_like(call: HeadsCall) -> Residual:
@@ -60,7 +104,8 @@ def residual_like(call: HeadsCall) -> Residual:
     )
     if not needs[2]:
         return logits, scale
-    return logits, scale, logits.new_empty(n_row_blocks(call, n_columns), layout.width, dtype=torch.float32)
+    n_blocks = cdiv(len(features), blocks_of(call).rows(_groups_of(layout).columns))
+    return logits, scale, logits.new_empty(n_blocks, layout.width, dtype=torch.float32)
 
 
 def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:

@@ -54,6 +54,9 @@ CHOICES = {
     "8 warps": RowBlocks(2048, 8, None),
 }
 assert tuple(CHOICES) == ROW_BLOCKS
+# Of heads beside wide ones, whose gradient is scaled: a limit of 80 registers, at which a multiprocessor would hold as
+# many warps, spills here.
+BESIDE_WIDE = RowBlocks(1024, 4, 96)
 
 _requested: list[str] = []
 

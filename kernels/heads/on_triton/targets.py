@@ -11,11 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layout import HeadLayout
-from .constants import KIND, N_CONSTANTS, TARGET
-from .tables import SOFTMAX, pack_targets
+from .constants import KIND, N_CONSTANTS, SOFTMAX, TARGET
 
 # Most targets that a launch takes by separate addresses; with more heads, they are put side by side first.
 MOST_ADDRESSES = 16
+# Parameters of their own, not one tuple: whatever `do_not_specialize` says, Triton (3.6, 3.7) compiles anew for every
+# other alignment of a tuple's integers.
 ADDRESSES = tuple(f"address_{i}" for i in range(MOST_ADDRESSES))  # the names of the kernels' parameters
 # Kernels count rows in 32 bits, with room for the last block of rows; offsets into tensors have 64.
 MOST_ROWS = (1 << 31) - (1 << 12)
@@ -32,13 +33,25 @@ class Targets(NamedTuple):
     row_floats: int
     held: tuple[Tensor, ...]  # the tensors that the addresses point into
 
-    @property
-    def arguments(self) -> dict[str, int]:
-        """A kernel's arguments, by name."""
-        return dict(zip(ADDRESSES, self.addresses, strict=True))
+
+class PackedTargets(NamedTuple):
+    """All heads' targets side by side; None if no head has targets of that type."""
+
+    classes: Tensor | None  # (classification heads, N) int64
+    dense: Tensor | None  # (N, columns of the other heads) float32
 
 
-def locate_targets(targets: Sequence[Tensor], layout: HeadLayout, N: int, device: torch.device) -> Targets:
+def pack_targets(targets: Sequence[Tensor], layout: HeadLayout) -> PackedTargets:
+    """Pack the targets of `layout`, in its order."""
+    both = list(zip(layout.takes_classes, targets, strict=True))
+    classes = [target.to(torch.int64) for takes_classes, target in both if takes_classes]
+    dense = [target.to(torch.float32) for takes_classes, target in both if not takes_classes]
+    return PackedTargets(
+        torch.stack(classes) if classes else None, torch.cat(dense, dim=1) if dense else None
+    )
+
+
+def locate_targets(targets: Sequence[Tensor], layout: HeadLayout, N: int) -> Targets:
     """Locate the targets of `layout`, already checked by the op, in its order; convert those of another dtype.
 
     Raises ValueError for more than MOST_ROWS rows.
@@ -46,7 +59,7 @@ def locate_targets(targets: Sequence[Tensor], layout: HeadLayout, N: int, device
     if N > MOST_ROWS:
         raise ValueError(f"a call on a GPU has at most {MOST_ROWS:,} rows, not {N:,}: split the batch")
     if len(targets) > MOST_ADDRESSES:
-        classes, dense = pack_targets(targets, layout, N, device)
+        classes, dense = pack_targets(targets, layout)
         held = tuple(t for t in (classes, dense) if t is not None)
         some = held[0].data_ptr()
         of_classes = some if classes is None else classes.data_ptr()

@@ -11,15 +11,16 @@ nothing, and dz is rounded once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from itertools import product
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, cdiv, gpu_family
+from ...machine.launch import Sample, Variant, cdiv, gpu_family, types_of
 from ..call import Forward, Gradients, HeadsCall, Residual
 from ..layout import HeadLayout
 from .constants import constants_of
@@ -52,37 +53,13 @@ def tile_forward_kernel(
     p_task_weights,  # (K,) float32
     p_dz,  # (N, BLOCK_S)
     p_sums,  # (n_blocks, K, 3) float32
-    N,
-    D,
-    S,
-    row_floats,
-    address_0,
-    address_1,
-    address_2,
-    address_3,
-    address_4,
-    address_5,
-    address_6,
-    address_7,
-    address_8,
-    address_9,
-    address_10,
-    address_11,
-    address_12,
-    address_13,
-    address_14,
-    address_15,
-    HAS_BIAS: tl.constexpr,
-    NEED_GRADIENT: tl.constexpr,
-    HEADS: tl.constexpr,
-    N_HEADS: tl.constexpr,
-    SIDE_BY_SIDE: tl.constexpr,
-    SKIP_ZERO_WEIGHTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    N, D, S, row_floats,
+    address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
+    address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
+    HAS_BIAS: tl.constexpr, NEED_GRADIENT: tl.constexpr, HEADS: tl.constexpr, N_HEADS: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr, SKIP_ZERO_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """One program: BLOCK_N rows."""
     o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     o_s = tl.arange(0, BLOCK_S)
@@ -225,12 +202,10 @@ def forward(call: HeadsCall) -> Forward:
             f"plan=tile supports at most {WIDEST} outputs, but these heads have {layout.width:,}; use plan=auto"
         )
     (N, D), S, K = features.shape, layout.width, len(layout)
-    blocks, device = (
-        forward_blocks(N, D, features.element_size(), is_heavy(layout), gpu_family(features.device)),
-        features.device,
-    )
+    device = features.device
+    blocks = forward_blocks(N, D, features.element_size(), is_heavy(layout), gpu_family(device))
     tables = head_tables(layout, device)
-    targets = locate_targets(call.targets, layout, N, device)
+    targets = locate_targets(call.targets, layout, N)
     n_blocks = cdiv(N, blocks.rows)
     sums = torch.empty(n_blocks, K, 3, dtype=torch.float32, device=device)
     need_gradient = any(call.needs)
@@ -299,60 +274,28 @@ SHAPES = (
 )  # fmt: skip
 
 
-def variants_of(family: str) -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Variants that are launched on a family of GPUs: (name, kernel, signature, constexprs, options)."""
-    return [
-        variant
-        for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2))
-        for D in (768, 100)
-        for variant in (
-            *(_forward_variant_of(dtype, itemsize, D, *shape, family) for shape in SHAPES),
-            *(_backward_variant_of(dtype, itemsize, D, S, family) for S in (45, 17)),
-        )
-    ]
-
-
-def _sizes(D: int, *others: str) -> tuple[dict[str, str], dict[str, int]]:
-    """Return (signature, constexprs) of D and other integers: for aligned rows, D is known to be a multiple of 16."""
-    signature = dict.fromkeys(others, "i32")
-    return (signature, {"D": D}) if D % ALIGNED_FEATURES == 0 else ({**signature, "D": "i32"}, {})
-
-
-def _forward_variant_of(
-    dtype: str, itemsize: int, D: int, S: int, N: int, what: str, family: str
-) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]:
-    layout, columns = HeadLayout(heads_of((S - 15, 7, 5, 3), what)), columns_of(S)
-    forward = forward_blocks(N, D, itemsize, is_heavy(layout), family)
-    sizes, known = _sizes(D, "N", "S", "row_floats")
-    signature = {
-        **dict.fromkeys(("p_features", "p_weight", "p_bias", "p_dz"), f"*{dtype}"),
-        **dict.fromkeys(("p_weights", "p_task_weights", "p_sums"), "*fp32"),
-        **sizes,
-        **dict.fromkeys(ADDRESSES, "i64"),
-    }
-    constexprs = {
-        **known, "HAS_BIAS": True, "NEED_GRADIENT": True, "HEADS": constants_of(layout), "N_HEADS": len(layout),
-        "SIDE_BY_SIDE": what == "many", "SKIP_ZERO_WEIGHTS": True, "PRECISION": precision_of(dtype == "fp32", family),
-        "BLOCK_N": forward.rows, "BLOCK_S": columns, "BLOCK_D": forward.features,
-    }  # fmt: skip
-    name = f"{dtype} {forward.rows}x{columns} D={D} {what}".rstrip()
-    return name, tile_forward_kernel, signature, constexprs, forward.options
-
-
-def _backward_variant_of(
-    dtype: str, itemsize: int, D: int, S: int, family: str
-) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]:
-    blocks, columns = backward_blocks(D, itemsize, family), columns_of(S)
-    sizes, known = _sizes(D, "N", "S", "n_parts", "n_columns", "per_part")
-    signature = {
-        **dict.fromkeys(("p_dz", "p_features", "p_weight", "p_d_features"), f"*{dtype}"),
-        **dict.fromkeys(("p_scale", "p_task_weights", "p_upstream"), "*fp32"),
-        "p_head_of_column": "*i64",
-        **dict.fromkeys(("p_parts", "p_bias_parts"), "*fp32"),
-        **sizes,
-    }
-    constexprs = {
-        **known, "PRECISION": precision_of(dtype == "fp32", family), "BLOCK_S": columns, "BLOCK_N": blocks.rows,
-        "BLOCK_D": blocks.features,
-    }  # fmt: skip
-    return f"{dtype} {columns} D={D}", tile_backward_kernel, signature, constexprs, blocks.options
+def samples_for(family: str) -> Iterator[Sample]:
+    """Yield variants that are launched on a family of GPUs."""
+    for (dtype, itemsize), D in product((("fp32", 4), ("bf16", 2), ("fp16", 2)), (768, 100)):
+        precision = precision_of(dtype == "fp32", family)
+        known = "i32:16 D" if D % ALIGNED_FEATURES == 0 else "i32 D"
+        for S, N, what in SHAPES:
+            layout = HeadLayout(heads_of((S - 15, 7, 5, 3), what))
+            blocks = forward_blocks(N, D, itemsize, is_heavy(layout), family)
+            variant = _forward_variant(
+                layout, True, True, what == "many", True, precision, blocks, columns_of(S)
+            )
+            types = types_of(
+                f"*{dtype} p_features p_weight p_bias p_dz", "*fp32 p_weights p_task_weights p_sums",
+                known, "i32 N S row_floats", f"i64 {' '.join(ADDRESSES)}",
+            )  # fmt: skip
+            name = f"{dtype} {blocks.rows}x{columns_of(S)} D={D} {what}".rstrip()
+            yield Sample(name, variant, types)
+        for S in (45, 17):
+            variant = _backward_variant(precision, backward_blocks(D, itemsize, family), columns_of(S))
+            types = types_of(
+                f"*{dtype} p_dz p_features p_weight p_d_features", "*fp32 p_scale p_task_weights p_upstream",
+                "*i64 p_head_of_column", "*fp32 p_parts p_bias_parts",
+                known, "i32 N S n_parts n_columns per_part",
+            )  # fmt: skip
+            yield Sample(f"{dtype} {columns_of(S)} D={D}", variant, types)

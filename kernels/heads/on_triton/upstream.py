@@ -6,16 +6,15 @@ device would stall the host: the programs check g themselves, and exit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, cdiv
+from ...machine.launch import Sample, Variant, cdiv, types_of
 
 BLOCK = 2048
 WARPS = 8
@@ -89,30 +88,18 @@ def times_upstream(
 
 @cache
 def _variant(in_place: tuple[bool, ...]) -> Variant:
-    return Variant(upstream_kernel, _constexprs(*in_place), {"num_warps": WARPS})
+    names = ("FEATURES_IN_PLACE", "WEIGHT_IN_PLACE", "BIAS_IN_PLACE")
+    constexprs = {**dict(zip(names, in_place, strict=True)), "BLOCK": BLOCK}
+    return Variant(upstream_kernel, constexprs, {"num_warps": WARPS})
 
 
-def _constexprs(features: bool, weight: bool, bias: bool) -> dict[str, Any]:
-    return {
-        "FEATURES_IN_PLACE": features, "WEIGHT_IN_PLACE": weight, "BIAS_IN_PLACE": bias, "BLOCK": BLOCK,
-    }  # fmt: skip
-
-
-def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
-    variants = []
+def samples() -> Iterator[Sample]:
+    """Yield variants that `times_upstream` launches."""
     for gradient, out, size in (("bf16", "bf16", "i32"), ("fp32", "fp32", "i64"), ("fp32", "fp16", "i32")):
-        signature = {
-            **dict.fromkeys(("p_features", "p_weight"), f"*{gradient}"),
-            **dict.fromkeys(("p_features_out", "p_weight_out", "p_bias_out"), f"*{out}"),
-            **dict.fromkeys(("p_bias", "p_upstream"), "*fp32"),
-            **dict.fromkeys(("n_features", "n_weight", "n_bias"), size),
-        }
+        types = types_of(
+            f"*{gradient} p_features p_weight", f"*{out} p_features_out p_weight_out p_bias_out",
+            "*fp32 p_bias p_upstream", f"{size} n_features n_weight n_bias",
+        )  # fmt: skip
         same = gradient == out
         name = f"{gradient} to {out}{' in place' if same else ''}, sizes {size}"
-        constexprs = _constexprs(same, same, out == "fp32")
-        variants.append((name, upstream_kernel, signature, constexprs, {"num_warps": WARPS}))
-    return variants
-
-
-VARIANTS = _variants()
+        yield Sample(name, _variant((same, same, out == "fp32")), types)

@@ -6,15 +6,16 @@ by head: they are applied to the rows of the weight before a product, or of its 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, cdiv, next_power_of_2
+from ...machine.launch import Sample, Variant, cdiv, next_power_of_2, types_of
 
 COLUMNS, WARPS = 512, 4
 
@@ -228,45 +229,27 @@ class GradientBlocks(NamedTuple):
             return cls(1, bias_parts, COLUMNS)
         return cls(8 if n_parts <= 8 else 32, bias_parts, 128)
 
-    def constexprs(self, need_weight: bool, need_bias: bool) -> dict[str, Any]:
-        """Return the compile-time arguments of the kernel."""
-        return {
-            "NEED_WEIGHT": need_weight, "NEED_BIAS": need_bias, "BLOCK_P": self.parts, "BLOCK_B": self.bias_parts,
-            "BLOCK_D": self.columns,
-        }  # fmt: skip
-
 
 @cache
 def _gradient_variant(blocks: GradientBlocks, need_weight: bool, need_bias: bool) -> Variant:
-    return Variant(weight_gradient_kernel, blocks.constexprs(need_weight, need_bias), {"num_warps": WARPS})
+    constexprs = {
+        "NEED_WEIGHT": need_weight, "NEED_BIAS": need_bias, "BLOCK_P": blocks.parts, "BLOCK_B": blocks.bias_parts,
+        "BLOCK_D": blocks.columns,
+    }  # fmt: skip
+    return Variant(weight_gradient_kernel, constexprs, {"num_warps": WARPS})
 
 
-def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
-    factors = {
-        "p_scale": "*fp32",
-        "p_task_weights": "*fp32",
-        "p_upstream": "*fp32",
-        "p_head_of_column": "*i64",
-    }
-    variants = []
+def samples() -> Iterator[Sample]:
+    """Yield variants that are launched."""
+    factors = types_of("*fp32 p_scale p_task_weights p_upstream", "*i64 p_head_of_column")
     for dtype in ("fp32", "bf16", "fp16"):
-        rows = {
-            "p_weight": f"*{dtype}", "p_out": f"*{dtype}", **factors, "p_largest": "*fp32",
-            **dict.fromkeys(("D", "S", "K", "n_columns"), "i32"),
-        }  # fmt: skip
-        constexprs = {"IS_SCALED": True, "IS_RELATIVE": dtype == "fp16", "BLOCK_K": 8, "BLOCK_D": COLUMNS}
-        variants.append((f"{dtype} scaled", scaled_rows_kernel, rows, constexprs, {"num_warps": WARPS}))
-        gradient = {
-            "p_parts": "*fp32", "p_bias_parts": "*fp32", **factors, "p_d_weight": f"*{dtype}",
-            "p_d_bias": f"*{dtype}",
-            **dict.fromkeys(("D", "rows", "bias_stride", "n_columns", "n_parts", "n_bias_parts"), "i32"),
-        }  # fmt: skip
+        types = types_of(f"*{dtype} p_weight p_out", "*fp32 p_largest", "i32 D S K n_columns")
+        yield Sample(f"{dtype} scaled", _rows_variant(8, True, dtype == "fp16"), factors | types)
+        types = types_of(
+            f"*{dtype} p_d_weight p_d_bias", "*fp32 p_parts p_bias_parts",
+            "i32 D rows bias_stride n_columns n_parts n_bias_parts",
+        )  # fmt: skip
         for n_parts, n_bias_parts in ((1, 512), (8, 8), (40, 40)):
-            needs = GradientBlocks.of(n_parts, n_bias_parts).constexprs(True, True)
+            variant = _gradient_variant(GradientBlocks.of(n_parts, n_bias_parts), True, True)
             name = f"{dtype} of {'one part' if n_parts == 1 else f'{n_parts} parts'}"
-            variants.append((name, weight_gradient_kernel, gradient, needs, {"num_warps": WARPS}))
-    return variants
-
-
-VARIANTS = _variants()
+            yield Sample(name, variant, factors | types)

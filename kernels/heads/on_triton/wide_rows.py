@@ -8,17 +8,19 @@ the columns from its first multiple of 8 to its last; the edges, at most 7 colum
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from ...machine.launch import Variant, cdiv, launch_options, next_power_of_2
+from ...machine.launch import Sample, Variant, cdiv, launch_options, next_power_of_2, types_of
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
-from .chunk import INTEGERS, Chunk, Specialization, signature
+from .chunk import INTEGERS, Chunk, Specialization, chunk_types
 from .constants import IGNORE, N_CONSTANTS, OFFSET, SIZE, SMOOTHING, WEIGHT_SUM, WEIGHTED
+from .groups import stored_end
 from .sample_heads import heads_of
 from .targets import load_classes, target_of
 
@@ -139,39 +141,16 @@ def wide_softmax_kernel(
     p_task_weights,  # (K,) float32
     p_scale,  # (K,) float32, the factor of a head's gradient
     p_sums,  # (n_blocks, K, 3) float32: loss, denominator, correct
-    N,
-    n_rows,
-    first_row,
-    row_stride,
-    row_floats,
-    address_0,
-    address_1,
-    address_2,
-    address_3,
-    address_4,
-    address_5,
-    address_6,
-    address_7,
-    address_8,
-    address_9,
-    address_10,
-    address_11,
-    address_12,
-    address_13,
-    address_14,
-    address_15,
+    N, n_rows, first_row, row_stride, row_floats,
+    address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
+    address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
     n_trips,
-    HEADS: tl.constexpr,
-    N_HEADS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    NEED_GRADIENT: tl.constexpr,
-    SIDE_BY_SIDE: tl.constexpr,
-    SKIP_ZERO_WEIGHTS: tl.constexpr,
+    HEADS: tl.constexpr, N_HEADS: tl.constexpr, HAS_BIAS: tl.constexpr, NEED_GRADIENT: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr, SKIP_ZERO_WEIGHTS: tl.constexpr,
     HEAD: tl.constexpr,
     END_STORED: tl.constexpr,  # one past the head's last column, or past the row's padding after it
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """One program: n_trips blocks of BLOCK_N rows of the head HEAD, one block after the other."""
     AT: tl.constexpr = HEAD * N_CONSTANTS
     offset: tl.constexpr = HEADS[AT + OFFSET]
@@ -355,19 +334,14 @@ def launch(chunk: Chunk, k: int, rows: int) -> None:
 
 @cache
 def _variant(specialization: Specialization, k: int, n_columns: int, blocks: Blocks) -> Variant:
-    return Variant(wide_softmax_kernel, constexprs_of(specialization, k, n_columns, blocks), blocks.options)
-
-
-def constexprs_of(specialization: Specialization, k: int, n_columns: int, blocks: Blocks) -> dict[str, Any]:
-    """Return the compile-time arguments for a head whose layout is padded to n_columns."""
-    layout = specialization.layout
-    end = n_columns if k == len(layout) - 1 else layout.offsets[k] + layout.heads[k].size
+    """Return the kernel for a head whose layout is padded to n_columns."""
+    end = stored_end(specialization.layout, k, n_columns)
     own = {"HEAD": k, "END_STORED": end, "BLOCK_N": blocks.rows, "BLOCK_C": blocks.columns}
-    return {**specialization.constexprs, **own}
+    return Variant(wide_softmax_kernel, {**specialization.constexprs, **own}, blocks.options)
 
 
-def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
+def samples() -> Iterator[Sample]:
+    """Yield variants that are launched."""
     cases = [
         *itertools.product(("fp32", "bf16", "fp16"), (1001, 3001, 150_001), (0.0, 0.1), ("",)),
         *itertools.product(("bf16",), (150, 2001, 30_001), (0.0, 0.1), ("",)),
@@ -376,7 +350,6 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         ("fp32", 150, 0.1, "weighted"),
         ("bf16", 1001, 0.0, "many"),
     ]
-    variants = []
     for dtype, size, smoothing, how in cases:
         has_bias, gradient = how != "no bias", how != "no gradient"
         weights = tuple(float(c % 3) for c in range(size)) if how == "weighted" else None
@@ -384,17 +357,13 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         beside = heads_of((), "many") if how == "many" else (HeadSpec(Kind.SOFTMAX, 3),)
         layout = HeadLayout((wide, wide) if how == "aligned" else (*beside, wide))
         k, n_columns = (0, 2 * size) if how == "aligned" else (len(beside), cdiv(layout.width, 8) * 8)
-        itemsize = 4 if dtype == "fp32" else 2
-        blocks = choose_blocks(size, itemsize, smoothing > 0, has_bias, weights is not None)
-        types = {**signature(dtype, None if has_bias else "fp32"), "n_trips": "i32"}
-        constexprs = constexprs_of(
-            Specialization(layout, has_bias, gradient, how == "many", True), k, n_columns, blocks
+        blocks = choose_blocks(
+            size, 4 if dtype == "fp32" else 2, smoothing > 0, has_bias, weights is not None
         )
-        name = " ".join(
-            [dtype, f"{size:,} {blocks.rows}x{blocks.columns}", *["smoothed"] * (smoothing > 0), how]
+        specialization = Specialization(layout, has_bias, gradient, how == "many", True)
+        smoothed = " smoothed" if smoothing else ""
+        yield Sample(
+            f"{dtype} {size:,} {blocks.rows}x{blocks.columns}{smoothed} {how}".rstrip(),
+            _variant(specialization, k, n_columns, blocks),
+            chunk_types(dtype, None if has_bias else "fp32") | types_of("i32 n_trips"),
         )
-        variants.append((name.rstrip(), wide_softmax_kernel, types, constexprs, blocks.options))
-    return variants
-
-
-VARIANTS = _variants()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
 import triton
 import triton.language as tl
 
-from ...machine.launch import Variant, cdiv, launch_options
+from ...machine.launch import Sample, Variant, cdiv, launch_options, types_of
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
-from .chunk import INTEGERS, Chunk, Specialization, signature
+from .chunk import INTEGERS, Chunk, Specialization, chunk_types
 from .constants import KIND, N_CONSTANTS, OFFSET, SIZE
 from .elements import dense_elements
+from .groups import stored_end
 from .head_losses import options_at
 from .sample_heads import heads_of
 from .targets import load_values, target_of
@@ -30,38 +31,16 @@ def wide_values_kernel(
     p_task_weights,  # (K,) float32
     p_scale,  # (K,) float32, the factor of a head's gradient
     p_sums,  # (n_blocks, K, 3) float32: loss, denominator, correct
-    N,
-    n_rows,
-    first_row,
-    row_stride,
-    row_floats,
-    address_0,
-    address_1,
-    address_2,
-    address_3,
-    address_4,
-    address_5,
-    address_6,
-    address_7,
-    address_8,
-    address_9,
-    address_10,
-    address_11,
-    address_12,
-    address_13,
-    address_14,
-    address_15,
+    N, n_rows, first_row, row_stride, row_floats,
+    address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
+    address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
     n_trips,
-    HEADS: tl.constexpr,
-    N_HEADS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    NEED_GRADIENT: tl.constexpr,
-    SIDE_BY_SIDE: tl.constexpr,
-    SKIP_ZERO_WEIGHTS: tl.constexpr,
+    HEADS: tl.constexpr, N_HEADS: tl.constexpr, HAS_BIAS: tl.constexpr, NEED_GRADIENT: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr, SKIP_ZERO_WEIGHTS: tl.constexpr,
     HEAD: tl.constexpr,
     END_STORED: tl.constexpr,  # one past the head's last column, or past the row's padding after it
     BLOCK_C: tl.constexpr,
-):
+):  # fmt: skip
     """One program: n_trips rows of the head HEAD, one row after the other."""
     AT: tl.constexpr = HEAD * N_CONSTANTS
     offset: tl.constexpr = HEADS[AT + OFFSET]
@@ -129,33 +108,21 @@ def launch(chunk: Chunk, k: int, rows: int) -> None:
 
 @cache
 def _variant(specialization: Specialization, k: int, n_columns: int) -> Variant:
-    return Variant(
-        wide_values_kernel, constexprs_of(specialization, k, n_columns), launch_options(WARPS, REGISTERS)
-    )
+    """Return the kernel for a head whose layout is padded to n_columns."""
+    end = stored_end(specialization.layout, k, n_columns)
+    constexprs = {**specialization.constexprs, "HEAD": k, "END_STORED": end, "BLOCK_C": COLUMNS}
+    return Variant(wide_values_kernel, constexprs, launch_options(WARPS, REGISTERS))
 
 
-def constexprs_of(specialization: Specialization, k: int, n_columns: int) -> dict[str, Any]:
-    """Return the compile-time arguments for a head whose layout is padded to n_columns."""
-    layout = specialization.layout
-    end = n_columns if k == len(layout) - 1 else layout.offsets[k] + layout.heads[k].size
-    return {**specialization.constexprs, "HEAD": k, "END_STORED": end, "BLOCK_C": COLUMNS}
-
-
-def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
-    variants = []
+def samples() -> Iterator[Sample]:
+    """Yield variants that are launched."""
     for dtype, kind, what in itertools.product(
         ("fp32", "bf16", "fp16"), (Kind.BINARY, Kind.HUBER), ("", "many")
     ):
         beside = heads_of((3, 3, 3, 3), what)
         layout = HeadLayout((*beside, HeadSpec(kind, 5001)))
         specialization = Specialization(layout, True, True, what == "many", True)
-        types = {**signature(dtype), "n_trips": "i32"}
-        constexprs = constexprs_of(specialization, len(beside), cdiv(layout.width, 8) * 8)
-        options = launch_options(WARPS, REGISTERS)
-        name = f"{dtype} {kind.name} {what}".rstrip()
-        variants.append((name, wide_values_kernel, types, constexprs, options))
-    return variants
-
-
-VARIANTS = _variants()
+        variant = _variant(specialization, len(beside), cdiv(layout.width, 8) * 8)
+        yield Sample(
+            f"{dtype} {kind.name} {what}".rstrip(), variant, chunk_types(dtype) | types_of("i32 n_trips")
+        )

@@ -72,9 +72,8 @@ def run_tile(
     layers = dense.layers
     L, first = len(layers), tile * tile_rows
     rows = min(tile_rows, N - first)
-    whole = round_up(
-        rows, BLOCK_ROWS
-    )  # products are of whole blocks: what lies beyond the rows is never read
+    # Products are of whole blocks: what lies beyond the rows is never read.
+    whole = round_up(rows, BLOCK_ROWS)
     F = embedding[0]["F"]
     widest = F
     for n in range(L):

@@ -179,10 +179,8 @@ def index_rows(rows, rows_of_type, frozen, ascending, index):
     for u in range(U):
         for m in range(M):
             row = rows_of_type[index.types[u], m]
-            owners[total], moving[total] = (
-                u,
-                row,
-            )  # overwritten by the next one, if it is none: no branch to guess wrong
+            # Overwritten by the next one, if it is none: no branch to guess wrong.
+            owners[total], moving[total] = u, row
             total += np.int64(row != NONE and moves(row, frozen))
     slots = np.empty(total, np.int32)
     R = number_distinct(moving, total, index.slot_of_row, slots, index.rows)

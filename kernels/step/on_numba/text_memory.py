@@ -115,9 +115,8 @@ def memory_of(model: TextStepModel, N: int, n_positions: int) -> Memory:
     """Return the model's memory, reallocated if a batch is larger than all before it."""
     held: Memory | None = model.memory
     if held is None or held.n_rows < N or held.n_positions < n_positions:
-        if (
-            held is not None
-        ):  # bags differ in length between batches: some slack, or it would be reallocated again and again
+        if held is not None:
+            # Bags differ in length between batches: some slack, or it would be reallocated again and again.
             N, n_positions = max(N, held.n_rows), max(int(GROWTH * n_positions), held.n_positions)
         held = model.memory = _new_memory(model, N, n_positions)
     return held

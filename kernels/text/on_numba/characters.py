@@ -6,13 +6,12 @@ Text is uint8 with PADDING blanks past its end, so that eight bytes may be read 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
+from ...machine.intrinsics import intrinsic_of
 from ...machine.jit import helper
 from ..layout import IN_WORD
 
@@ -26,36 +25,23 @@ _MULTIPLY_1, _MULTIPLY_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47
 _EXTRA = 32  # shift for the upper half of a product, in bits
 
 
-@intrinsic
-def eight_bytes(typing_context, address):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.int64, types.int64)
+def eight_bytes(builder, address):  # type: ignore[no-untyped-def]
     """Load the eight bytes at an address of any alignment as a number, the first byte lowest."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(builder.inttoptr(args[0], _I64.as_pointer()), align=1)
-        return value if sys.byteorder == "little" else builder.bswap(value)
-
-    return types.int64(types.int64), codegen
+    value = builder.load(builder.inttoptr(address, _I64.as_pointer()), align=1)
+    return value if sys.byteorder == "little" else builder.bswap(value)
 
 
-@intrinsic
-def four_bytes(typing_context, address):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.int64, types.int64)
+def four_bytes(builder, address):  # type: ignore[no-untyped-def]
     """Load the int32 at an aligned address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(builder.inttoptr(args[0], _I32.as_pointer()), align=4)
-        return builder.sext(value, _I64)
-
-    return types.int64(types.int64), codegen
+    return builder.sext(builder.load(builder.inttoptr(address, _I32.as_pointer()), align=4), _I64)
 
 
-@intrinsic
-def _zeros_below(typing_context, value):  # type: ignore[no-untyped-def]
+@intrinsic_of(types.int64, types.int64)
+def _zeros_below(builder, value):  # type: ignore[no-untyped-def]
     """Number of trailing zero bits of a nonzero number."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.int64), codegen
+    return builder.cttz(value, ir.Constant(ir.IntType(1), 1))
 
 
 @helper

@@ -107,9 +107,8 @@ def _fields_of(schedule: type) -> tuple[str, ...]:
 
 def value_of(value: PerTask, task: str, default: float) -> float:
     """Return a task's own value, or `default` for a task that the mapping does not name."""
-    if isinstance(
-        value, int | float
-    ):  # nearly always, and asked first: to be a Mapping takes longer to find out
+    # Nearly always, and asked first: to be a Mapping takes longer to find out.
+    if isinstance(value, int | float):
         return float(value)
     return float(value.get(task, default)) if isinstance(value, Mapping) else float(value)
 

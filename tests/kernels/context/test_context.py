@@ -8,7 +8,7 @@ import torch
 
 from mt2st_fast.kernels.context import batch as context_batch
 from mt2st_fast.kernels.context.batch import draw_batch, stream_key, word_sampler
-from mt2st_fast.kernels.context.on_numba import rounds
+from mt2st_fast.kernels.context.on_numba import training as kernels
 from mt2st_fast.kernels.context.on_numba.context import touched_rows
 from mt2st_fast.kernels.context.reference import reference_loss
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
@@ -219,13 +219,13 @@ def test_an_epoch_reads_every_word_once(n_words, shards, shard_words):
     read = []
     for r in range(training.rounds(n_words)):
         for shard in range(shards):
-            read += range(*rounds.shard_words_of.py_func(n_words, shard, shards, shard_words, r))
+            read += range(*kernels.shard_words_of.py_func(n_words, shard, shards, shard_words, r))
     assert sorted(read) == list(range(n_words))
 
 
 def test_the_rate_falls_to_the_least():
     rates = np.array([0.5, 0.01, 0.1])
-    assert [rounds.rate_of.py_func(rates, n) for n in (0, 10, 40, 1000)] == pytest.approx(
+    assert [kernels.rate_of.py_func(rates, n) for n in (0, 10, 40, 1000)] == pytest.approx(
         [0.5, 0.4, 0.1, 0.1]
     )
 

@@ -104,7 +104,7 @@ def test_parameters_of_another_dtype_get_gradients_in_theirs(computed, chunks):
 def test_launches_of_a_call(computed, case, most):
     names = computed[f"launches/{case}"].tolist()
     assert len(names) <= most, names
-    assert names.count("wide_softmax_kernel") == names.count("narrow_kernel") == 1
+    assert names.count("wide_softmax_kernel") == names.count("row_loss_kernel") == 1
 
 
 def test_columns_are_summed(computed):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import re
 from concurrent.futures import Future
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,6 +18,7 @@ import triton
 import mt2st_fast.kernels as kernels_package
 from mt2st_fast.kernels.machine import ahead_of_time
 from mt2st_fast.kernels.machine.ahead_of_time import CompiledKernel, compile_all
+from mt2st_fast.kernels.machine.launch import Sample
 
 # Bytes that one program may use: NVIDIA's CUDA C programming guide, table of technical specifications per
 # compute capability; 64 KiB of LDS on CDNA3.
@@ -24,12 +27,20 @@ SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gf
 # Where a kernel sets no limit of registers, Triton 3.6's ptxas keeps to 64 for one that needs 65, and spills 4 bytes.
 MOST_SPILLS = 4 if triton.__version__.startswith("3.6.") else 0
 
-# Defined in kernels/*/on_triton; a kernel that no VARIANTS names is never compiled before a GPU runs it.
+# Defined in kernels/*/on_triton; a kernel of which there is no sample is never compiled before a GPU runs it.
 KERNELS = {
     name
     for source in Path(kernels_package.__file__).parent.rglob("on_triton/*.py")
     for name in re.findall(r"^def (\w+_kernel)\(", source.read_text(), re.MULTILINE)
 }
+
+
+def triton_modules() -> list[ModuleType]:
+    """The modules that have samples."""
+    prefix = f"{kernels_package.__name__}."
+    names = [found.name for found in pkgutil.walk_packages(kernels_package.__path__, prefix)]
+    modules = [importlib.import_module(name) for name in names if ".on_triton." in name]
+    return [module for module in modules if hasattr(module, "samples") or hasattr(module, "samples_for")]
 
 
 def check(kernels: list[CompiledKernel], targets: list[str]) -> None:
@@ -41,6 +52,21 @@ def check(kernels: list[CompiledKernel], targets: list[str]) -> None:
     assert all(0 < kernel.registers <= 512 for kernel in kernels)
 
 
+@pytest.mark.parametrize("family", ["nvidia", "blackwell", "amd"])
+def test_samples_say_what_every_argument_is(family):
+    """Either a type or a constant, constants last: what `Variant` runs by a handle are arguments in this order."""
+    found = set()
+    for module in triton_modules():
+        samples = module.samples_for(family) if hasattr(module, "samples_for") else module.samples()
+        for name, variant, types in samples:
+            arguments, constants = variant.kernel.arg_names, variant.constexprs
+            n = len(arguments) - len(constants)
+            assert sorted(arguments[n:]) == sorted(constants), (variant.kernel.__name__, name)
+            assert set(arguments[:n]) <= set(types), (variant.kernel.__name__, name)
+            found.add(variant.kernel.__name__)
+    assert found == KERNELS
+
+
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_two_variants_of_every_kernel_compile_without_spills(target):
     told = []
@@ -49,26 +75,32 @@ def test_two_variants_of_every_kernel_compile_without_spills(target):
     assert told == [(done, len(kernels)) for done in range(1, len(kernels) + 1)]
 
 
-def jobs(target: str = "sm_90") -> list[tuple]:
-    """The variants that are compiled for a target, in order."""
+def jobs(target: str = "sm_90") -> list[Sample]:
+    """The samples that are compiled for a target, in order."""
     gpu = ahead_of_time._gpu_target(target)
     return [
-        ahead_of_time._variants_of(importlib.import_module(job.module), gpu)[job.place]
+        ahead_of_time._samples_of(importlib.import_module(job.module), gpu)[job.place]
         for job in ahead_of_time._jobs_of(target, gpu, None)
     ]
 
 
 def test_the_first_variants_of_all_kernels_come_first_and_none_twice():
-    found = [(kernel.__name__, *map(repr, compiled_for)) for _, kernel, *compiled_for in jobs()]
+    found = [
+        (variant.kernel.__name__, *map(repr, (types, variant.constexprs, variant.options)))
+        for _, variant, types in jobs()
+    ]
     assert len(set(found)) == len(found)
     assert {name for name, *_ in found[: len(KERNELS)]} == KERNELS
 
 
 @pytest.mark.parametrize("what", ["smoothed", "weighted", "values", "many"])
-@pytest.mark.parametrize("kernel", ["row_loss_kernel", "narrow_kernel", "tile_forward_kernel"])
-def test_every_way_of_losses_is_compiled_in_every_dtype(kernel, what):
-    named = [name for name, each, *_ in jobs() if each.__name__ == kernel and what in name.split()]
-    assert {name.split()[0] for name in named} == {"fp32", "bf16", "fp16"}
+@pytest.mark.parametrize(
+    ("kernel", "plan"),
+    [("row_loss_kernel", "packed"), ("row_loss_kernel", "chunked"), ("tile_forward_kernel", "")],
+)
+def test_every_way_of_losses_is_compiled_in_every_dtype(kernel, plan, what):
+    named = [name.split() for name, variant, _ in jobs() if variant.kernel.__name__ == kernel]
+    assert {name[0] for name in named if {what, *plan.split()} <= set(name)} == {"fp32", "bf16", "fp16"}
 
 
 def test_all_kernels_that_do_not_compile_are_counted(monkeypatch):

@@ -31,6 +31,11 @@ class Kernel:
         return compile_and_run
 
 
+def test_types_are_read_from_declarations():
+    found = launch.types_of("*bf16 p_x p_w", "i32:16 D", "i64 address_0")
+    assert found == {"p_x": "*bf16", "p_w": "*bf16", "D": "i32:16", "address_0": "i64"}
+
+
 @pytest.mark.parametrize(
     ("found", "hip", "by_handle"),
     [
