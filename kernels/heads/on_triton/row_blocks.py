@@ -3,8 +3,8 @@
 A thread holds 8 logits of one row. Without a limit, the compiler takes up to 105 registers for that, so that a
 multiprocessor of 65,536 holds two programs of 8 warps, all of which wait for their rows at the same time; with one of
 80 it holds three, and nothing spills on an A100 or H100, and up to 16 bytes on a B200. With weights of classes, label
-smoothing or targets side by side up to 48 bytes would on a B200, so these have ENOUGH_REGISTERS. Which of these is fastest has not been measured:
-`mt2st-fast tune` times them on a GPU, and its table decides there.
+smoothing or targets side by side up to 48 bytes would there, so these have ENOUGH_REGISTERS. Which of these is fastest
+has not been measured: `mt2st-fast tune` times them on a GPU, and its table decides there.
 """
 
 from __future__ import annotations
