@@ -143,7 +143,9 @@ def _choose(op: Op, device_type: str, dtype: torch.dtype, requested: str, asked_
 
 @lru_cache
 def _load(module: str) -> ModuleType:
-    return importlib.import_module(module)
+    # torch.compile asks first for shapes alone: tensors that a module makes for later calls must be real even so.
+    with torch._C._DisableTorchDispatch():
+        return importlib.import_module(module)
 
 
 def choose_backend(

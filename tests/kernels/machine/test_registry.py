@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mt2st_fast.kernels import OPS
 from mt2st_fast.kernels.machine.registry import Op
@@ -38,6 +39,15 @@ def test_a_folder_is_a_backend(op):
     assert op.choose("meta", torch.float32).name == "stub"
     assert "somewhere.on_stub.part" not in sys.modules
     assert op.load("stub", "part").ANSWER == 42
+
+
+def test_kernels_loaded_while_torch_traces_keep_real_tensors(op, tmp_path):
+    """A compiled call may be the first in a process."""
+    (tmp_path / "somewhere" / "on_stub" / "keeps.py").write_text("import torch\nKEPT = torch.ones(2)")
+    with FakeTensorMode():
+        kept = op.load("stub", "keeps").KEPT
+    assert type(kept) is torch.Tensor
+    assert kept.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(("value", "stops"), [("1", True), ("0", False), ("", False)])
