@@ -3,75 +3,81 @@
 Imports nothing from the rest of the package.
 """
 
-from .bags.batch import DeviceBags, TypeRows, type_rows
-from .bags.device_bags import prepare_on_device
-from .bags.op import (
-    FusedUpdate,
-    choose_embedding_backend,
-    embedding_bag,
-    embedding_bag_of_types,
-    fuse_update,
-    pools_types,
-    prepared_embedding_bag,
-    sum_pieces,
-    take_bags,
-    unique_ids,
-    update_all_rows,
-    update_rows,
-)
-from .bags.prepared import PreparedBags, prepare_bags
-from .bags.rules import RULES as ROW_RULES
-from .bags.rules import RowRule, RowRuleKind, RowState
-from .heads.apart import losses_apart
-from .heads.kind import HeadSpec, Kind, task_of_column
-from .heads.layout import HeadLayout
-from .heads.op import MultitaskLoss, multitask_gradients, multitask_loss
-from .heads.parts import lay_adjacent
-from .heads.plans import (
-    RULES,
-    Shape,
-    choose_plan,
-    table_path,
-    tuned_tables,
-)
-from .heads.pooling import POOLINGS, Pooling
-from .heads.reference import accepted_targets, head_correct, row_losses
-from .machine.registry import NO_NUMBA, OPS, REFERENCE, Choice, Op, asked_for, choose_backend, is_set
-from .step.activations import ACTIVATIONS, chosen_activation, is_activation
-from .step.bags import bag_step, bag_step_obstacle
-from .step.common import Dropout, Updates
-from .step.dense_model import Decay, Dense
-from .step.embedding import EmbeddingTable
-from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
-from .step.stack import stack_correct, stack_inputs_obstacle, stack_step, stack_step_obstacle
-from .step.stack_model import BatchNorm, Layer, Norm, Running, StackModel
-from .step.summed import (
-    EVERY_ROW,
-    Piece,
-    Share,
-    SummedModel,
-    places_of,
-    shares_of_rows,
-    summed_step,
-    take_rows,
-)
-from .step.text import (
-    text_correct,
-    text_features,
-    text_gradients,
-    text_step,
-    text_step_obstacle,
-)
-from .step.text_model import (
-    ExtraGradients,
-    Gradient,
-    Pooled,
-    TextStepModel,
-    Words,
-    gradient_model,
-)
-from .text.layout import END, PADDING
-from .text.words import LineWords, WordCounter, split_lines
+if __name__ == "kernels":
+    # Not mt2st_fast.kernels: the working directory is a checkout, and somebody looks for Hugging Face's package of that
+    # name, as transformers does. Loaded a second time, the custom ops would replace those that calls already go to,
+    # and torch frees what those refer to.
+    __path__ = []
+else:
+    from .bags.batch import DeviceBags, TypeRows, type_rows
+    from .bags.device_bags import prepare_on_device
+    from .bags.op import (
+        FusedUpdate,
+        choose_embedding_backend,
+        embedding_bag,
+        embedding_bag_of_types,
+        fuse_update,
+        pools_types,
+        prepared_embedding_bag,
+        sum_pieces,
+        take_bags,
+        unique_ids,
+        update_all_rows,
+        update_rows,
+    )
+    from .bags.prepared import PreparedBags, prepare_bags
+    from .bags.rules import RULES as ROW_RULES
+    from .bags.rules import RowRule, RowRuleKind, RowState
+    from .heads.apart import losses_apart
+    from .heads.kind import HeadSpec, Kind, task_of_column
+    from .heads.layout import HeadLayout
+    from .heads.op import MultitaskLoss, multitask_gradients, multitask_loss
+    from .heads.parts import lay_adjacent
+    from .heads.plans import (
+        RULES,
+        Shape,
+        choose_plan,
+        table_path,
+        tuned_tables,
+    )
+    from .heads.pooling import POOLINGS, Pooling
+    from .heads.reference import accepted_targets, head_correct, row_losses
+    from .machine.registry import NO_NUMBA, OPS, REFERENCE, Choice, Op, asked_for, choose_backend, is_set
+    from .step.activations import ACTIVATIONS, chosen_activation, is_activation
+    from .step.bags import bag_step, bag_step_obstacle
+    from .step.common import Dropout, Updates
+    from .step.dense_model import Decay, Dense
+    from .step.embedding import EmbeddingTable
+    from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
+    from .step.stack import stack_correct, stack_inputs_obstacle, stack_step, stack_step_obstacle
+    from .step.stack_model import BatchNorm, Layer, Norm, Running, StackModel
+    from .step.summed import (
+        EVERY_ROW,
+        Piece,
+        Share,
+        SummedModel,
+        places_of,
+        shares_of_rows,
+        summed_step,
+        take_rows,
+    )
+    from .step.text import (
+        text_correct,
+        text_features,
+        text_gradients,
+        text_step,
+        text_step_obstacle,
+    )
+    from .step.text_model import (
+        ExtraGradients,
+        Gradient,
+        Pooled,
+        TextStepModel,
+        Words,
+        gradient_model,
+    )
+    from .text.layout import END, PADDING
+    from .text.words import LineWords, WordCounter, split_lines
 
 __all__ = [
     "ACTIVATIONS",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -105,6 +107,26 @@ def test_nobody_imports_a_bare_kernels():
     for module in SOURCES:
         for origin, _, level in imports(module):
             assert level or origin.split(".")[0] != "kernels", f"{module} imports {origin}"
+
+
+IMPORT_BARE = """
+import sys, kernels
+loaded = sorted(name for name in sys.modules if name.startswith(("kernels.", "torch")))
+assert not loaded, loaded
+try:
+    import kernels.heads
+except ModuleNotFoundError:
+    sys.exit()
+sys.exit("kernels.heads was imported")
+"""
+
+
+def test_a_bare_kernels_is_none_of_ours():
+    """transformers imports any `kernels` there is, in a checkout this folder: its ops would replace the package's."""
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT_BARE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
 
 
 # From the first to the last: a module may import from those before it, never from those behind.
