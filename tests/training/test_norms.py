@@ -60,6 +60,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(kind, encoder):
 @pytest.mark.parametrize("width", [1, 33, 500])
 @pytest.mark.parametrize(("norm", "N", "far"), [(nn.LayerNorm, 40, 300), (nn.BatchNorm1d, 140, 3000)])
 def test_numbers_far_from_0_keep_their_digits(norm, N, far, width):
+    torch.manual_seed(width)
     encoder, heads = nn.Sequential(norm(width)), MultiTaskHeads(width, TASKS, "a")
     inputs, targets = torch.randn(N, width) + far, batch(N)[1]
     truth = heads.double()(encoder.double()(inputs.double()), targets, WEIGHTS).losses

@@ -14,7 +14,8 @@ from ...machine.simd import FLOAT_BYTES
 def normalise(layer, norm, i):
     """Outputs of row i before the activation, from the product with the weight, or from the inputs without a weight.
 
-    The variance is that of the differences from the mean: a difference of mean squares would lose its digits.
+    The mean is that of differences from the first output, and the variance that of differences from the mean: rows far
+    from 0 would lose digits in their sum, and in a difference of mean squares.
     """
     H, at = layer["rows"], FLOAT_BYTES * i * layer["ld"]
     source = layer["outputs"] if layer["weight"] != 0 else layer["inputs"]
@@ -25,8 +26,9 @@ def normalise(layer, norm, i):
     weight = numba.carray(pointer_to_float32(norm["weight"]), (H,))
     bias = numba.carray(pointer_to_float32(norm["bias"]), (H,))
     n, total, squares = np.float32(H), ZERO, ZERO
+    first = x[0] + added[0] if norm["centred"] else ZERO
     for h in range(H):
-        value = x[h] + added[h]
+        value = x[h] + added[h] - first
         normed[h] = value
         total += value
     mean = total / n if norm["centred"] else ZERO

@@ -92,4 +92,5 @@ def _running(norm: nn.BatchNorm1d) -> Running | None:
 
 def statistics_of(norms: Sequence[nn.BatchNorm1d]) -> list[Tensor]:
     """Return the running statistics of these norms, where kernels read and write them."""
-    return [buffer for norm in norms for buffer in norm.buffers()]
+    found = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
+    return [statistic for of_norm in found for statistic in of_norm if statistic is not None]
