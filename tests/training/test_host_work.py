@@ -124,7 +124,7 @@ CASES = [
     (the_op, 20),
     (the_heads, 44),
     (a_trainers_step, 111),
-    (a_taggers_step, 121),
+    (a_taggers_step, 122),
     (an_mlps_step, 120),
     (an_embedding_bags_step, 125),
     (a_bag_encoders_step, 123),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ...heads.on_numba.passes import HEAD_RECORD, head_table
 from ...heads.on_numba.stages import SKEW
 from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.held import (
     Bytes1,
-    Doubles1,
     Floats1,
     Floats2,
     Floats3,
@@ -23,6 +21,7 @@ from ...machine.held import (
 from ..model import EVERYTHING
 from ..text_model import TextStepModel
 from .dense_memory import LAYER, DenseBuffers, dense_buffers, floats, parameter_address, up
+from .task_memory import TaskMemory, task_memory
 from .text_hidden import MOST_TYPES_A_WINDOW
 from .text_index import BatchIndex, new_index
 
@@ -78,13 +77,7 @@ class StepMemory(NamedTuple):
     hidden: Floats2  # (H, W D) the weight of the hidden layer; (0, W D) without one
     hidden_bias: int  # its address, 0 without one
     table: Table
-    heads: Annotated[np.ndarray, HEAD_RECORD, 1]  # (K,)
-    column_weights: Floats1  # (S,)
-    targets: Ints1  # (K,) addresses, set before a step
-    scale: Doubles1  # (K,) these three as `survey` fills them
-    gradient_scale: Floats1
-    way: Ints1
-    wrong: Ints1  # (2,) where a target or a word that is not valid is: of which task, and its index
+    tasks: TaskMemory
     batch: BatchIndex
     buffers: Buffers
 
@@ -123,25 +116,18 @@ def memory_of(model: TextStepModel, N: int, n_positions: int) -> Memory:
 
 
 def _new_memory(model: TextStepModel, N: int, n_positions: int) -> Memory:
-    index, buffers, K = new_index(model, n_positions), _new_buffers(model, N, n_positions), len(model.heads)
+    index, buffers = new_index(model, n_positions), _new_buffers(model, N, n_positions)
     D = model.table.parameter.shape[1]
     d_rows = np.empty((len(index.rows) if model.gathers_rows else 0, D), np.float32)
     weight, bias = model.hidden or (None, None)
-    heads = head_table(model.layout)
     memory = StepMemory(
         model.pooled.width,
         np.zeros((0, model.n_window), np.float32) if weight is None else weight.parameter.numpy(),
         parameter_address(bias),
         _table(model, d_rows),
-        heads.records,
-        heads.column_weights,
-        targets=np.zeros(K, np.int64),
-        scale=np.zeros(K),
-        gradient_scale=np.zeros(K, np.float32),
-        way=np.zeros(K, np.int64),
-        wrong=np.zeros(2, np.int64),
-        batch=index,
-        buffers=buffers,
+        task_memory(model.layout),
+        index,
+        buffers,
     )
     return Memory(N, n_positions, Held(memory), d_rows)
 

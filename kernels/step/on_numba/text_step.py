@@ -29,13 +29,10 @@ from torch import Tensor
 from ...bags.on_numba.ids import mean_scales
 from ...bags.rules import SGD, RowRule, packed
 from ...heads.on_numba.passes import (
-    COMPACTED_PASS_LOGITS,
-    COMPACTED_ROW_LOGITS,
-    kernel_targets,
     kernel_tensor,
     refusal,
 )
-from ...heads.on_numba.targets import computed, survey
+from ...heads.on_numba.targets import computed
 from ...heads.on_numba.tile import columns_of, head_panels
 from ...machine.jit import pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
@@ -48,6 +45,7 @@ from .dense_memory import array_address
 from .dense_tiles import columns_by_task, copy_from, count_step, head_biases, store_losses
 from .dense_updates import ONE, clip_factor
 from .dropout import Drop, drop_of
+from .task_memory import hold_targets, survey_tasks
 from .text_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, project_types
 from .text_index import Rows, first_unknown
 from .text_memory import TILE_ROWS, memory_of, read_memory
@@ -66,7 +64,7 @@ def _step_on_text(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Take one step on N rows of W vectors; store losses and hits of the heads.
 
-    Returns 0, or what is wrong with a target or a word, which memory.wrong then names; nothing is changed in that case.
+    Returns 0, or what is wrong with a target or a word, which tasks.wrong then names; nothing is changed in that case.
 
     memory: the address of a StepMemory. rules, decays: of this step (see move_dense). clip_norm: 0 = gradients are not
     clipped. texts: Rows. pieces, counts: of dense parameters that are updated. task_weights, skip_zero_weights: see
@@ -74,20 +72,16 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     the buffer a holds the features.
     """
     m = read_memory(memory)
-    table, index, b, hidden, targets = m.table, m.batch, m.buffers, m.hidden, m.targets
-    heads, column_weights, scale = m.heads[:0], m.column_weights, m.gradient_scale
+    table, index, b, hidden, tasks = m.table, m.batch, m.buffers, m.hidden, m.tasks
+    heads, column_weights, targets = tasks.heads[:0], tasks.column_weights, tasks.targets
     N, W, D = texts.n_rows, m.width, table.D
     if reach != TO_NOTHING:
-        n_whole = survey(
-            m.heads, column_weights, targets, N, task_weights, skip_zero_weights, COMPACTED_PASS_LOGITS,
-            COMPACTED_ROW_LOGITS, m.scale, scale, m.way, m.wrong,
-        )  # fmt: skip
-        if n_whole < 0:
+        if not survey_tasks(tasks, N, task_weights, skip_zero_weights):
             return OUTSIDE_TARGET
-        heads = computed(m.heads, m.way)
+        heads = computed(tasks.heads, tasks.way)
     unknown = first_unknown(texts.types, len(table.rows_of_type) - 1)
     if unknown >= 0:
-        m.wrong[1] = unknown
+        tasks.wrong[1] = unknown
         return UNKNOWN_WORD
     K = len(heads)
     if reach == TO_TABLE and table.steps:
@@ -114,7 +108,7 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     n_tiles = -(-N // TILE_ROWS)
     in_parallel(team, 1 + n_tiles, run_tile, (
         N, W, D, texts, index, drop, by_type, has_hidden, hidden_bias_h, for_logits, for_features, head_bias_s, heads,
-        columns, column_weights, targets, scale, reach, table, b,
+        columns, column_weights, targets, tasks.gradient_scale, reach, table, b,
     ))  # fmt: skip
     if reach == TO_NOTHING:
         return 0
@@ -135,7 +129,7 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     ))  # fmt: skip
     for i in range(len(counts)):
         count_step(counts[i])
-    store_losses(heads, n_tiles, m.scale, b.dense, losses, correct)
+    store_losses(heads, n_tiles, tasks.scale, b.dense, losses, correct)
     return 0
 
 
@@ -294,14 +288,14 @@ def _call(
     if model.gathers_rows:
         m.table.room[:] = (0, 0) if model.room is None else (array_address(model.room), len(model.room))
     # What these two hold is kept while the kernel reads it.
-    held, weights = kernel_targets(targets, model.layout) if targets else [], kernel_tensor(task_weights)
-    m.targets[: len(held)] = list(map(Tensor.data_ptr, held))
+    held = hold_targets(m.tasks, targets, model.layout) if targets else []
+    weights = kernel_tensor(task_weights)
     # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
     wrong = step_on_text(
         memory.held.address, updates.rules, updates.decays, updates.clip_norm, rows, moving.dense.pieces,
         moving.dense.counts, weights.data_ptr(), not task_weights.requires_grad, drop, moving.reach, losses, correct,
     )  # fmt: skip
     if wrong == UNKNOWN_WORD:
-        raise _unknown_word(rows.types[m.wrong[1]], len(model.rows_of_type) - 1)
+        raise _unknown_word(rows.types[m.tasks.wrong[1]], len(model.rows_of_type) - 1)
     if wrong:
-        raise refusal(held, model.layout, m.wrong)
+        raise refusal(held, model.layout, m.tasks.wrong)
