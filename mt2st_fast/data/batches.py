@@ -329,9 +329,7 @@ class TokenBatches(TrainingBatches):
         self_training: bool = False,
     ) -> None:
         inputs = WindowInputs(corpus, window)
-        super().__init__(
-            corpus, inputs, batch_size, main, tasks, share, seed, self_training=self_training
-        )
+        super().__init__(corpus, inputs, batch_size, main, tasks, share, seed, self_training=self_training)
 
 
 class BagBatches(TrainingBatches):

@@ -26,12 +26,13 @@ def labels_from(logits: Tensor, kind: str) -> np.ndarray:
 
 def packed(labels: np.ndarray) -> str:
     """Return labels as text, compressed."""
-    smallest = np.min_scalar_type(int(labels.max(initial=0))) if labels.dtype == np.int64 else np.float32
-    return base64.b64encode(zlib.compress(labels.astype(smallest).tobytes(), level=1)).decode() + f" {smallest}"
+    smallest = np.min_scalar_type(int(labels.max(initial=0))) if labels.dtype == np.int64 else labels.dtype
+    content = zlib.compress(labels.astype(smallest).tobytes(), level=1)
+    return f"{smallest} {base64.b64encode(content).decode()}"
 
 
 def unpacked(text: str, like: np.ndarray) -> np.ndarray:
     """Return the labels of `packed`, with dtype and trailing shape of a column."""
-    content, stored_as = text.split()
+    stored_as, content = text.split()
     found = np.frombuffer(zlib.decompress(base64.b64decode(content)), np.dtype(stored_as))
     return found.reshape(-1, *like.shape[1:]).astype(like.dtype)

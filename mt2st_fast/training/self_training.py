@@ -44,9 +44,12 @@ class SelfTraining:
         started, compiled = time.perf_counter(), compile_seconds()
         dtype, device = self._parts.options.autocast_dtype, self._parts.device
         try:
-            with torch.no_grad(), evaluating(self._parts.encoder):
-                with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                    labels = self._source.own_labels(self._logits)
+            with (
+                torch.no_grad(),
+                evaluating(self._parts.encoder),
+                torch.autocast(device.type, dtype, enabled=dtype is not None),
+            ):
+                labels = self._source.own_labels(self._logits)
         finally:
             let_go_of_gathered(self._parts.encoder)
         if self._parts.processes.are_several and not self._parts.own_data:

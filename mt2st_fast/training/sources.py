@@ -7,7 +7,7 @@ that a resumed run continues with exactly the next batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -295,7 +295,10 @@ class Source:
         return bool(getattr(self.loaders[self.main].loader, "self_training", False))
 
     def own_labels(self, logits_of: Callable[[Any], Tensor]) -> str:
-        """Return the model's labels of these rows, JSON-able; logits_of: from inputs to the main task's logits (B, C)."""
+        """Return the model's labels of these rows, JSON-able.
+
+        logits_of: from inputs to the logits (B, C) of the main task.
+        """
         labels: str = self.loaders[self.main].loader.own_labels(logits_of)
         return labels
 
