@@ -1,0 +1,70 @@
+"""What the kernels of recurrent layers share: tiles of rows, and the products of a tile with the hidden weight.
+
+Rows of a batch do not depend on each other, so a tile goes through all steps while its state is in cache. Everything
+that all steps can do together (the products with the inputs, the gradients of weights) is left to torch's GEMMs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...heads.on_numba.stages import pack_for_features, pack_for_logits, scratch
+from ...machine.elementary import ONE, ZERO, exp32
+from ...machine.gemm import BLOCK_ROWS, PANEL
+from ...machine.jit import elementwise, helper
+from ...machine.simd import WIDTH, absolute, select
+
+MOST_ROWS, TILES = 32, 4
+
+
+def tile_rows(n_rows: int) -> int:
+    """Return the rows of a tile; it depends on the batch alone, so that sums have the same bits on any threads."""
+    return min(MOST_ROWS, -(-n_rows // (TILES * BLOCK_ROWS)) * BLOCK_ROWS)
+
+
+tile_rows_of = helper(tile_rows)
+
+
+@elementwise
+def sigmoid32(x):
+    """1 / (1 + exp(-x))."""
+    u = exp32(absolute(x) * -ONE)
+    r = ONE / (ONE + u)
+    return select(x < ZERO, u * r, r)
+
+
+@helper
+def pack_gates(weight):
+    """Pack a hidden weight (gates, H) for products with states (rows, H): panels (n, H * PANEL)."""
+    gates, H = weight.shape
+    panels = scratch(-(-gates // PANEL), H * PANEL)
+    for panel in range(len(panels)):
+        pack_for_logits(weight, panel * PANEL, min(PANEL, gates - panel * PANEL), panels[panel])
+    return panels
+
+
+@helper
+def pack_states(weight):
+    """Pack a hidden weight (gates, H) for products with gradients of gates (rows, gates): panels (n, gates * PANEL)."""
+    gates, H = weight.shape
+    panels = scratch(-(-H // PANEL), gates * PANEL)
+    pack_for_features(weight, 0, gates, panels.reshape(panels.size))
+    return panels
+
+
+@helper
+def add_tiles(sums_tg, total_g):
+    """total (n,) = the sums (tiles, n) of all tiles, in their order."""
+    for g in range(len(total_g)):
+        total_g[g] = ZERO
+    for tile in range(len(sums_tg)):
+        for g in range(len(total_g)):
+            total_g[g] += sums_tg[tile, g]
+
+
+def is_for_kernels(hidden: int) -> bool:
+    """Return whether a state of this size is whole vectors."""
+    return hidden % WIDTH == 0 and hidden > 0
+
+
+FLOAT = np.float32
