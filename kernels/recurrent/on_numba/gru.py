@@ -17,7 +17,7 @@ from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.jit import address_of, helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, splat, store
 from ...machine.team import Kernel, in_parallel
-from .rows import add_tiles, pack_gates, pack_states, sigmoid32, tile_rows_of
+from .rows import add_step, add_tiles, bias_of, load_tile, pack_gates, pack_states, sigmoid32, tile_rows_of
 
 
 @helper
@@ -26,12 +26,7 @@ def _forward_rows(state, product, first, rows, T, N, H, gates, first_states, pan
     h, g, lds, ldg = address_of(state), address_of(product), state.shape[1], product.shape[1]
     padded, row_bytes = round_up(rows, BLOCK_ROWS), FLOAT_BYTES * H
     b, panels_at = address_of(bias), address_of(panels)
-    for i in range(padded):
-        for at in range(0, row_bytes, FLOAT_BYTES * WIDTH):
-            begin = splat(ZERO)
-            if i < rows and first_states:
-                begin = load(first_states + (first + i) * row_bytes + at)
-            store(begin, h + FLOAT_BYTES * i * lds + at)
+    load_tile(first_states, first, rows, H, state)
     for t in range(T):
         multiply_panels(h, lds, padded, H, panels_at, H * PANEL, 3 * H, g, ldg)
         for i in range(rows):
@@ -74,21 +69,10 @@ def _gru_forward(team, T, N, H, gates, first_states, weight, bias, candidates, o
     """
     rows_a_tile = tile_rows_of(N)
     panels = pack_gates(numba.carray(pointer_to_float32(weight), (3 * H, H)))
-    bias_g = _bias_of(bias, 3 * H)
+    bias_g = bias_of(bias, 3 * H)
     in_parallel(team, -(-N // rows_a_tile), _forward_tile, (
         rows_a_tile, T, N, H, gates, first_states, panels, bias_g, candidates, outputs, kept,
     ))  # fmt: skip
-
-
-@helper
-def _bias_of(address, n):
-    """Return a bias (n,); zeros for address 0."""
-    bias = np.zeros(n, np.float32)
-    if address:
-        given = numba.carray(pointer_to_float32(address), (n,))
-        for i in range(n):
-            bias[i] = given[i]
-    return bias
 
 
 gru_forward = Kernel(_gru_forward, beside_torch=True)
@@ -96,25 +80,25 @@ gru_forward = Kernel(_gru_forward, beside_torch=True)
 
 @helper
 def _backward_rows(
-    carried, product, d, sums, first, rows, T, N, H, gates, candidates, kept, first_states, panels, d_outputs,
+    carried, product, d, of_step_g, sums, first, rows, T, N, H, gates, candidates, kept, first_states, panels, d_outputs,
     of_step, of_row, d_last, d_gates, d_first,
 ):  # fmt: skip
-    """Take rows first.. back through all steps. carried, product (rows, ld), d (rows, ld of 3 gates) are scratch."""
-    back, p, own, total = address_of(carried), address_of(product), address_of(d), address_of(sums)
+    """Take rows first.. back through all steps; sums (4 H,): of the gradients of the gates.
+
+    carried, product (rows, ld), d (rows, ld of 3 gates) and of_step_g (4 H,) are scratch.
+    """
+    back, p, own, total = address_of(carried), address_of(product), address_of(d), address_of(of_step_g)
     ldc, ldp, ldd = carried.shape[1], product.shape[1], d.shape[1]
     padded, row_bytes = round_up(rows, BLOCK_ROWS), FLOAT_BYTES * H
     panels_at = address_of(panels)
+    load_tile(d_last, first, rows, H, carried)
+    load_tile(np.int64(0), first, rows, H, product)
     for i in range(padded):
-        for at in range(0, row_bytes, FLOAT_BYTES * WIDTH):
-            begin = splat(ZERO)
-            if i < rows and d_last:
-                begin = load(d_last + (first + i) * row_bytes + at)
-            store(begin, back + FLOAT_BYTES * i * ldc + at)
-            store(splat(ZERO), p + FLOAT_BYTES * i * ldp + at)
-            for gate in range(3):
-                store(splat(ZERO), own + FLOAT_BYTES * i * ldd + gate * row_bytes + at)
-    for at in range(0, 4 * row_bytes, FLOAT_BYTES * WIDTH):
-        store(splat(ZERO), total + at)
+        for at in range(0, 3 * row_bytes, FLOAT_BYTES * WIDTH):
+            store(splat(ZERO), own + FLOAT_BYTES * i * ldd + at)
+    for g in range(4 * H):
+        sums[g] = ZERO
+        of_step_g[g] = ZERO
     for t in range(T - 1, -1, -1):
         for i in range(rows):
             row = t * N + first + i
@@ -148,6 +132,7 @@ def _backward_rows(
                 store(load(total + at_z) + d_r, total + at_z)
                 store(load(total + at_n) + d_z, total + at_n)
                 store(load(total + at_c) + d_c, total + at_c)
+        add_step(of_step_g, sums)
         if t > 0 or d_first:
             multiply_panels(own, ldd, padded, 3 * H, panels_at, 3 * H * PANEL, H, p, ldp)
     if d_first:
@@ -167,7 +152,7 @@ def _backward_tile(
     padded = round_up(rows, BLOCK_ROWS)
     carried, product, d = scratch(padded, H + SKEW), scratch(padded, H + SKEW), scratch(padded, 3 * H + SKEW)
     _backward_rows(
-        carried, product, d, sums_tg[tile], first, rows, T, N, H, gates, candidates, kept, first_states, panels,
+        carried, product, d, np.empty(4 * H, np.float32), sums_tg[tile], first, rows, T, N, H, gates, candidates, kept, first_states, panels,
         d_outputs, of_step, of_row, d_last, d_gates, d_first,
     )  # fmt: skip
 

@@ -6,13 +6,14 @@ that all steps can do together (the products with the inputs, the gradients of w
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
 from ...heads.on_numba.stages import pack_for_features, pack_for_logits, scratch
 from ...machine.elementary import ONE, ZERO, exp32
 from ...machine.gemm import BLOCK_ROWS, PANEL
-from ...machine.jit import elementwise, helper
-from ...machine.simd import WIDTH, absolute, select
+from ...machine.jit import address_of, elementwise, helper, pointer_to_float32
+from ...machine.simd import FLOAT_BYTES, WIDTH, absolute, load, select, splat, store
 
 MOST_ROWS, TILES = 32, 4
 
@@ -53,6 +54,37 @@ def pack_states(weight):
 
 
 @helper
+def load_tile(source, first, rows, H, tile):
+    """Load rows first.. of an address (N, H) into tile (rows, ld), zeros for address 0; zero up to whole blocks."""
+    to, ld, row_bytes = address_of(tile), tile.shape[1], FLOAT_BYTES * H
+    for i in range(len(tile)):
+        for at in range(0, row_bytes, FLOAT_BYTES * WIDTH):
+            begin = splat(ZERO)
+            if i < rows and source:
+                begin = load(source + (first + i) * row_bytes + at)
+            store(begin, to + FLOAT_BYTES * i * ld + at)
+
+
+@helper
+def bias_of(address, n):
+    """Return a bias (n,); zeros for address 0."""
+    bias = np.zeros(n, np.float32)
+    if address:
+        given = numba.carray(pointer_to_float32(address), (n,))
+        for i in range(n):
+            bias[i] = given[i]
+    return bias
+
+
+@helper
+def add_step(of_step_g, sums_g):
+    """Add the sums of one step (n,) to those of all, and begin the next: short sums lose less to rounding."""
+    for g in range(len(sums_g)):
+        sums_g[g] += of_step_g[g]
+        of_step_g[g] = ZERO
+
+
+@helper
 def add_tiles(sums_tg, total_g):
     """total (n,) = the sums (tiles, n) of all tiles, in their order."""
     for g in range(len(total_g)):
@@ -65,6 +97,3 @@ def add_tiles(sums_tg, total_g):
 def is_for_kernels(hidden: int) -> bool:
     """Return whether a state of this size is whole vectors."""
     return hidden % WIDTH == 0 and hidden > 0
-
-
-FLOAT = np.float32

@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from operator import attrgetter
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from mt2st_fast.kernels import gru, recurrent_obstacle
+from mt2st_fast.kernels import gru, lstm, recurrent_obstacle
 from mt2st_fast.training.engines.engine import StepParts
 
 _AS_IT_IS: AbstractContextManager[Any] = nullcontext()
@@ -68,57 +68,57 @@ def _is_compiled(part: nn.Module) -> bool:
 
 
 def _is_for_kernels(part: nn.Module, backend: str) -> bool:
-    return type(part) is nn.GRU and recurrent_obstacle(part.hidden_size, backend) is None
+    if type(part) is not nn.GRU and type(part) is not nn.LSTM:
+        return False
+    return part.proj_size == 0 and recurrent_obstacle(part.hidden_size, backend) is None
 
 
 def _forward_of(layer: Any, backend: str) -> Callable[..., Any]:
     """Return what computes this layer where kernels can, and else is its own `forward`."""
     own_forward = type(layer).forward
 
-    def forward(inputs: Any, state: Any = None, **others: Any) -> Any:
-        weights = _weights_of(layer)
-        if others or weights is None or not _fits(layer, inputs, state, weights):
-            return own_forward(layer, *((inputs,) if state is None else (inputs, state)), **others)
-        return _all_layers(layer, inputs, state, weights, backend)
+    def forward(*args: Any, **others: Any) -> Any:
+        call = None if others or len(args) not in (1, 2) else _call_of(layer, *args)
+        return own_forward(layer, *args, **others) if call is None else _states_of(layer, call, backend)
 
     return forward
 
 
-def _weights_of(layer: nn.GRU) -> list[list[Tensor]] | None:
-    """Return the weights and biases of every layer and direction; None if one is not what it was made as."""
-    found: list[list[Tensor]] = []
-    for names in layer._all_weights:
-        own = [layer._parameters.get(name) for name in names]
-        if not set(map(type, own)) <= _PLAIN:
+class _Call(NamedTuple):
+    """A call that kernels can take."""
+
+    inputs: Tensor  # (T, N, F), or (N, T, F) if the layer says so
+    begin: tuple[Tensor, ...]  # (layers and directions, N, H): states and, of an LSTM, cells; empty for zeros
+    weights: list[list[Tensor]]  # and biases, of every layer and direction
+
+
+def _call_of(layer: nn.GRU | nn.LSTM, inputs: Any, begin: Any = None) -> _Call | None:
+    """Return what kernels need for this call; None if they cannot take it, or torch is to raise its error.
+
+    They take float32 sequences on a CPU, of which autograd records the usual.
+    """
+    if type(inputs) is not Tensor or inputs.dim() != 3 or inputs.shape[2] != layer.input_size:
+        return None
+    weights = [[layer._parameters.get(name) for name in names] for names in layer._all_weights]
+    of_all = list(chain.from_iterable(weights))
+    if not set(map(type, of_all)) <= _PLAIN or not inputs.numel():
+        return None
+    given = begin if isinstance(begin, tuple) else () if begin is None else (begin,)
+    if given:
+        rows = inputs.shape[0 if layer.batch_first else 1]
+        wanted = [(len(weights), rows, layer.hidden_size)] * (2 if type(layer) is nn.LSTM else 1)
+        if {type(state) for state in given} != {Tensor} or [tuple(state.shape) for state in given] != wanted:
             return None
-        found.append(own)  # type: ignore[arg-type]
-    return found
-
-
-def _fits(layer: nn.GRU, inputs: Any, state: Any, weights: list[list[Tensor]]) -> bool:
-    """Return whether kernels compute this call: float32 sequences on a CPU, of which autograd records the usual."""
-    return (
-        type(inputs) is Tensor
-        and inputs.dim() == 3
-        and inputs.shape[2] == layer.input_size
-        and inputs.numel() > 0
-        and (state is None or _is_state_of(layer, inputs, state))
-        and set(map(_KIND, (inputs, *chain.from_iterable(weights)))) == _KERNELS
-        and _is_recorded_as_usual()
-    )
-
-
-def _is_state_of(layer: nn.GRU, inputs: Tensor, state: Any) -> bool:
-    rows = inputs.shape[0 if layer.batch_first else 1]
-    shape = len(layer._all_weights), rows, layer.hidden_size
-    return type(state) is Tensor and state.shape == shape and state.dtype is torch.float32 and state.is_cpu
+    if set(map(_KIND, (inputs, *given, *of_all))) != _KERNELS or not _is_recorded_as_usual():
+        return None
+    return _Call(inputs, given, weights)  # type: ignore[arg-type]
 
 
 def _is_recorded_as_usual() -> bool:
-    # A checkpoint computes the layer again later, by torch's operators, and compares what they keep.
     return (
         torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        # A checkpoint computes the layer again later, by torch's operators, and compares what they keep.
         and torch._C._autograd._top_saved_tensors_default_hooks(True) is None  # type: ignore[attr-defined]
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
@@ -126,27 +126,23 @@ def _is_recorded_as_usual() -> bool:
     )
 
 
-def _all_layers(
-    layer: nn.GRU, inputs: Tensor, state: Tensor | None, weights: list[list[Tensor]], backend: str
-) -> tuple[Tensor, Tensor]:
-    """Return the states of the last layer, and the last one of each, in the form of torch.nn.GRU."""
-    directions = 2 if layer.bidirectional else 1
-    sequence, lasts = inputs.transpose(0, 1) if layer.batch_first else inputs, []
-    for n in range(layer.num_layers):
-        if n > 0 and layer.dropout and layer.training:
+def _states_of(layer: nn.GRU | nn.LSTM, call: _Call, backend: str) -> tuple[Any, Any]:
+    """Return the states of the last layer, and the last ones of each, in the form of torch's layers."""
+    is_lstm, directions = type(layer) is nn.LSTM, 2 if layer.bidirectional else 1
+    sequence, lasts = call.inputs.transpose(0, 1) if layer.batch_first else call.inputs, []
+    none = (None,) * (2 if is_lstm else 1)
+    for first in range(0, len(call.weights), directions):
+        if first > 0 and layer.dropout and layer.training:
             sequence = torch.dropout(sequence, layer.dropout, True)
         outputs = []
-        for direction in range(directions):
-            own = n * directions + direction
-            given = sequence.flip(0) if direction else sequence
-            biases = weights[own][2:] or [None, None]
-            states, last = gru(
-                given, None if state is None else state[own], *weights[own][:2], *biases, backend=backend
-            )
-            outputs.append(states.flip(0) if direction else states)
+        for own in range(first, first + directions):
+            begin = [of_all[own] for of_all in call.begin] or none
+            weights = call.weights[own] if layer.bias else [*call.weights[own], None, None]
+            given = sequence.flip(0) if own > first else sequence
+            compute: Any = lstm if is_lstm else gru
+            states, *last = compute(given, *begin, *weights, backend=backend)
+            outputs.append(states.flip(0) if own > first else states)
             lasts.append(last)
         sequence = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-    return (
-        sequence.transpose(0, 1) if layer.batch_first else sequence,
-        lasts[0].unsqueeze(0) if len(lasts) == 1 else torch.stack(lasts),
-    )
+    of_all = tuple(torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0) for parts in zip(*lasts, strict=True))
+    return sequence.transpose(0, 1) if layer.batch_first else sequence, of_all if is_lstm else of_all[0]
