@@ -9,7 +9,16 @@ from torch import Tensor
 
 from ..machine.registry import REFERENCE
 from . import reference
-from .op import OP, UpstreamStates, address, contiguous, gradients_by_torch, take_torch
+from .op import (
+    OP,
+    UpstreamStates,
+    address,
+    contiguous,
+    gradients_by_torch,
+    in_whole_vectors,
+    of_width,
+    take_torch,
+)
 
 
 def gru(
@@ -24,13 +33,15 @@ def gru(
     """Return the states (T, N, H) of all steps, and the last one (N, H).
 
     inputs: (T, N, F). first: (N, H); None: zeros. weight_inputs: (3 H, F). weight_states: (3 H, H). bias_inputs and
-    bias_states: (3 H,), both or neither. With kernels all are float32 on a CPU, and `recurrent_obstacle` has none. A
-    second derivative is computed by torch's own operators.
+    bias_states: (3 H,), both or neither. With kernels all are float32 on a CPU. A second derivative is computed by
+    torch's own operators.
     """
     given = inputs, first, weight_inputs, weight_states, bias_inputs, bias_states
     if OP.choose(inputs.device.type, inputs.dtype, backend).name == REFERENCE:
         return reference.gru(*given)
-    return _Gru.apply(*given)  # type: ignore[no-any-return]
+    whole = in_whole_vectors([first], weight_inputs, weight_states, [bias_inputs, bias_states], gates=3)
+    states, last = of_width(_Gru.apply(inputs, *whole), weight_states.shape[1])
+    return states, last
 
 
 class _Gru(torch.autograd.Function):
@@ -64,7 +75,7 @@ class _Gru(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *given, rows, gates, candidates, kept = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        if upstream == (None, None):
+        if all(gradient is None for gradient in upstream):
             return (None,) * len(needs)
         if take_torch(upstream):
             return gradients_by_torch(reference.gru, given, needs, upstream)

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from ..machine.registry import REFERENCE
 from . import reference
-from .op import OP, UpstreamStates, address, contiguous, gradients_by_torch, take_torch
+from .op import (
+    OP,
+    UpstreamStates,
+    address,
+    contiguous,
+    gradients_by_torch,
+    in_whole_vectors,
+    of_width,
+    take_torch,
+)
 
 
 def lstm(
@@ -25,13 +34,16 @@ def lstm(
     """Return the states (T, N, H) of all steps, and the last state and cell (N, H).
 
     inputs: (T, N, F). first, first_cell: (N, H), both or neither; None: zeros. weight_inputs: (4 H, F). weight_states:
-    (4 H, H). bias_inputs and bias_states: (4 H,), both or neither. With kernels all are float32 on a CPU, and
-    `recurrent_obstacle` has none. A second derivative is computed by torch's own operators.
+    (4 H, H). bias_inputs and bias_states: (4 H,), both or neither. With kernels all are float32 on a CPU. A second derivative is computed by torch's own operators.
     """
     given = inputs, first, first_cell, weight_inputs, weight_states, bias_inputs, bias_states
     if OP.choose(inputs.device.type, inputs.dtype, backend).name == REFERENCE:
         return reference.lstm(*given)
-    return _Lstm.apply(*given)  # type: ignore[no-any-return]
+    whole = in_whole_vectors(
+        [first, first_cell], weight_inputs, weight_states, [bias_inputs, bias_states], gates=4
+    )
+    states, last, cell = of_width(_Lstm.apply(inputs, *whole), weight_states.shape[1])
+    return states, last, cell
 
 
 class _Lstm(torch.autograd.Function):
@@ -67,7 +79,7 @@ class _Lstm(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *given, rows, gates, cells, kept = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        if upstream == (None, None, None):
+        if all(gradient is None for gradient in upstream):
             return (None,) * len(needs)
         if take_torch(upstream):
             return gradients_by_torch(reference.lstm, given, needs, upstream)

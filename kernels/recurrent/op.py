@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..heads.upstream import is_batched
 from ..machine.registry import REFERENCE, Op
@@ -18,14 +19,39 @@ from ..machine.registry import REFERENCE, Op
 OP = Op("recurrent", __package__)
 
 
-def recurrent_obstacle(hidden: int, backend: str = "auto") -> str | None:
-    """Return why no kernel computes layers with states of this size on a CPU, or None."""
+def recurrent_obstacle(backend: str = "auto") -> str | None:
+    """Return why no kernel computes recurrent layers on a CPU, or None."""
     chosen = OP.choose("cpu", torch.float32, backend)
-    if chosen.name == REFERENCE:
-        return chosen.reason
-    if not OP.load(chosen.name, "rows").is_for_kernels(hidden):
-        return f"its kernel requires states of whole vectors, not of {hidden} numbers"
-    return None
+    return chosen.reason if chosen.name == REFERENCE else None
+
+
+def in_whole_vectors(
+    states: Sequence[Tensor | None],
+    weight_inputs: Tensor,
+    weight_states: Tensor,
+    biases: Sequence[Tensor | None],
+    gates: int,
+) -> list[Tensor | None]:
+    """Return these with states of whole vectors, as kernels read them: [*states, weight_inputs, weight_states, *biases].
+
+    What is added to a state is 0, and its weights are: it begins as 0 and stays 0.
+    """
+    H = weight_states.shape[1]
+    more = OP.load("numba", "rows").beyond(H)
+    if not more:
+        return [*states, weight_inputs, weight_states, *biases]
+    wide = pad(weight_states.unflatten(0, (gates, H)), (0, more, 0, more)).flatten(0, 1)
+    return [
+        *(None if state is None else pad(state, (0, more)) for state in states),
+        pad(weight_inputs.unflatten(0, (gates, H)), (0, 0, 0, more)).flatten(0, 1),
+        wide,
+        *(None if bias is None else pad(bias.unflatten(0, (gates, H)), (0, more)).flatten() for bias in biases),
+    ]
+
+
+def of_width(outputs: Sequence[Tensor], hidden: int) -> list[Tensor]:
+    """Return outputs (..., H) without what `in_whole_vectors` has added."""
+    return [out if out.shape[-1] == hidden else out[..., :hidden].contiguous() for out in outputs]
 
 
 def address(tensor: Tensor | None) -> int:

@@ -94,6 +94,6 @@ def add_tiles(sums_tg, total_g):
             total_g[g] += sums_tg[tile, g]
 
 
-def is_for_kernels(hidden: int) -> bool:
-    """Return whether a state of this size is whole vectors."""
-    return hidden % WIDTH == 0 and hidden > 0
+def beyond(hidden: int) -> int:
+    """Return how many numbers a state of this size lacks for whole vectors."""
+    return -hidden % WIDTH

@@ -70,7 +70,7 @@ def _is_compiled(part: nn.Module) -> bool:
 def _is_for_kernels(part: nn.Module, backend: str) -> bool:
     if type(part) is not nn.GRU and type(part) is not nn.LSTM:
         return False
-    return part.proj_size == 0 and recurrent_obstacle(part.hidden_size, backend) is None
+    return part.proj_size == 0 and recurrent_obstacle(backend) is None
 
 
 def _forward_of(layer: Any, backend: str) -> Callable[..., Any]:
