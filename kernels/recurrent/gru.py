@@ -66,7 +66,16 @@ class _Gru(torch.autograd.Function):
             candidates.data_ptr(), states.data_ptr(), kept.data_ptr(),
         )  # fmt: skip
         ctx.save_for_backward(
-            inputs, first, weight_inputs, weight_states, bias_inputs, bias_states, rows, gates, candidates, kept
+            inputs,
+            first,
+            weight_inputs,
+            weight_states,
+            bias_inputs,
+            bias_states,
+            rows,
+            gates,
+            candidates,
+            kept,
         )
         ctx.set_materialize_grads(False)
         return states, states[-1].clone()
@@ -105,4 +114,11 @@ class _Gru(torch.autograd.Function):
             if begin is not None:
                 d_weight_states.addmm_(of_states_side[:N].t(), begin)
         d_bias_inputs = torch.cat([d_bias[H : 3 * H], d_bias[:H]]) if needs[4] else None
-        return d_inputs, d_first, d_weight_inputs, d_weight_states, d_bias_inputs, d_bias[H:] if needs[5] else None
+        return (
+            d_inputs,
+            d_first,
+            d_weight_inputs,
+            d_weight_states,
+            d_bias_inputs,
+            d_bias[H:] if needs[5] else None,
+        )

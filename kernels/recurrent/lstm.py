@@ -34,7 +34,8 @@ def lstm(
     """Return the states (T, N, H) of all steps, and the last state and cell (N, H).
 
     inputs: (T, N, F). first, first_cell: (N, H), both or neither; None: zeros. weight_inputs: (4 H, F). weight_states:
-    (4 H, H). bias_inputs and bias_states: (4 H,), both or neither. With kernels all are float32 on a CPU. A second derivative is computed by torch's own operators.
+    (4 H, H). bias_inputs and bias_states: (4 H,), both or neither. With kernels all are float32 on a CPU. A
+    second derivative is computed by torch's own operators.
     """
     given = inputs, first, first_cell, weight_inputs, weight_states, bias_inputs, bias_states
     if OP.choose(inputs.device.type, inputs.dtype, backend).name == REFERENCE:
@@ -70,7 +71,17 @@ class _Lstm(torch.autograd.Function):
             address(bias_states), cells.data_ptr(), states.data_ptr(), kept.data_ptr(),
         )  # fmt: skip
         ctx.save_for_backward(
-            inputs, first, first_cell, weight_inputs, weight_states, bias_inputs, bias_states, rows, gates, cells, kept
+            inputs,
+            first,
+            first_cell,
+            weight_inputs,
+            weight_states,
+            bias_inputs,
+            bias_states,
+            rows,
+            gates,
+            cells,
+            kept,
         )
         ctx.set_materialize_grads(False)
         return states, states[-1].clone(), cells[-1].clone()
@@ -86,7 +97,11 @@ class _Lstm(torch.autograd.Function):
         inputs, first, first_cell, weight_inputs, weight_states, _, _ = given
         T, N, H = kept.shape
         begin, begin_cell, weight = contiguous(first), contiguous(first_cell), weight_states.contiguous()
-        of_states, last, last_cell = UpstreamStates(upstream[0]), contiguous(upstream[1]), contiguous(upstream[2])
+        of_states, last, last_cell = (
+            UpstreamStates(upstream[0]),
+            contiguous(upstream[1]),
+            contiguous(upstream[2]),
+        )
         d_gates, d_bias = gates.new_empty(T * N, 4 * H), gates.new_empty(4 * H)
         d_first, d_first_cell = (gates.new_empty(N, H) if need else None for need in needs[1:3])
         OP.load("numba", "lstm").lstm_backward(

@@ -32,7 +32,7 @@ def in_whole_vectors(
     biases: Sequence[Tensor | None],
     gates: int,
 ) -> list[Tensor | None]:
-    """Return these with states of whole vectors, as kernels read them: [*states, weight_inputs, weight_states, *biases].
+    """Return [*states, weight_inputs, weight_states, *biases] with states of whole vectors, as kernels read them.
 
     What is added to a state is 0, and its weights are: it begins as 0 and stays 0.
     """
@@ -45,7 +45,10 @@ def in_whole_vectors(
         *(None if state is None else pad(state, (0, more)) for state in states),
         pad(weight_inputs.unflatten(0, (gates, H)), (0, 0, 0, more)).flatten(0, 1),
         wide,
-        *(None if bias is None else pad(bias.unflatten(0, (gates, H)), (0, more)).flatten() for bias in biases),
+        *(
+            None if bias is None else pad(bias.unflatten(0, (gates, H)), (0, more)).flatten()
+            for bias in biases
+        ),
     ]
 
 

@@ -35,7 +35,9 @@ def calls(monkeypatch):
     for name in ("gru", "lstm"):
         own = getattr(recurrent_layers, name)
         monkeypatch.setattr(
-            recurrent_layers, name, lambda *args, own=own, name=name, **kw: made.append(name) or own(*args, **kw)
+            recurrent_layers,
+            name,
+            lambda *args, own=own, name=name, **kw: made.append(name) or own(*args, **kw),
         )
     return made
 
@@ -44,7 +46,9 @@ def trained(encoder, calls=None, *, width=H, **options):
     """The parameters after three steps, and the kernels' calls in them."""
     torch.manual_seed(3)
     heads = MultiTaskHeads(width, {"a": Classification(3), "b": Classification(2)}, "a")
-    batches = [(torch.randn(N, T, F), {"a": torch.randint(3, (N,)), "b": torch.randint(2, (N,))}) for _ in "123"]
+    batches = [
+        (torch.randn(N, T, F), {"a": torch.randint(3, (N,)), "b": torch.randint(2, (N,))}) for _ in "123"
+    ]
     Trainer(encoder, heads, schedule=MultiTask(), device="cpu", lr=1e-3, **options).fit(batches, epochs=1)
     return [p.detach() for p in encoder.parameters()]
 
@@ -103,6 +107,17 @@ def test_its_forward_is_its_own_outside_and_after_an_error(calls):
     assert "forward" not in vars(layer)
     layer(torch.randn(T, N, F))
     assert not calls
+
+
+def test_a_copy_that_is_made_meanwhile_computes_with_its_own_weights(calls):
+    layer = nn.GRU(F, H)
+    with RecurrentLayers(layer, "auto"):
+        other = copy.deepcopy(layer)
+    inputs = torch.randn(T, N, F)
+    before = other(inputs)[0]
+    nn.init.zeros_(layer.weight_ih_l0)
+    assert torch.equal(before, other(inputs)[0])
+    assert calls == ["gru"] * 2
 
 
 def test_hooks_of_the_layer_and_of_its_parameters_run(calls):

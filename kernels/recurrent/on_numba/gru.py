@@ -21,7 +21,9 @@ from .rows import add_step, add_tiles, bias_of, load_tile, pack_gates, pack_stat
 
 
 @helper
-def _forward_rows(state, product, first, rows, T, N, H, gates, first_states, panels, bias, candidates, outputs, kept):
+def _forward_rows(
+    state, product, first, rows, T, N, H, gates, first_states, panels, bias, candidates, outputs, kept
+):
     """Take rows first.. through all steps. state (rows, ld) and product (rows, ld of 3 gates) are scratch."""
     h, g, lds, ldg = address_of(state), address_of(product), state.shape[1], product.shape[1]
     padded, row_bytes = round_up(rows, BLOCK_ROWS), FLOAT_BYTES * H
@@ -80,8 +82,8 @@ gru_forward = Kernel(_gru_forward, beside_torch=True)
 
 @helper
 def _backward_rows(
-    carried, product, d, of_step_g, sums, first, rows, T, N, H, gates, candidates, kept, first_states, panels, d_outputs,
-    of_step, of_row, d_last, d_gates, d_first,
+    carried, product, d, of_step_g, sums, first, rows, T, N, H, gates, candidates, kept, first_states, panels,
+    d_outputs, of_step, of_row, d_last, d_gates, d_first,
 ):  # fmt: skip
     """Take rows first.. back through all steps; sums (4 H,): of the gradients of the gates.
 
@@ -102,7 +104,11 @@ def _backward_rows(
     for t in range(T - 1, -1, -1):
         for i in range(rows):
             row = t * N + first + i
-            x, to, here = gates + 3 * row_bytes * row, d_gates + 4 * row_bytes * row, own + FLOAT_BYTES * i * ldd
+            x, to, here = (
+                gates + 3 * row_bytes * row,
+                d_gates + 4 * row_bytes * row,
+                own + FLOAT_BYTES * i * ldd,
+            )
             c_row, later = candidates + row_bytes * row, back + FLOAT_BYTES * i * ldc
             earlier = kept + row_bytes * (row - N)
             if t == 0:
@@ -152,8 +158,8 @@ def _backward_tile(
     padded = round_up(rows, BLOCK_ROWS)
     carried, product, d = scratch(padded, H + SKEW), scratch(padded, H + SKEW), scratch(padded, 3 * H + SKEW)
     _backward_rows(
-        carried, product, d, np.empty(4 * H, np.float32), sums_tg[tile], first, rows, T, N, H, gates, candidates, kept, first_states, panels,
-        d_outputs, of_step, of_row, d_last, d_gates, d_first,
+        carried, product, d, np.empty(4 * H, np.float32), sums_tg[tile], first, rows, T, N, H, gates, candidates, kept,
+        first_states, panels, d_outputs, of_step, of_row, d_last, d_gates, d_first,
     )  # fmt: skip
 
 

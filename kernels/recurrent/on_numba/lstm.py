@@ -1,7 +1,7 @@
 """The steps of an LSTM on a CPU, forward and backward, on tiles of rows.
 
-i = sigmoid(x_i + W_i h + b_i), f = sigmoid(...), g = tanh(...), o = sigmoid(...), c' = f c + i g, h' = o tanh(c'); x are
-the products with the inputs, with their bias.
+i = sigmoid(x_i + W_i h + b_i), f = sigmoid(...), g = tanh(...), o = sigmoid(...), c' = f c + i g, h' = o tanh(c'); x
+are the products with the inputs, with their bias.
 
 Arrays: T steps, N rows, H numbers of a state and of a cell, which are whole vectors.
 """
@@ -112,7 +112,11 @@ def _backward_rows(
     for t in range(T - 1, -1, -1):
         for i in range(rows):
             row = t * N + first + i
-            x, to, here = gates + 4 * row_bytes * row, d_gates + 4 * row_bytes * row, own + FLOAT_BYTES * i * ldd
+            x, to, here = (
+                gates + 4 * row_bytes * row,
+                d_gates + 4 * row_bytes * row,
+                own + FLOAT_BYTES * i * ldd,
+            )
             cell_row, later = cells + row_bytes * row, back + FLOAT_BYTES * i * ldp
             earlier = cells + row_bytes * (row - N)
             if t == 0:

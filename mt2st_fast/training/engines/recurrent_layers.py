@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from operator import attrgetter
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +43,9 @@ class RecurrentLayers(AbstractContextManager[None]):
         # What is compiled has been traced, or will be, as it is.
         is_compiled = any(_is_compiled(part) for part in parts)
         found = [] if is_compiled else [part for part in parts if _is_for_kernels(part, backend)]
-        self._taken = [(vars(layer), _forward_of(layer, backend)) for layer in found]
+        # Bound to their layers: an encoder that is copied while it runs has layers that compute with their own weights.
+        forward = _by_kernels(backend)
+        self._taken = [(vars(layer), MethodType(forward, layer)) for layer in found]
 
     def __bool__(self) -> bool:
         """Return whether there are any."""
@@ -73,13 +75,12 @@ def _is_for_kernels(part: nn.Module, backend: str) -> bool:
     return part.proj_size == 0 and recurrent_obstacle(backend) is None
 
 
-def _forward_of(layer: Any, backend: str) -> Callable[..., Any]:
-    """Return what computes this layer where kernels can, and else is its own `forward`."""
-    own_forward = type(layer).forward
+def _by_kernels(backend: str) -> Callable[..., Any]:
+    """Return the `forward` of a layer that kernels compute where they can, and else torch."""
 
-    def forward(*args: Any, **others: Any) -> Any:
-        call = None if others or len(args) not in (1, 2) else _call_of(layer, *args)
-        return own_forward(layer, *args, **others) if call is None else _states_of(layer, call, backend)
+    def forward(self: Any, *args: Any, **others: Any) -> Any:
+        call = None if others or len(args) not in (1, 2) else _call_of(self, *args)
+        return type(self).forward(self, *args, **others) if call is None else _states_of(self, call, backend)
 
     return forward
 
@@ -144,5 +145,7 @@ def _states_of(layer: nn.GRU | nn.LSTM, call: _Call, backend: str) -> tuple[Any,
             outputs.append(states.flip(0) if own > first else states)
             lasts.append(last)
         sequence = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-    of_all = tuple(torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0) for parts in zip(*lasts, strict=True))
+    of_all = tuple(
+        torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0) for parts in zip(*lasts, strict=True)
+    )
     return sequence.transpose(0, 1) if layer.batch_first else sequence, of_all if is_lstm else of_all[0]

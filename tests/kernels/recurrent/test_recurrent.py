@@ -26,7 +26,12 @@ def arguments(name, shape, *, begins=True, biased=True):
     gates = LAYERS[name][3]
     states = [torch.randn(N, H) if begins else None for _ in range(1 if name == "gru" else 2)]
     weights = [torch.randn(gates * H, F) / F**0.5, torch.randn(gates * H, H) / H**0.5]
-    return [torch.randn(T, N, F), *states, *weights, *(torch.randn(gates * H) if biased else None for _ in "ih")]
+    return [
+        torch.randn(T, N, F),
+        *states,
+        *weights,
+        *(torch.randn(gates * H) if biased else None for _ in "ih"),
+    ]
 
 
 def results(layer, given, dtype=torch.float32):
@@ -153,7 +158,9 @@ def test_many_gradients_at_once(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_oracle_computes_other_dtypes(name):
     given = [t.double() for t in arguments(name, (3, 5, 4, 10))]
-    assert all(torch.equal(a, b) for a, b in zip(LAYERS[name][0](*given), LAYERS[name][1](*given), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(LAYERS[name][0](*given), LAYERS[name][1](*given), strict=True)
+    )
 
 
 @pytest.mark.parametrize(("module", "name"), [(nn.GRU(4, 10), "gru"), (nn.LSTM(4, 10), "lstm")])
