@@ -18,6 +18,7 @@ from mt2st_fast.training.batch import Batch, PlainBatch, materialised, to_device
 from mt2st_fast.training.clipping import clip_gradients
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import Engine, StepParts
+from mt2st_fast.training.engines.freed_memory import keep_freed_memory
 from mt2st_fast.training.engines.held_parameters import group_of
 from mt2st_fast.training.engines.recurrent_layers import layers_by_kernels
 from mt2st_fast.training.engines.shares import Shares, labelled_in, shares_here
@@ -104,6 +105,8 @@ class EagerSteps(Engine):
         parts = self._parts
         self._has_looked = False
         self._layers = layers_by_kernels(parts)
+        if parts.device.type == "cpu":
+            keep_freed_memory()
         of_encoder = {id(p) for p in parts.encoder.parameters()}
         self._own_heads = (
             parts.learnt is None
