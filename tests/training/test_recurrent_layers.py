@@ -94,7 +94,20 @@ def test_a_layer_returns_what_torchs_does(kind, batch_first, calls):
             ours = outputs(layer, *args)
         assert [out.shape for out in ours] == [out.shape for out in theirs]
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
-    assert len(calls) == 8
+        with RecurrentLayers(layer, "auto"):
+            by_name = layer(args[0], hx=args[-1] if len(args) == 2 else None)[0]
+        assert by_name.shape == ours[0].shape
+    assert len(calls) == 16
+
+
+def test_a_first_state_that_is_learned(calls):
+    layer, begin = nn.GRU(F, H), nn.Parameter(torch.randn(1, N, H))
+    inputs = torch.randn(T, N, F)
+    theirs = torch.autograd.grad(layer(inputs, begin)[0].square().sum(), begin)[0]
+    with RecurrentLayers(layer, "auto"):
+        ours = torch.autograd.grad(layer(inputs, begin)[0].square().sum(), begin)[0]
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert calls
 
 
 def test_its_forward_is_its_own_outside_and_after_an_error(calls):
@@ -210,10 +223,11 @@ def test_options_that_ask_for_torch(options, calls):
     assert not calls
 
 
-def test_the_reference_is_asked_for(calls, monkeypatch):
-    monkeypatch.setenv("MT2ST_BACKEND", "reference")
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_the_backend_that_is_asked_for(backend, calls, monkeypatch):
+    monkeypatch.setenv("MT2ST_BACKEND", backend)
     trained(Own(nn.GRU(F, H, batch_first=True)))
-    assert not calls
+    assert bool(calls) == (backend == "auto")
 
 
 def test_a_compiled_encoder_is_left_alone():

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from mt2st_fast.kernels import gru, lstm, recurrent_obstacle
+from mt2st_fast.kernels import asked_for, gru, lstm, recurrent_obstacle
 from mt2st_fast.training.engines.engine import StepParts
 
 _AS_IT_IS: AbstractContextManager[Any] = nullcontext()
-_PLAIN = {nn.Parameter}
+_PLAIN, _TENSORS = {nn.Parameter}, {nn.Parameter, Tensor}
 _KIND = attrgetter("is_cpu", "dtype", "layout")
 _KERNELS = {(True, torch.float32, torch.strided)}
 
 
 def layers_by_kernels(parts: StepParts) -> AbstractContextManager[None]:
     """Return the context in which an encoder of this run computes, and kernels compute its recurrent layers."""
-    wanted = parts.options.backward != "autograd" and parts.heads.backend in ("auto", "numba")
+    wanted = parts.options.backward != "autograd" and asked_for(parts.heads.backend)[0] in ("auto", "numba")
     if parts.device.type != "cpu" or not wanted:
         return _AS_IT_IS
     found = RecurrentLayers(parts.encoder, parts.heads.backend)
@@ -79,7 +79,8 @@ def _by_kernels(backend: str) -> Callable[..., Any]:
     """Return the `forward` of a layer that kernels compute where they can, and else torch."""
 
     def forward(self: Any, *args: Any, **others: Any) -> Any:
-        call = None if others or len(args) not in (1, 2) else _call_of(self, *args)
+        given = (*args, others["hx"]) if len(args) == 1 and others.keys() == {"hx"} else args
+        call = _call_of(self, *given) if len(given) == len(args) + len(others) in (1, 2) else None
         return type(self).forward(self, *args, **others) if call is None else _states_of(self, call, backend)
 
     return forward
@@ -108,7 +109,7 @@ def _call_of(layer: nn.GRU | nn.LSTM, inputs: Any, begin: Any = None) -> _Call |
     if given:
         rows = inputs.shape[0 if layer.batch_first else 1]
         wanted = [(len(weights), rows, layer.hidden_size)] * (2 if type(layer) is nn.LSTM else 1)
-        if {type(state) for state in given} != {Tensor} or [tuple(state.shape) for state in given] != wanted:
+        if not set(map(type, given)) <= _TENSORS or [tuple(state.shape) for state in given] != wanted:
             return None
     if set(map(_KIND, (inputs, *given, *of_all))) != _KERNELS or not _is_recorded_as_usual():
         return None
