@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mt2st_fast.kernels import Decay, RowRule, RowState
+from mt2st_fast.kernels import FROZEN, Decay, Dense, RowRule, RowState, Trained
 from mt2st_fast.kernels.bags import rules
 from mt2st_fast.kernels.bags.rules import packed
 from mt2st_fast.training.optim import RowSparseOptimizer, adam_state
@@ -144,6 +144,21 @@ def state_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[RowSt
     if isinstance(optimizer, _SGD):
         return _momentum_state(optimizer, parameter), False
     return adam_state(optimizer.state[parameter], parameter), True
+
+
+def dense_of(optimizer: torch.optim.Optimizer, parameter: Tensor, rule: int) -> Dense:
+    """Return a dense parameter with its state, for the rule of this index; FROZEN: without any."""
+    if rule == FROZEN:
+        return Dense(parameter.detach(), RowState(), FROZEN, False)
+    found = state_of(optimizer, parameter)
+    assert found is not None  # see `state_obstacle`
+    return Dense(parameter.detach(), found[0], rule, found[1])
+
+
+def table_of(optimizer: RowSparseOptimizer, table: Tensor, rule: int) -> Trained:
+    """Return a table with the state of its rows, for the rule of this index; FROZEN: without any."""
+    state = RowState() if rule == FROZEN else optimizer.row_state(table)
+    return Trained(table.detach(), state, rule)
 
 
 def state_obstacle(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> str | None:

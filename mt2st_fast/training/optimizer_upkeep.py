@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mt2st_fast.model.sharded import is_dtensor
 
 IMPLEMENTATIONS = ("fused", "foreach")  # options for how an optimizer computes a step, not what
+
+
+def are_moved(parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> list[bool]:
+    """Return which parameters a step moves: those that are not frozen, and that the optimizer holds."""
+    held = group_of(optimizer)
+    return [p.requires_grad and id(p) in held for p in parameters]
+
+
+def group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:
+    """Return the index of each parameter's group, by the parameter's id()."""
+    return {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
 
 
 def release(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
@@ -77,7 +88,7 @@ def admit(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) 
 
     They are added to its first group, as schedulers count groups.
     """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = group_of(optimizer)
     new = [p for p in parameters if id(p) not in held]
     if not new:
         return False

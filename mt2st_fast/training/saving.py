@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Protocol
 
-from mt2st_fast.training.run import Run
+
+class Run(Protocol):
+    """What is asked of a run."""
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
 
 
 class Saving:

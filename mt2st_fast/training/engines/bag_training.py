@@ -24,11 +24,9 @@ from mt2st_fast.kernels import (
 )
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.dense_rules import KeptRules, option_obstacle
+from mt2st_fast.training.dense_rules import KeptRules, option_obstacle, table_of
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
-    are_moved,
-    group_of,
     head_parameters,
     model_obstacle,
     parameter_obstacle,
@@ -36,6 +34,7 @@ from mt2st_fast.training.engines.held_parameters import (
 from mt2st_fast.training.engines.kept_models import KeptModels
 from mt2st_fast.training.engines.kernel_calls import KernelCalls
 from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.training.optimizer_upkeep import are_moved, group_of
 
 HAS_DROPOUT = "the encoder has dropout"
 PARTLY_FROZEN = "some heads are frozen while others are trained"  # their gradients are made together
@@ -159,19 +158,14 @@ def _trained(
     encoder: BagEncoder, heads: MultiTaskHeads, optimizer: RowSparseOptimizer
 ) -> dict[Tensor, Trained]:
     """Return table and dense parameters with the state of their rules."""
-    groups = group_of(optimizer)
+    groups, parameters = group_of(optimizer), [encoder.table, *head_parameters(heads)]
     trained: dict[Tensor, Trained] = {}
-    parameters = [encoder.table, *head_parameters(heads)]
     for parameter, is_moved in zip(parameters, are_moved(parameters, optimizer), strict=True):
-        if not is_moved:
-            trained[parameter] = Trained(parameter.detach(), RowState(), FROZEN)
+        rule = groups[id(parameter)] if is_moved else FROZEN
+        if parameter is encoder.table:
+            trained[parameter] = table_of(optimizer, parameter, rule)
             continue
-        state = _state_of(parameter, encoder, optimizer)
-        assert state is not None
-        trained[parameter] = Trained(parameter.detach(), state, groups[id(parameter)])
+        state = optimizer.dense_state(parameter) if is_moved else RowState()
+        assert state is not None  # see `BagTraining.obstacle`
+        trained[parameter] = Trained(parameter.detach(), state, rule)
     return trained
-
-
-def _state_of(parameter: Tensor, encoder: BagEncoder, optimizer: RowSparseOptimizer) -> RowState | None:
-    """Return the optimizer's state of the table or of a dense parameter."""
-    return optimizer.row_state(parameter) if parameter is encoder.table else optimizer.dense_state(parameter)

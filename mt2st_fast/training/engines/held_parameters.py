@@ -15,6 +15,7 @@ from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.engines.bypassed import Watched, hook_obstacle, hooks_of, replaced_obstacle
 from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.training.optimizer_upkeep import are_moved, group_of
 from mt2st_fast.training.schedules.base import Part
 
 # What is asked at every step is asked by functions that loop in C: in Python it would take as long as the rest of it.
@@ -78,17 +79,6 @@ def head_parameters(heads: MultiTaskHeads) -> list[nn.Parameter]:
     """Return the parameters of the active heads."""
     linears = [heads.linear(name) for name in heads.active if not heads.is_word_task(name)]
     return [p for linear in linears for p in linear.parameters()]
-
-
-def are_moved(parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> list[bool]:
-    """Return which parameters a step moves: those that are not frozen, and that the optimizer holds."""
-    held = group_of(optimizer)
-    return [p.requires_grad and id(p) in held for p in parameters]
-
-
-def group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:
-    """Return the index of each parameter's group, by the parameter's id()."""
-    return {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
 
 
 class HeldParameters:

@@ -10,7 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.held_parameters import HeldParameters
+
+
+def options_obstacle(parts: StepParts) -> str | None:
+    """Return which option of a run rules out every kind of kernel call, or None.
+
+    Ask this before `KernelCalls.obstacle`: checking an optimizer creates its state, in the form for a CPU.
+    """
+    if parts.device.type != "cpu":
+        return f"its kernels compute on a CPU, the run is on {parts.device.type}"
+    if parts.options.backward == "autograd":
+        return 'not asked for (backward="autograd")'
+    if parts.options.precision != "float32":
+        return f"its kernel does not support autocast (precision {parts.options.precision})"
+    if parts.by_task:
+        return "an accumulator per task needs a backward pass per task"
+    return None
 
 
 class KernelCalls(ABC):

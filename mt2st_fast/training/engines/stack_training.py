@@ -19,7 +19,6 @@ from mt2st_fast.kernels import (
     HeadLayout,
     Layer,
     Moves,
-    RowState,
     StackModel,
     Updates,
     stack_correct,
@@ -32,17 +31,15 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.spelling import counted
 from mt2st_fast.training.dense_rules import (
     KeptRules,
+    dense_of,
     optimizer_obstacle,
     option_obstacle,
     state_obstacle,
-    state_of,
 )
 from mt2st_fast.training.engines.held_out_hits import are_counted, hits_of
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
-    are_moved,
     bypass_obstacle,
-    group_of,
     head_parameters,
     heads_obstacle,
     parameter_obstacle,
@@ -51,6 +48,7 @@ from mt2st_fast.training.engines.kept_models import MOST_MODELS, KeptModels
 from mt2st_fast.training.engines.kernel_calls import KernelCalls
 from mt2st_fast.training.engines.stack_layers import StackLayer, StackLayers, stack_layers
 from mt2st_fast.training.engines.stack_norms import made_norm, statistics_of, takes_batch
+from mt2st_fast.training.optimizer_upkeep import are_moved, group_of
 
 NOT_DROPPED = Dropout(0.0, 0)
 # Numbers in the memory of a step whose batches are joined: who takes many batches a step may not have room for them.
@@ -225,7 +223,7 @@ class StackTraining(KernelCalls):
         # Asking for states creates missing ones, so do it before recording what there is.
         groups = group_of(self._optimizer)
         self._dense = {
-            id(p): self._made(p, groups[id(p)] if is_moved else FROZEN)
+            id(p): dense_of(self._optimizer, p, groups[id(p)] if is_moved else FROZEN)
             for p, is_moved in zip(parameters, are_moved(parameters, self._optimizer), strict=True)
         }
         self._n_inputs, self._embedding = self._widths()[0], self._made_embedding()
@@ -241,13 +239,6 @@ class StackTraining(KernelCalls):
             parameters, self._optimizer, (self.encoder, self._heads), statistics_of(batch_norms)
         )
         self._rules = KeptRules(self._optimizer)
-
-    def _made(self, parameter: Tensor, group: int) -> Dense:
-        if group == FROZEN:
-            return Dense(parameter.detach(), RowState(), FROZEN, False)
-        found = state_of(self._optimizer, parameter)
-        assert found is not None
-        return Dense(parameter.detach(), found[0], group, found[1])
 
     def _widths(self) -> list[int]:
         widths = _widths(self._layers, self._heads.linear(self._heads.active[0]).in_features)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,27 @@ class TextCalls(KernelCalls):
 
     @abstractmethod
     def _new_model(self, layout: HeadLayout) -> TextStepModel:
-        """Build the kernel's model of the encoder and of the heads in `layout`."""
+        """Build the kernel's model of the encoder and of the heads in `layout`, of a table and `_beside_table`."""
+
+    @abstractmethod
+    def _dense(self, parameter: Tensor) -> Any:
+        """Return a dense parameter in the kernel's form."""
+
+    def _beside_table(self, layout: HeadLayout) -> tuple[Any, ...]:
+        """Return what the models of all subclasses are made of, in this order, after the table."""
+        encoder, hidden = self.encoder, hidden_layer(self.encoder)
+        return (
+            encoder.rows_of_type,
+            pooled_by(encoder),
+            None if hidden is None else self._linear(hidden),
+            [self._linear(self._heads.linear(name)) for name in layout.names],
+            layout,
+            self._optimizer.frozen_rows(encoder.table),
+        )
+
+    def _linear(self, linear: nn.Linear) -> tuple[Any, Any]:
+        """Return the weight and the bias, if there is one, of the hidden layer or a head."""
+        return self._dense(linear.weight), None if linear.bias is None else self._dense(linear.bias)
 
     def _dropout(self) -> Dropout:
         dropout = self.encoder.dropout

@@ -26,7 +26,7 @@ from mt2st_fast.kernels import (
     places_of,
     text_gradients,
 )
-from mt2st_fast.training.engines.text_calls import Inputs, TextCalls, hidden_layer, pooled_by, words_of
+from mt2st_fast.training.engines.text_calls import Inputs, TextCalls, hidden_layer, words_of
 
 
 class TextGradients(TextCalls):
@@ -158,19 +158,8 @@ class TextGradients(TextCalls):
         self.begin()
 
     def _new_model(self, layout: HeadLayout) -> TextStepModel:
-        encoder = self.encoder
-        hidden = hidden_layer(encoder)
-        rule = 0 if self._held.moved[0] else FROZEN
-        return gradient_model(
-            Trained(encoder.table.detach(), RowState(), rule), encoder.rows_of_type, pooled_by(encoder),
-            None if hidden is None else self._linear(hidden),
-            [self._linear(self._heads.linear(name)) for name in layout.names], layout,
-            self._optimizer.frozen_rows(encoder.table),
-        )  # fmt: skip
+        table = Trained(self.encoder.table.detach(), RowState(), 0 if self.moves_table else FROZEN)
+        return gradient_model(table, *self._beside_table(layout))
 
-    def _linear(self, linear: nn.Linear) -> tuple[Gradient, Gradient | None]:
-        bias = None if linear.bias is None else self._with_gradient(linear.bias)
-        return self._with_gradient(linear.weight), bias
-
-    def _with_gradient(self, parameter: Tensor) -> Gradient:
+    def _dense(self, parameter: Tensor) -> Gradient:
         return Gradient(parameter.detach(), self._gradients.get(parameter))

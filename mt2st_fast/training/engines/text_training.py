@@ -15,7 +15,6 @@ from mt2st_fast.kernels import (
     ExtraGradients,
     HeadLayout,
     Moves,
-    RowState,
     TextStepModel,
     Trained,
     Updates,
@@ -23,17 +22,10 @@ from mt2st_fast.kernels import (
 )
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.dense_rules import KeptRules, option_obstacle, state_obstacle, state_of
-from mt2st_fast.training.engines.held_parameters import are_moved, group_of
-from mt2st_fast.training.engines.text_calls import (
-    Inputs,
-    TextCalls,
-    hidden_layer,
-    pooled_by,
-    text_parameters,
-    words_of,
-)
+from mt2st_fast.training.dense_rules import KeptRules, dense_of, option_obstacle, state_obstacle, table_of
+from mt2st_fast.training.engines.text_calls import Inputs, TextCalls, text_parameters, words_of
 from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.training.optimizer_upkeep import are_moved, group_of
 
 
 class TextTraining(TextCalls):
@@ -109,28 +101,16 @@ class TextTraining(TextCalls):
         self._rules = KeptRules(self._optimizer, self._held.group_of.get(id(self.encoder.table), 0))
 
     def _new_model(self, layout: HeadLayout) -> TextStepModel:
-        encoder, optimizer, table = self.encoder, self._optimizer, self._table()
-        hidden = hidden_layer(encoder)
-        return TextStepModel(
-            table, encoder.rows_of_type, pooled_by(encoder), None if hidden is None else self._linear(hidden),
-            [self._linear(self._heads.linear(name)) for name in layout.names], layout,
-            optimizer.frozen_rows(encoder.table),
-            table_steps=None if table.rule == FROZEN else optimizer.table_steps(encoder.table),
-        )  # fmt: skip
-
-    def _linear(self, linear: nn.Linear) -> tuple[Dense, Dense | None]:
-        return self._dense(linear.weight), None if linear.bias is None else self._dense(linear.bias)
+        table = self._table()
+        steps = None if table.rule == FROZEN else self._optimizer.table_steps(self.encoder.table)
+        return TextStepModel(table, *self._beside_table(layout), table_steps=steps)
 
     def _table(self) -> Trained:
         table, optimizer = self.encoder.table, self._optimizer
-        if not any(are_moved([table], optimizer)):
-            return Trained(table.detach(), RowState(), FROZEN)
-        return Trained(table.detach(), optimizer.row_state(table), len(optimizer.param_groups))
+        is_moved = any(are_moved([table], optimizer))
+        return table_of(optimizer, table, len(optimizer.param_groups) if is_moved else FROZEN)
 
     def _dense(self, parameter: Tensor) -> Dense:
-        if not any(are_moved([parameter], self._optimizer)):
-            return Dense(parameter.detach(), RowState(), FROZEN, False)
-        found = state_of(self._optimizer, parameter)
-        assert found is not None
-        state, whole = found
-        return Dense(parameter.detach(), state, group_of(self._optimizer)[id(parameter)], whole)
+        is_moved = any(are_moved([parameter], self._optimizer))
+        rule = group_of(self._optimizer)[id(parameter)] if is_moved else FROZEN
+        return dense_of(self._optimizer, parameter, rule)
