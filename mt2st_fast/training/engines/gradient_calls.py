@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
-from mt2st_fast.training.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
-from mt2st_fast.training.engines.held_parameters import MOVES
-from mt2st_fast.training.engines.kernel_calls import options_obstacle
-from mt2st_fast.training.engines.shares import shares_here
-from mt2st_fast.training.engines.text_gradients import TextGradients
-from mt2st_fast.training.engines.word_gradients import (
+from mt2st_fast.training.engines.kernel_calls.calls import options_obstacle
+from mt2st_fast.training.engines.kernel_calls.held_parameters import MOVES
+from mt2st_fast.training.engines.kernel_calls.text_gradients import TextGradients
+from mt2st_fast.training.engines.kernel_calls.word_gradients import (
     WordGradients,
     split_by_words,
     words_obstacle,
 )
-from mt2st_fast.training.optim import RowSparseOptimizer
-from mt2st_fast.training.optimizer_upkeep import are_moved
+from mt2st_fast.training.engines.shares import shares_here
+from mt2st_fast.training.inputs.batch import Batch, PlainBatch, materialised
+from mt2st_fast.training.optimizers.row_sparse import RowSparseOptimizer
+from mt2st_fast.training.optimizers.upkeep import are_moved
 
 
 class GradientCalls:

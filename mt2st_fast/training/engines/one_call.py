@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
-from mt2st_fast.training.batch import Batch, PlainBatch, materialised
-from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import Engine, StepParts
-from mt2st_fast.training.engines.held_parameters import LOSSES_ALONE, MOVES
-from mt2st_fast.training.engines.joined_rows import joined
-from mt2st_fast.training.engines.kernel_calls import options_obstacle
-from mt2st_fast.training.engines.shares import labelled_in
-from mt2st_fast.training.engines.stack_training import StackTraining
-from mt2st_fast.training.engines.text_training import TextTraining
-from mt2st_fast.training.engines.word_gradients import (
+from mt2st_fast.training.engines.kernel_calls.bag_training import BagTraining
+from mt2st_fast.training.engines.kernel_calls.calls import options_obstacle
+from mt2st_fast.training.engines.kernel_calls.held_parameters import LOSSES_ALONE, MOVES
+from mt2st_fast.training.engines.kernel_calls.joined_rows import joined
+from mt2st_fast.training.engines.kernel_calls.stack_training import StackTraining
+from mt2st_fast.training.engines.kernel_calls.text_training import TextTraining
+from mt2st_fast.training.engines.kernel_calls.word_gradients import (
     WordGradients,
     split_by_words,
     words_obstacle,
 )
+from mt2st_fast.training.engines.shares import labelled_in
+from mt2st_fast.training.inputs.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.schedules.abilities import WeighsByLosses
 

@@ -21,13 +21,19 @@ from mt2st_fast.kernels import (
     summed_step,
     take_rows,
 )
-from mt2st_fast.training.batch import PlainBatch
-from mt2st_fast.training.dense_rules import dense_of, option_obstacle, rules_of, state_obstacle, table_of
 from mt2st_fast.training.engines.engine import StepParts
-from mt2st_fast.training.engines.text_gradients import TextGradients
-from mt2st_fast.training.engines.word_gradients import split_by_words
-from mt2st_fast.training.optim import RowSparseOptimizer
-from mt2st_fast.training.optimizer_upkeep import group_of
+from mt2st_fast.training.engines.kernel_calls.text_gradients import TextGradients
+from mt2st_fast.training.engines.kernel_calls.word_gradients import split_by_words
+from mt2st_fast.training.inputs.batch import PlainBatch
+from mt2st_fast.training.optimizers.dense_rules import (
+    dense_of,
+    option_obstacle,
+    rules_of,
+    state_obstacle,
+    table_of,
+)
+from mt2st_fast.training.optimizers.row_sparse import RowSparseOptimizer
+from mt2st_fast.training.optimizers.upkeep import group_of
 from mt2st_fast.training.processes.board import padded
 from mt2st_fast.training.processes.shared_state import SharedState
 
