@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -12,10 +12,8 @@ from mt2st_fast.spelling import counted
 from mt2st_fast.training.checkpoints.resuming import optimizer_options
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.resuming import draw_own_numbers
+from mt2st_fast.training.run import Run
 from mt2st_fast.training.run_options import RunOptions, fixed_settings
-
-if TYPE_CHECKING:
-    from mt2st_fast.training.run import Run
 
 
 def begin_together(processes: Processes, run: Run, options: RunOptions, *, resumed: bool) -> None:
