@@ -20,7 +20,7 @@ from .call import MOST_RESIDUAL, Forward, Given, Gradients, HeadsCall, Needs, Pl
 from .chosen import chosen_backend, chosen_plan, takes_no_autograd
 from .known import Known, Lookup, known_call, look_up, remember
 from .layout import HeadLayout
-from .parts import Rows, gradient_parts, take_known_parameters, take_parameters
+from .parts import Parameters, Rows, gradient_parts, take_known_parameters, take_parameters
 from .plans import check_plan
 from .upstream import is_batched, refuse_modified, refuse_second_derivative, versions_of
 from .whole import loss_of_whole
@@ -80,8 +80,7 @@ def _checked_loss(given: Given, found: Lookup | None) -> MultitaskLoss:
     chosen = chosen_backend(features.device, features.dtype, backend)
     if chosen == "reference":
         check_plan(plan, chosen)
-        together = parameters.by_autograd()
-        return _by_reference(features, together.weight, together.bias, targets, task_weights, layout)
+        return _by_reference(given._replace(features=features), parameters.by_autograd())
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "multitask_loss computes its gradients in kernels that torch.func transforms cannot see; "
@@ -134,20 +133,14 @@ def _skips_zero_weights(task_weights: Tensor) -> bool:
     return not (task_weights.requires_grad and torch.is_grad_enabled())
 
 
-def _by_reference(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-) -> MultitaskLoss:
-    task_weights = task_weights.contiguous()
-    weight, bias = weight.to(features.dtype), None if bias is None else bias.to(features.dtype)
-    with torch.autocast(features.device.type, enabled=False):
+def _by_reference(given: Given, together: Parameters) -> MultitaskLoss:
+    dtype, task_weights = given.features.dtype, given.task_weights.contiguous()
+    weight, bias = together.weight.to(dtype), None if together.bias is None else together.bias.to(dtype)
+    with torch.autocast(given.features.device.type, enabled=False):
         total, losses, correct = reference.multitask_loss(
-            features, weight, bias, targets, task_weights, layout, _skips_zero_weights(task_weights)
-        )
+            given.features, weight, bias, given.targets, task_weights, given.layout,
+            _skips_zero_weights(task_weights),
+        )  # fmt: skip
     return MultitaskLoss(total, losses.detach(), correct)
 
 

@@ -33,17 +33,25 @@ def options_obstacle(parts: StepParts) -> str | None:
 class KernelCalls(ABC):
     """Kernel calls on an encoder, its heads and their optimizer, for one phase and its active tasks.
 
+    clip_norm: as a Trainer's, for calls that move parameters.
+
     Raises ValueError with the reason if the kernel cannot do all that a step would do (see `obstacle`).
     """
 
     joins_batches: ClassVar[bool] = False  # whether one call takes all batches of a step
     _held: HeldParameters  # set by `_hold`
 
-    def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: MultiTaskHeads,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float | None = None,
+    ) -> None:
         reason = self.obstacle(encoder, heads, optimizer)
         if reason is not None:
             raise ValueError(f"{type(self).__name__} cannot take one kernel call a batch: {reason}")
-        self.encoder, self._heads, self._optimizer = encoder, heads, optimizer
+        self.encoder, self._heads, self._optimizer, self._clip_norm = encoder, heads, optimizer, clip_norm
         self._hold()
 
     @classmethod

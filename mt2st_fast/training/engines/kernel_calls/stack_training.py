@@ -59,22 +59,13 @@ KEPT_WEIGHTS = 1 << 24  # of all models that are kept: the memory of one has fou
 class StackTraining(KernelCalls):
     """Steps layers and heads as encoder, heads, backward pass and optimizer would, up to rounding.
 
-    clip_norm: as a Trainer's. The kernel draws dropout, from keys that torch's generator gives for every step: not the
+    The kernel draws dropout, from keys that torch's generator gives for every step: not the
     same bits as torch's, but the same on any number of threads and in a resumed run.
     """
 
     joins_batches = True
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        heads: MultiTaskHeads,
-        optimizer: torch.optim.Optimizer,
-        clip_norm: float | None = None,
-    ) -> None:
-        super().__init__(encoder, heads, optimizer)
-        self._clip_norm = clip_norm
-        self._dropped: list[Dropout] = []  # in the previous call
+    _dropped: Sequence[Dropout] = ()  # in the previous call
 
     @classmethod
     def obstacle(

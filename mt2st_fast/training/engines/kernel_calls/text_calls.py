@@ -48,10 +48,6 @@ class TextCalls(KernelCalls):
     encoder: WindowEncoder | BagEncoder
     _optimizer: RowSparseOptimizer
 
-    def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> None:
-        self._key = torch.empty((), dtype=torch.int64, device="cpu")  # of the dropout of the latest step
-        super().__init__(encoder, heads, optimizer)
-
     @classmethod
     def obstacle(
         cls, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer
@@ -124,6 +120,7 @@ class TextCalls(KernelCalls):
         return Dropout(dropout.p, int(self._key.random_()))
 
     def _hold(self) -> None:
+        self._key = torch.empty((), dtype=torch.int64, device="cpu")  # of the dropout of the latest step
         self._models: KeptModels[TextStepModel] = KeptModels()
         self._parameters = text_parameters(self.encoder, self._heads)
         self._held = HeldParameters(self._parameters, self._optimizer, (self.encoder, self._heads))

@@ -35,22 +35,9 @@ from mt2st_fast.training.optimizers.upkeep import are_moved, group_of
 
 
 class TextTraining(TextCalls):
-    """Steps table, hidden layer and heads as encoder, heads, backward pass and optimizer would, up to rounding.
-
-    clip_norm: as a Trainer's.
-    """
+    """Steps table, hidden layer and heads as encoder, heads, backward pass and optimizer would, up to rounding."""
 
     _dropped = Dropout(0.0, 0)  # of the previous call
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        heads: MultiTaskHeads,
-        optimizer: torch.optim.Optimizer,
-        clip_norm: float | None = None,
-    ) -> None:
-        super().__init__(encoder, heads, optimizer)
-        self._clip_norm = clip_norm
 
     @classmethod
     def obstacle(
