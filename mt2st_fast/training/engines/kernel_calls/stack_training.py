@@ -59,12 +59,11 @@ KEPT_WEIGHTS = 1 << 24  # of all models that are kept: the memory of one has fou
 class StackTraining(KernelCalls):
     """Steps layers and heads as encoder, heads, backward pass and optimizer would, up to rounding.
 
-    The kernel draws dropout, from keys that torch's generator gives for every step: not the
-    same bits as torch's, but the same on any number of threads and in a resumed run.
+    The kernel draws dropout, from keys that torch's generator gives for every step: not the same bits as torch's, but
+    the same on any number of threads and in a resumed run.
     """
 
     joins_batches = True
-
     _dropped: Sequence[Dropout] = ()  # in the previous call
 
     @classmethod
