@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast import BagEncoder, Classification, MultiTaskHeads, RowwiseAdagrad
-from mt2st_fast.training.engines.bag_training import BagTraining
+from mt2st_fast.training.engines.kernel_calls.bag_training import BagTraining
 from mt2st_fast.words.supervised import train_supervised
 from mt2st_fast.words.supervised_model import SupervisedModel
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mt2st_fast.training.engines.capturer import own_workspaces
+from mt2st_fast.training.engines.graphs.capturer import own_workspaces
 
 NO_GPU = "no GPU: torch finds no CUDA device, so nothing was {done}"
 WARM_UPS = 3

@@ -15,8 +15,8 @@ from mt2st_fast.data import evaluation_batches, open_data
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.experiment_parts import evaluation_rows
-from mt2st_fast.training.batch import Batch
-from mt2st_fast.training.optim import LazyAdam
+from mt2st_fast.training.inputs.batch import Batch
+from mt2st_fast.training.optimizers.row_sparse import LazyAdam
 
 EWT = ROOT.parent / "shared" / "data" / "ud_english_ewt"
 EWT_AUXILIARY = (

@@ -22,13 +22,13 @@ from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.model.word_tasks import ContextPrediction, WordAnalogy, WordSimilarity, WordTask
 from mt2st_fast.serving.load import load
 from mt2st_fast.serving.text_model import TextModel
-from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.callbacks.callback import Callback
+from mt2st_fast.training.callbacks.early_stopping import EarlyStopping
+from mt2st_fast.training.callbacks.log_to import LogTo
 from mt2st_fast.training.divergence import NonFiniteLossError
-from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
-from mt2st_fast.training.log_to import LogTo
-from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
-from mt2st_fast.training.phase_controller import Phase, PhaseController
+from mt2st_fast.training.optimizers.row_sparse import SGD, LazyAdam, RowwiseAdagrad
+from mt2st_fast.training.phases.controller import Phase, PhaseController
 from mt2st_fast.training.schedules import (
     FAMO,
     AdaptiveSwitch,

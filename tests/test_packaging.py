@@ -11,7 +11,7 @@ import pytest
 from setuptools import find_packages
 
 import mt2st_fast
-from tests.test_structure import LAYERS
+from tests.test_structure import LAYERS, ROOMS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -47,6 +47,11 @@ def test_the_map_shows_what_is_there(path: str) -> None:
     if path in ("on_NAME/", "on_numba/", "on_triton/"):  # in the package of an op
         path = "kernels/heads/on_numba/"
     assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file()
+
+
+def test_the_map_names_every_package_of_the_training_in_order() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", CONTRIBUTING, re.MULTILINE)
+    assert tuple(rows) == ROOMS
 
 
 def test_the_map_names_every_package_of_kernels() -> None:

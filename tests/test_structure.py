@@ -10,6 +10,9 @@ from tests.test_imports import KERNELS, ROOT, SOURCES, imports, tree_of
 
 # Packages of kernels by layer: each may import from itself and from lower layers.
 LAYERS = {"machine": 0, "heads": 1, "bags": 1, "text": 1, "context": 2, "step": 2, "recurrent": 2}
+# Packages of the training, and what each may import from: those before it.
+ROOMS = ("inputs", "callbacks", "schedules", "optimizers", "processes", "checkpoints", "engines", "phases")
+TRAINING = "mt2st_fast.training"
 MOST_LINES, MOST_ARGUMENTS = 500, 12
 # Signatures that are somebody else's, or a user's options by name.
 LONG_SIGNATURES = {
@@ -66,6 +69,21 @@ def test_no_package_of_kernels_imports_from_its_own_layer_or_a_higher_one():
 
 def test_these_are_the_packages_of_kernels():
     assert {package_of_kernels(module) for module in SOURCES} - {None} == set(LAYERS)
+
+
+def room_of(module: str) -> str | None:
+    """The package of the training that a module is in; None outside of them."""
+    room = module.removeprefix(f"{TRAINING}.").split(".")[0] if module.startswith(f"{TRAINING}.") else ""
+    return room if SOURCES.get(f"{TRAINING}.{room}", ROOT).name == "__init__.py" else None
+
+
+def test_packages_of_the_training_import_from_those_before_them():
+    assert {room_of(module) for module in SOURCES} - {None} == set(ROOMS)
+    for module in filter(room_of, SOURCES):
+        own = room_of(module)
+        for target in targets_of(module):
+            other = room_of(target)
+            assert other in (None, own) or ROOMS.index(other) < ROOMS.index(own), f"{module} imports {target}"
 
 
 def test_a_long_file_says_why():

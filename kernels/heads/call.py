@@ -8,11 +8,25 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from .layout import HeadLayout
+from .parts import Rows
 
 Needs = tuple[bool, bool, bool]  # which gradients are needed: of features, weight and bias
 Residual = tuple[Tensor, ...]  # MOST_RESIDUAL tensors at most
 MOST_RESIDUAL = 3
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Given(NamedTuple):
+    """The arguments of `multitask_loss`, as they are given."""
+
+    features: Tensor
+    weight: Rows
+    bias: Rows | None
+    targets: Sequence[Tensor]
+    task_weights: Tensor
+    layout: HeadLayout
+    backend: str
+    plan: str
 
 
 class HeadsCall(NamedTuple):

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..machine.registry import asked_for
-from .call import AtOnce, Needs, Plan
+from .call import AtOnce, Given, Needs, Plan
 from .layout import HeadLayout
-from .parts import Rows
 
 MOST_KNOWN = 1024  # calls of different shapes; beyond, all are forgotten
 
@@ -42,19 +41,11 @@ _PLAIN = {Tensor, nn.Parameter}
 _known: dict[tuple[Any, ...], Known] = {}
 
 
-def look_up(
-    features: Tensor,
-    weight: Rows,
-    bias: Rows | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-    backend: str,
-    plan: str,
-) -> Lookup | None:
+def look_up(given: Given) -> Lookup | None:
     """Return what identifies a call; None for one that something transforms or traces."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
+    features, weight, bias, targets, task_weights, layout, backend, plan = given
     tensors = [features, task_weights, *targets]
     if isinstance(weight, Tensor):
         n_parts, n_weights = 0, 1

@@ -16,11 +16,11 @@ from torch import Tensor
 from ..machine.templates import ONE
 from . import reference
 from .arguments import check_arguments
-from .call import MOST_RESIDUAL, Forward, Gradients, HeadsCall, Needs, Plan, Residual
+from .call import MOST_RESIDUAL, Forward, Given, Gradients, HeadsCall, Needs, Plan, Residual
 from .chosen import chosen_backend, chosen_plan, takes_no_autograd
 from .known import Known, Lookup, known_call, look_up, remember
 from .layout import HeadLayout
-from .parts import Rows, gradient_parts, take_known_parameters, take_parameters
+from .parts import Parameters, Rows, gradient_parts, take_known_parameters, take_parameters
 from .plans import check_plan
 from .upstream import is_batched, refuse_modified, refuse_second_derivative, versions_of
 from .whole import loss_of_whole
@@ -63,25 +63,15 @@ def multitask_loss(
     target outside [0, C) (on a GPU that task's loss is NaN instead, since checking would wait for the device);
     RuntimeError for an explicit backend that cannot run, and for a second derivative.
     """
-    found = look_up(features, weight, bias, targets, task_weights, layout, backend, plan)
+    given = Given(features, weight, bias, targets, task_weights, layout, backend, plan)
+    found = look_up(given)
     known = known_call(found)
-    if known is not None:
-        return _loss(features, weight, bias, targets, task_weights, layout, known, found)
-    return _checked_loss(features, weight, bias, targets, task_weights, layout, backend, plan, found)
+    return _checked_loss(given, found) if known is None else _loss(given, known, found)
 
 
-def _checked_loss(
-    features: Tensor,
-    weight: Rows,
-    bias: Rows | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-    backend: str,
-    plan: str,
-    found: Lookup | None,
-) -> MultitaskLoss:
+def _checked_loss(given: Given, found: Lookup | None) -> MultitaskLoss:
     """Compute the loss of a call of which nothing is known."""
+    features, weight, bias, targets, task_weights, layout, backend, plan = given
     parameters = take_parameters(weight, bias, layout)
     check_arguments(features, parameters.weight, parameters.bias, targets, task_weights, layout)
     # Like torch's own linear, leave float64 alone under autocast.
@@ -90,8 +80,7 @@ def _checked_loss(
     chosen = chosen_backend(features.device, features.dtype, backend)
     if chosen == "reference":
         check_plan(plan, chosen)
-        together = parameters.by_autograd()
-        return _by_reference(features, together.weight, together.bias, targets, task_weights, layout)
+        return _by_reference(given._replace(features=features), parameters.by_autograd())
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "multitask_loss computes its gradients in kernels that torch.func transforms cannot see; "
@@ -113,19 +102,11 @@ def _checked_loss(
         )
         return MultitaskLoss(total, losses, correct)
     known = remember(found, chosen_plan(chosen, plan, features, layout), needs, layout)
-    return _loss(features, weight, bias, targets, task_weights, layout, known, found)
+    return _loss(given._replace(features=features), known, found)
 
 
-def _loss(
-    features: Tensor,
-    weight: Rows,
-    bias: Rows | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-    known: Known,
-    found: Lookup | None,
-) -> MultitaskLoss:
+def _loss(given: Given, known: Known, found: Lookup | None) -> MultitaskLoss:
+    features, weight, bias, targets, task_weights, layout, *_ = given
     # autograd's needs_input_grad is True even under no_grad.
     needs = known.needs if torch.is_grad_enabled() else NOTHING
     skips = _skips_zero_weights(task_weights)
@@ -152,20 +133,14 @@ def _skips_zero_weights(task_weights: Tensor) -> bool:
     return not (task_weights.requires_grad and torch.is_grad_enabled())
 
 
-def _by_reference(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-) -> MultitaskLoss:
-    task_weights = task_weights.contiguous()
-    weight, bias = weight.to(features.dtype), None if bias is None else bias.to(features.dtype)
-    with torch.autocast(features.device.type, enabled=False):
+def _by_reference(given: Given, together: Parameters) -> MultitaskLoss:
+    dtype, task_weights = given.features.dtype, given.task_weights.contiguous()
+    weight, bias = together.weight.to(dtype), None if together.bias is None else together.bias.to(dtype)
+    with torch.autocast(given.features.device.type, enabled=False):
         total, losses, correct = reference.multitask_loss(
-            features, weight, bias, targets, task_weights, layout, _skips_zero_weights(task_weights)
-        )
+            given.features, weight, bias, given.targets, task_weights, given.layout,
+            _skips_zero_weights(task_weights),
+        )  # fmt: skip
     return MultitaskLoss(total, losses.detach(), correct)
 
 
@@ -196,7 +171,7 @@ def multitask_gradients(
     """
     if task_weights.requires_grad or not takes_no_autograd(features):
         return None
-    found = look_up(features, weight, bias, targets, task_weights, layout, backend, plan)
+    found = look_up(Given(features, weight, bias, targets, task_weights, layout, backend, plan))
     known = known_call(found)
     if known is None:
         chosen = chosen_backend(features.device, features.dtype, backend)

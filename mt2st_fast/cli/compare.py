@@ -49,7 +49,7 @@ from mt2st_fast.runs.json_files import write_json
 from mt2st_fast.runs.precompilation import precompiling
 from mt2st_fast.runs.tuning import TUNED, tuning_record
 from mt2st_fast.spelling import counted, in_shell
-from mt2st_fast.training.energy import energy_counter
+from mt2st_fast.training.callbacks.energy import energy_counter
 
 OF_RUNS = ("strategy", "against")  # the options by which the file of a run names strategies
 

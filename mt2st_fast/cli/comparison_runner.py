@@ -21,8 +21,8 @@ from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.run_schema import RunSummary
 from mt2st_fast.runs.tuning import trial_result, with_values
 from mt2st_fast.spelling import in_shell
+from mt2st_fast.training.callbacks.energy import MeasuringEnergy, energy_counter
 from mt2st_fast.training.divergence import NonFiniteLossError
-from mt2st_fast.training.energy import MeasuringEnergy, energy_counter
 
 
 @dataclass

@@ -133,7 +133,7 @@ def has_run(folder: Path) -> bool:
             return True
     except InputError:
         pass
-    from mt2st_fast.training.checkpoint import is_checkpoint  # imports torch
+    from mt2st_fast.training.checkpoints.checkpoint import is_checkpoint  # imports torch
 
     return _format_of_facts(folder / FACTS).startswith("mt2st-fast run ") or is_checkpoint(
         folder / CHECKPOINT

@@ -13,7 +13,7 @@ from mt2st_fast.cli.output import out_file, writable
 from mt2st_fast.cli.paths import path_argument
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.data.preparation import prepare as prepare_corpus
-from mt2st_fast.errors import InputError
+from mt2st_fast.errors import OptionError
 from mt2st_fast.spelling import counted
 
 STAGES = {"read": "read text", "write": "write tokens"}
@@ -50,9 +50,8 @@ def prepare(
                 processes=processes,
                 progress=lambda stage, read, total: bars.update(bar_of[stage], completed=read, total=total),
             )
-        except InputError as error:
-            error.args = (str(error).replace("a smaller min_count", "a smaller --min-count"),)
-            raise
+        except OptionError as error:
+            raise error.calling_it("--min-count") from None
     seconds = time.perf_counter() - start
     say(
         plain_console(),

@@ -18,7 +18,7 @@ from rich.progress import (
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.compiling import on_compile
 from mt2st_fast.runs.formatting import shown
-from mt2st_fast.training.callbacks import Callback, Training
+from mt2st_fast.training.callbacks.callback import Callback, Training
 from mt2st_fast.training.history import Evaluation, PhaseRecord, StepRecord
 
 MOST_TASKS_SHOWN = 4

@@ -6,7 +6,7 @@ import signal
 from types import TracebackType
 from typing import Any
 
-from mt2st_fast.training.callbacks import Callback, Training
+from mt2st_fast.training.callbacks.callback import Callback, Training
 
 
 class StoppingOnSignals(Callback):

@@ -23,6 +23,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import check_not_read, is_same_file, naming
 from mt2st_fast.folder_lock import made
 from mt2st_fast.kernels import WordCounter
+from mt2st_fast.numbers import check_count, given
 
 Progress = Callable[[str, int, int], None]
 
@@ -63,14 +64,11 @@ def prepare(
     """
     out = Path(out)
     paths = [Path(path) for path in ([corpus] if isinstance(corpus, str | Path) else corpus)]
-    if min_count < 1:
-        raise InputError(f"min-count must be at least 1, not {min_count}")
+    check_count(min_count=min_count, **given(processes=processes))
     if out.is_dir():
-        raise InputError(f"--out {out} is a folder; use a file name in it")
+        raise InputError(f"{out} is a folder; pass the name of a file in it as out")
     files, report = _files_of(paths, out), progress or _ignored
     total = sum(path.stat().st_size for path in files)
-    if processes is not None and processes < 1:
-        raise InputError(f"processes must be at least 1, not {processes}")
     with (
         cpu_threads(processes),
         naming(out),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mt2st_fast.errors import InputError
+from mt2st_fast.errors import InputError, OptionError
 
 _HEAD_BYTES = 8
 
@@ -68,9 +68,10 @@ class Vocabulary:
             raise ValueError(f"{len(words)} words but {len(counts)} counts")
         kept = np.flatnonzero(counts >= min_count).tolist()
         if words and not kept:
-            raise InputError(
+            raise OptionError(
                 f"{where}: no word occurs at least {min_count} times (the most frequent occurs {counts.max()} "
-                "times); use more text or a smaller min_count"
+                "times); use more text or a smaller ",
+                "min_count",
             )
         if len(kept) < len(words):
             words, counts = [words[i] for i in kept], counts[kept]

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mt2st_fast.errors import InputError
 from mt2st_fast.integrations.together import check_steps
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.phase_controller import PhaseController
+from mt2st_fast.training.phases.controller import PhaseController
 from mt2st_fast.training.schedules import Schedule
 
 __all__ = ["PhaseCallback"]

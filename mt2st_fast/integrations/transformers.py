@@ -45,7 +45,7 @@ from mt2st_fast.integrations.together import check_steps
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model.tasks import Task
-from mt2st_fast.training.phase_controller import PhaseController
+from mt2st_fast.training.phases.controller import PhaseController
 from mt2st_fast.training.schedules import Schedule
 from mt2st_fast.training.schedules.abilities import Stateful
 

@@ -29,14 +29,7 @@ TABLE_STD = 0.5
 
 
 class _TypeEmbedding(nn.Module):
-    """A table (V, D) and, for each word type, the rows whose mean is its vector.
-
-    `rows_of_type` is (T, M), padded with `padding_row`: the word's own row and those of its hashed
-    subwords, so that a word unseen in training still has a vector. None means that type t is row t. With
-    `sparse` the table's gradient is a sparse tensor of the rows in the batch: the cost of a step with this package's
-    LazyAdam, RowwiseAdagrad or SGD then depends on the batch, not on V. table_device="meta" makes a table without
-    memory; `shard_rows` then gives every process its rows.
-    """
+    """A table (V, D) and, for each word type, the rows whose mean is its vector; `BagEncoder` has the arguments."""
 
     rows_of_type: Tensor | None
     counts_of_type: Tensor | None  # (T + 1,): how many rows each type has
@@ -204,7 +197,10 @@ class WindowEncoder(_TypeEmbedding):
     """The vectors of a window of words side by side, and a hidden layer over them.
 
     Input: (N, 2*window+1) integer word types, -1 outside the sentence. Output: (N, out_features); without
-    a hidden layer that is (2*window+1) * dim. Dropout (a probability) acts on the vectors of the window.
+    a hidden layer that is (2*window+1) * dim.
+
+    window: words on each side. hidden: outputs of a linear layer with ReLU; None: no layer. dropout: a probability, of
+    the vectors of the window. The other arguments and errors are those of `BagEncoder`.
     """
 
     def __init__(
@@ -261,6 +257,17 @@ class BagEncoder(_TypeEmbedding):
 
     Input: (types (total,), offsets (N+1,)): the bags one after another, and where each begins; the last
     offset is `total`. Output: (N, dim); an empty bag gives zeros.
+
+    num_types: T, how many word types there are. dim: D, of their vectors. mode: "mean" or "sum". dropout: a
+    probability, of the pooled vectors. rows_of_type: (T, M) rows of the table whose mean is a type's vector, padded
+    with `padding_row`: the word's own row and those of its hashed subwords (`subword_rows`), so that a word unseen in
+    training has a vector, too; None: type t is row t. num_rows: V, the rows of that table; T without rows_of_type.
+    sparse: the table's gradient is a sparse tensor of the batch's rows, so that the cost of a step with this package's
+    LazyAdam, RowwiseAdagrad or SGD depends on the batch, not on V. backend: "auto", or the name of one that must pool.
+    table_device: "meta" makes a table without memory; `shard_rows` then gives every process its rows.
+
+    Raises ValueError for another mode, for rows_of_type of another shape, without num_rows or with rows outside of
+    them, and InputError for a table that does not fit into memory.
     """
 
     def __init__(

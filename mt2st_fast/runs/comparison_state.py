@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict, TypeGuard
 from mt2st_fast.data import Splits
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
+from mt2st_fast.model_folder import has_comparison
 from mt2st_fast.runs.arms import Arm, arms_of
 from mt2st_fast.runs.comparison_options import ComparisonOptions
 from mt2st_fast.runs.comparison_schema import SeedRun, Trial
@@ -181,9 +182,7 @@ class ComparisonState:
             }
             return cls(**{**stored, **made})
         except FileNotFoundError:
-            from mt2st_fast.runs.comparison_report import COMPARISON  # plotting takes long to import
-
-            if (folder / COMPARISON).exists():
+            if has_comparison(folder):
                 raise InputError(
                     f"the comparison in {folder} is finished, so there is nothing to resume; "
                     f"to make its report again, run: mt2st-fast report {in_shell(folder)}"

@@ -14,7 +14,7 @@ from mt2st_fast.data.sampler import MAIN_SHARE, main_is_rare
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import OPS
 from mt2st_fast.runs.options import check_options, one_of, option, positive, positive_in_float32
-from mt2st_fast.training.learning_rate import Decay
+from mt2st_fast.training.optimizers.learning_rate import Decay
 from mt2st_fast.training.run_options import Backward, Precision
 from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, strategies, strategy_options
 

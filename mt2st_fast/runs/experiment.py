@@ -40,14 +40,14 @@ from mt2st_fast.runs.judging import SPAN_F1, is_by_spans, judged_by
 from mt2st_fast.runs.options import in_flags, options_of
 from mt2st_fast.runs.resumed_data import has_other_data
 from mt2st_fast.runs.word_context import CONTEXT, context_batches, context_task
-from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.callbacks.callback import Callback
 from mt2st_fast.training.divergence import NonFiniteLossError
 from mt2st_fast.training.history import History
 from mt2st_fast.training.own_metrics import metric_name
+from mt2st_fast.training.phases.turns import part_at
 from mt2st_fast.training.schedules import find_strategy, strategy_options
 from mt2st_fast.training.schedules.abilities import Shortening
 from mt2st_fast.training.trainer import Trainer
-from mt2st_fast.training.turns import part_at
 from mt2st_fast.words.vectors import Coverage
 
 WARMING_STEPS = 5

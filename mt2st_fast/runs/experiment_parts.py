@@ -19,8 +19,8 @@ from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.judging import SPAN_F1, SpanF1
 from mt2st_fast.runs.resumed_data import WORDS
-from mt2st_fast.training.callbacks import Callback
-from mt2st_fast.training.early_stopping import EarlyStopping
+from mt2st_fast.training.callbacks.callback import Callback
+from mt2st_fast.training.callbacks.early_stopping import EarlyStopping
 from mt2st_fast.training.own_metrics import Metric
 from mt2st_fast.training.schedules import find_strategy
 from mt2st_fast.training.trainer import Trainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mt2st_fast.data.batches import EvaluationBatches, TrainingBatches
-from mt2st_fast.training.checkpoint import Checkpoint
+from mt2st_fast.training.checkpoints.checkpoint import Checkpoint
 
 WORDS = "words"  # the setting by which a run knows the words of its data again
 

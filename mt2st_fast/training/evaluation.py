@@ -16,9 +16,9 @@ from mt2st_fast.model.over_tasks import check_tensor, flat_target
 from mt2st_fast.model.sharded import let_go_of_gathered
 from mt2st_fast.model.task_features import TaskFeatures, features_and_mask, features_of
 from mt2st_fast.model.tasks import metric_of
-from mt2st_fast.training.batch import Batch, materialised, to_device
-from mt2st_fast.training.batch_shapes import paired
-from mt2st_fast.training.encoding import encode
+from mt2st_fast.training.inputs.batch import Batch, materialised, to_device
+from mt2st_fast.training.inputs.encoding import encode
+from mt2st_fast.training.inputs.shapes import paired
 from mt2st_fast.training.own_metrics import Metric, OwnMetric
 
 

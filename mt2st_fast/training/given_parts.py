@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.callbacks.callback import Callback
 
 _CALLS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 

@@ -84,7 +84,7 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class SelectionRecord:
-    """Which parts train from step `step` on, and the measure that chose them; see training/importance.py."""
+    """Which parts train from step `step` on, and the measure that chose them; see training/phases/importance.py."""
 
     step: int
     measure: str
@@ -109,8 +109,9 @@ class History:
     """Everything that happened in `fit`, in order; `main` is the main task.
 
     stopped: why a run ended before its last step, if something in it decided so. joules: (step, joules of all
-    training steps up to it) at every record, if they are measured (see `training/energy.py`). tasks_trained: those with
-    a loss and a weight so far, in that order; as the joules, they are not in the lines of `write_jsonl`.
+    training steps up to it) at every record, if they are measured (see `training/callbacks/energy.py`).
+    tasks_trained: those with a loss and a weight so far, in that order; as the joules, they are not in the lines of
+    `write_jsonl`.
     """
 
     main: str

@@ -15,28 +15,8 @@ from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.modes import check_autocast, check_records
-from mt2st_fast.training.batch import Batch, tasks_of, with_tasks
-from mt2st_fast.training.batch_shapes import Paired
-from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
-from mt2st_fast.training.divergence import Rates, check_finite, check_finite_parameters
-from mt2st_fast.training.engines import make_engines
-from mt2st_fast.training.engines.capturer import Capturer
-from mt2st_fast.training.engines.choice import ChosenEngine
-from mt2st_fast.training.faded_moments import FADE_STEPS, drop_faded_moments
-from mt2st_fast.training.fusing import fuse
-from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
-from mt2st_fast.training.interval import Interval
-from mt2st_fast.training.learning_rate import LearningRate, put_on_device
-from mt2st_fast.training.learnt_weights import learnt_schedule
-from mt2st_fast.training.observations import look_at_held_out, look_at_losses
-from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
-from mt2st_fast.training.optimizer_upkeep import admit, step_mixed_groups_singly
-from mt2st_fast.training.phases import enter_phase, set_active
-from mt2st_fast.training.processes.data import OWN
-from mt2st_fast.training.processes.decisions import agreed_weights, must_agree
-from mt2st_fast.training.processes.group import Processes
-from mt2st_fast.training.processes.resuming import own_source, restore_random_states, states_of_all
-from mt2st_fast.training.resuming import (
+from mt2st_fast.training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from mt2st_fast.training.checkpoints.resuming import (
     check_end,
     check_optimizer,
     check_settings,
@@ -47,9 +27,33 @@ from mt2st_fast.training.resuming import (
     optimizer_options,
     trained,
 )
+from mt2st_fast.training.divergence import Rates, check_finite, check_finite_parameters
+from mt2st_fast.training.engines import make_engines
+from mt2st_fast.training.engines.choice import ChosenEngine
+from mt2st_fast.training.engines.fusing import fuse
+from mt2st_fast.training.engines.graphs.capturer import Capturer
+from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
+from mt2st_fast.training.inputs.batch import Batch, tasks_of, with_tasks
+from mt2st_fast.training.inputs.shapes import Paired
+from mt2st_fast.training.inputs.sources import Source
+from mt2st_fast.training.interval import Interval
+from mt2st_fast.training.learnt_weights import learnt_schedule
+from mt2st_fast.training.optimizers.faded_moments import FADE_STEPS, drop_faded_moments
+from mt2st_fast.training.optimizers.learning_rate import LearningRate, put_on_device
+from mt2st_fast.training.optimizers.row_sparse import RowSparseOptimizer, unfuse
+from mt2st_fast.training.optimizers.upkeep import admit, step_mixed_groups_singly
+from mt2st_fast.training.phases.entering import enter_phase, set_active
+from mt2st_fast.training.phases.observations import look_at_held_out, look_at_losses
+from mt2st_fast.training.phases.runs_on_heads import begin_on_heads, check_alone
+from mt2st_fast.training.phases.selection import PartSelection
+from mt2st_fast.training.phases.self_training import SelfTraining
+from mt2st_fast.training.phases.turns import part_at, steps_by_part, take_turn, turns_of
+from mt2st_fast.training.processes.data import OWN
+from mt2st_fast.training.processes.decisions import agreed_weights, must_agree
+from mt2st_fast.training.processes.group import Processes
+from mt2st_fast.training.processes.resuming import own_source, restore_random_states, states_of_all
 from mt2st_fast.training.run_options import RunOptions, fixed_settings
 from mt2st_fast.training.run_parts import make_parts, modules_of
-from mt2st_fast.training.runs_on_heads import begin_on_heads, check_alone
 from mt2st_fast.training.schedules import Moment, Schedule, checked_weights
 from mt2st_fast.training.schedules.abilities import (
     Ability,
@@ -58,10 +62,6 @@ from mt2st_fast.training.schedules.abilities import (
     check_resumable,
     reasons_of,
 )
-from mt2st_fast.training.selection import PartSelection
-from mt2st_fast.training.self_training import SelfTraining
-from mt2st_fast.training.sources import Source
-from mt2st_fast.training.turns import part_at, steps_by_part, take_turn, turns_of
 
 
 class RunListener(Protocol):

@@ -23,7 +23,7 @@ from mt2st_fast.numbers import (
     check_positive_in_float32,
     given,
 )
-from mt2st_fast.training.learning_rate import Decay, SchedulerFactory, check_rates
+from mt2st_fast.training.optimizers.learning_rate import Decay, SchedulerFactory, check_rates
 from mt2st_fast.training.own_metrics import Metric, metric_name
 from mt2st_fast.training.schedules import Schedule
 from mt2st_fast.training.schedules.abilities import Stateful, check_is_schedule

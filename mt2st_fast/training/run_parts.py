@@ -15,12 +15,17 @@ from mt2st_fast.huge_pages import move_to_huge_pages
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.sharded import is_dtensor, let_go_of_gathered
 from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
+from mt2st_fast.training.checkpoints.resuming import named_parameters
 from mt2st_fast.training.engines import StepParts, StepState
 from mt2st_fast.training.given_parts import kind_of
-from mt2st_fast.training.optim import LazyAdam, RuleOptimizer
-from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, step_mixed_groups_singly, undecayed
+from mt2st_fast.training.optimizers.row_sparse import LazyAdam, RuleOptimizer
+from mt2st_fast.training.optimizers.upkeep import (
+    group_of,
+    row_sparse_tables,
+    step_mixed_groups_singly,
+    undecayed,
+)
 from mt2st_fast.training.processes.group import Processes
-from mt2st_fast.training.resuming import named_parameters
 from mt2st_fast.training.run_options import DEFAULT_LR, RunOptions
 from mt2st_fast.training.schedules.abilities import Ability, abilities_of, check_allowed
 
@@ -161,7 +166,7 @@ def _check_holds(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Pa
     Their gradients would pile up, count in `clip_norm`, and not be told from those of parameters that a callback adds
     later, which the optimizer takes up.
     """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = group_of(optimizer)
     left_out = [name for name, p in trainable.items() if id(p) not in held]
     if left_out:
         others = f" and {len(left_out) - 1} other parameters" if len(left_out) > 1 else ""

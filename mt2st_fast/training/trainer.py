@@ -19,21 +19,25 @@ from mt2st_fast.model.modes import check_records
 from mt2st_fast.model.module_state import state_of
 from mt2st_fast.model.sharded import is_divided_among_all
 from mt2st_fast.numbers import check_count, check_positive, given
-from mt2st_fast.training.batch import Batch
-from mt2st_fast.training.batch_shapes import Paired, length_of
-from mt2st_fast.training.callbacks import Callback
-from mt2st_fast.training.checkpoint import Checkpoint, check_replaceable
-from mt2st_fast.training.data_digest import held_out_digest
-from mt2st_fast.training.early_stopping import EarlyStopping
-from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
+from mt2st_fast.training.begin_together import begin_together
+from mt2st_fast.training.callbacks.callback import Callback
+from mt2st_fast.training.callbacks.early_stopping import EarlyStopping
+from mt2st_fast.training.checkpoints.checkpoint import Checkpoint, check_replaceable
+from mt2st_fast.training.checkpoints.loading import LoadedWeights, load_weights
+from mt2st_fast.training.checkpoints.saving import Saving
+from mt2st_fast.training.engines.graphs.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.given_parts import check_parts
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
-from mt2st_fast.training.learning_rate import Decay, SchedulerFactory
-from mt2st_fast.training.loading import LoadedWeights, load_weights
-from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
+from mt2st_fast.training.inputs.batch import Batch
+from mt2st_fast.training.inputs.digest import held_out_digest
+from mt2st_fast.training.inputs.shapes import Paired, length_of
+from mt2st_fast.training.inputs.sources import Source
+from mt2st_fast.training.optimizers.learning_rate import Decay, SchedulerFactory
+from mt2st_fast.training.optimizers.upkeep import row_sparse_tables
 from mt2st_fast.training.own_metrics import Metric, check_metrics
-from mt2st_fast.training.processes.begin import begin_together
+from mt2st_fast.training.phases.runs_on_heads import goes_on
+from mt2st_fast.training.phases.selection import no_held_out
 from mt2st_fast.training.processes.checks import check_modules, check_options, check_schedule, check_sharded
 from mt2st_fast.training.processes.data import add_up_sums, divide, in_step, own_batches
 from mt2st_fast.training.processes.group import BEGIN, Processes, own_device, the_processes
@@ -47,12 +51,8 @@ from mt2st_fast.training.run_options import (
     RunOptions,
     steps_of,
 )
-from mt2st_fast.training.runs_on_heads import goes_on
-from mt2st_fast.training.saving import Saving
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.schedules.abilities import ObservingHeldOut, Selecting, check_resumable
-from mt2st_fast.training.selection import no_held_out
-from mt2st_fast.training.sources import Source
 from mt2st_fast.training.trained_heads import without_labels
 
 EVALUATE = "Trainer.evaluate"

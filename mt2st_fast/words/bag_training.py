@@ -36,7 +36,7 @@ from mt2st_fast.numbers import (
     is_number,
 )
 from mt2st_fast.table_limits import MOST_BUCKETS, MOST_DIM, naming_table
-from mt2st_fast.training.optim import RowwiseAdagrad
+from mt2st_fast.training.optimizers.row_sparse import RowwiseAdagrad
 from mt2st_fast.training.schedules import MultiTask, Schedule
 from mt2st_fast.training.trained_heads import heads_without, untrained
 from mt2st_fast.training.trainer import Trainer

@@ -16,7 +16,7 @@ from mt2st_fast.kernels import embedding_bag, take_bags
 from mt2st_fast.kernels.context.workspace import WordRows
 from mt2st_fast.model.modes import check_records
 from mt2st_fast.model.word_tasks import WordAnalogy, WordSimilarity, WordTask
-from mt2st_fast.training.optim import optimizer_by_rule
+from mt2st_fast.training.optimizers.row_sparse import optimizer_by_rule
 
 LEAST_STEPS = 5  # per turn: files of pairs are short compared to a text
 KINDS: dict[str, tuple[Callable[..., WordBatches], type[WordTask]]] = {

@@ -187,7 +187,7 @@ def test_csv_trains_a_bag_model_with_every_kind_of_head(tmp_path: Path) -> None:
 INTERRUPTED = """
 import os, signal
 from mt2st_fast.cli import main
-from mt2st_fast.training.saving import Saving
+from mt2st_fast.training.checkpoints.saving import Saving
 now, saved = Saving.now, []
 def then_interrupted(self, run):
     now(self, run)

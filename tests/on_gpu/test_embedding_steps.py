@@ -13,7 +13,7 @@ from mt2st_fast import SGD, BagEncoder, LazyAdam, RowwiseAdagrad, WindowEncoder
 from mt2st_fast.kernels.bags.batch import NONE, Bags, type_rows
 from mt2st_fast.kernels.bags.on_triton import blocks
 from mt2st_fast.kernels.bags.on_triton.order import order_of
-from mt2st_fast.training.learning_rate import put_on_device, set_rate
+from mt2st_fast.training.optimizers.learning_rate import put_on_device, set_rate
 from tests.on_gpu.helpers import BACKEND, DEVICE, no_waiting, poisoned_memory
 
 T, R, M, D = 5000, 9000, 12, 64

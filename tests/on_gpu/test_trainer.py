@@ -20,8 +20,8 @@ from mt2st_fast import (
     Trainer,
     WindowEncoder,
 )
-from mt2st_fast.training.batch import to_device
-from mt2st_fast.training.engines.graphed_steps import WARM_UP_STEPS
+from mt2st_fast.training.engines.graphs.graphed_steps import WARM_UP_STEPS
+from mt2st_fast.training.inputs.batch import to_device
 from tests.on_gpu.helpers import DEVICE, RATE
 from tests.training.small_runs import Stop
 

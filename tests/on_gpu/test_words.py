@@ -30,7 +30,7 @@ from mt2st_fast.kernels import (
 from mt2st_fast.kernels.bags.batch import NONE
 from mt2st_fast.kernels.bags.rules import SGD
 from mt2st_fast.kernels.context.op import context_loss
-from mt2st_fast.training.batch import to_device
+from mt2st_fast.training.inputs.batch import to_device
 from tests.on_gpu.helpers import (
     BACKEND,
     DEVICE,

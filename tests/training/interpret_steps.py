@@ -23,8 +23,8 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.tasks import Classification
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts, StepState
-from mt2st_fast.training.fusing import fuse
-from mt2st_fast.training.optim import LazyAdam
+from mt2st_fast.training.engines.fusing import fuse
+from mt2st_fast.training.optimizers.row_sparse import LazyAdam
 from mt2st_fast.training.schedules.base import Part
 from mt2st_fast.training.trainer import Trainer
 from tests.kernels.launches import counted_launches

@@ -19,7 +19,7 @@ from mt2st_fast import (
     WordSimilarity,
 )
 from mt2st_fast.errors import InputError
-from mt2st_fast.training.optim import LazyAdam
+from mt2st_fast.training.optimizers.row_sparse import LazyAdam
 from mt2st_fast.training.schedules import RunFacts, find_strategy
 from tests.training.graphs_on_cpu import GraphedOnCpu
 from tests.training.small_runs import assert_goes_on_with_the_same_bits

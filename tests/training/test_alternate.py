@@ -21,7 +21,7 @@ from mt2st_fast.kernels import Moves
 from mt2st_fast.kernels.heads import known
 from mt2st_fast.kernels.heads.on_numba import tile
 from mt2st_fast.kernels.step.dense_model import HEAD, LAYER
-from mt2st_fast.training.engines.text_training import TextTraining
+from mt2st_fast.training.engines.kernel_calls.text_training import TextTraining
 from mt2st_fast.training.schedules import Alternate, AlternateSteps
 from tests.training.graphs_on_cpu import assert_same, both
 from tests.training.small_runs import assert_goes_on_with_the_same_bits

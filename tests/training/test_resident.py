@@ -22,9 +22,9 @@ from mt2st_fast.data import Corpus, TargetColumn, TokenBatches, evaluation_batch
 from mt2st_fast.data.resident import ResidentBatch
 from mt2st_fast.training import evaluation
 from mt2st_fast.training.engines import StepParts, StepState
-from mt2st_fast.training.fusing import fuse
-from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
-from mt2st_fast.training.sources import Source
+from mt2st_fast.training.engines.fusing import fuse
+from mt2st_fast.training.inputs.sources import Source
+from mt2st_fast.training.optimizers.row_sparse import SGD, LazyAdam, RowwiseAdagrad
 from tests.data.test_batches import classes
 from tests.training.graphs_on_cpu import RATE, GraphedOnCpu, Recorder, assert_same
 from tests.training.small_runs import Stop

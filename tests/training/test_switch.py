@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mt2st_fast import Callback, Diminish, MultiTask, SingleTask, Switch, Trainer
-from mt2st_fast.training.faded_moments import FADE_STEPS, drop_faded_moments
-from mt2st_fast.training.sources import Source
+from mt2st_fast.training.inputs.sources import Source
+from mt2st_fast.training.optimizers.faded_moments import FADE_STEPS, drop_faded_moments
 
 AUXILIARY = ("feats.Number", "score")
 

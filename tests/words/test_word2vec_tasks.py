@@ -102,6 +102,7 @@ def test_what_cannot_be_used_is_named(pairs, tmp_path):
 
 def test_a_text_alone_has_no_moments(monkeypatch):
     monkeypatch.setattr(
-        "mt2st_fast.training.optim.RowSparseOptimizer.row_state", lambda *_: pytest.fail("moments were made")
+        "mt2st_fast.training.optimizers.row_sparse.RowSparseOptimizer.row_state",
+        lambda *_: pytest.fail("moments were made"),
     )
     Word2Vec(sentences(), **SMALL)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mt2st_fast.training.engines.capturer import Capturer
-from mt2st_fast.training.engines.cuda_graph import CudaGraphSteps
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import Engine, StepParts, StepState
 from mt2st_fast.training.engines.exchanging import ExchangingGradientCalls, ExchangingSteps
 from mt2st_fast.training.engines.gradient_calls import GradientCallSteps
+from mt2st_fast.training.engines.graphs.capturer import Capturer
+from mt2st_fast.training.engines.graphs.cuda_graph import CudaGraphSteps
 from mt2st_fast.training.engines.one_call import OneCallSteps
 from mt2st_fast.training.engines.taskwise import TaskwiseSteps
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mt2st_fast.training.engines.cuda_graph import CudaGraphSteps
 from mt2st_fast.training.engines.engine import Engine
+from mt2st_fast.training.engines.graphs.cuda_graph import CudaGraphSteps
 from mt2st_fast.training.history import PhaseRecord
 
 

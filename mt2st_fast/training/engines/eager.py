@@ -14,18 +14,17 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultitaskLoss
 from mt2st_fast.model.modes import keeping_buffers
 from mt2st_fast.model.task_features import TaskFeatures
-from mt2st_fast.training.batch import Batch, PlainBatch, materialised, to_device
-from mt2st_fast.training.clipping import clip_gradients
-from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.freed_memory import keep_freed_memory
-from mt2st_fast.training.engines.held_parameters import group_of
 from mt2st_fast.training.engines.recurrent_layers import layers_by_kernels
 from mt2st_fast.training.engines.shares import Shares, labelled_in, shares_here
-from mt2st_fast.training.fused_adam import step_fused
+from mt2st_fast.training.inputs.batch import Batch, PlainBatch, materialised, to_device
+from mt2st_fast.training.inputs.encoding import encode
 from mt2st_fast.training.learnt_weights import weights_by_losses
-from mt2st_fast.training.optim import RowSparseOptimizer
-from mt2st_fast.training.optimizer_upkeep import drop_gradients
+from mt2st_fast.training.optimizers.clipping import clip_gradients
+from mt2st_fast.training.optimizers.fused_adam import step_fused
+from mt2st_fast.training.optimizers.row_sparse import RowSparseOptimizer
+from mt2st_fast.training.optimizers.upkeep import drop_gradients, group_of
 from mt2st_fast.training.schedules.abilities import WeighsByLosses
 
 logger = logging.getLogger(__name__)

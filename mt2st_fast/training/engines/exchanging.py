@@ -19,13 +19,13 @@ from mt2st_fast.model.sharded import (
     sum_instead_of_mean,
     whole_shape,
 )
-from mt2st_fast.training.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.gradient_calls import GradientCalls
 from mt2st_fast.training.engines.posted_steps import PostedSteps, Told
 from mt2st_fast.training.engines.shares import Shares, label_numbers, shares_of_numbers
-from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
+from mt2st_fast.training.inputs.batch import Batch, PlainBatch, materialised
+from mt2st_fast.training.optimizers.upkeep import row_sparse_tables
 from mt2st_fast.training.processes.data import warn_if_alike
 from mt2st_fast.training.processes.gradients import Exchange
 

@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
-from mt2st_fast.training.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
-from mt2st_fast.training.engines.held_parameters import MOVES, are_moved
-from mt2st_fast.training.engines.shares import shares_here
-from mt2st_fast.training.engines.text_gradients import TextGradients
-from mt2st_fast.training.engines.word_gradients import (
+from mt2st_fast.training.engines.kernel_calls.calls import options_obstacle
+from mt2st_fast.training.engines.kernel_calls.held_parameters import MOVES
+from mt2st_fast.training.engines.kernel_calls.text_gradients import TextGradients
+from mt2st_fast.training.engines.kernel_calls.word_gradients import (
     WordGradients,
     split_by_words,
     words_obstacle,
 )
-from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.training.engines.shares import shares_here
+from mt2st_fast.training.inputs.batch import Batch, PlainBatch, materialised
+from mt2st_fast.training.optimizers.row_sparse import RowSparseOptimizer
+from mt2st_fast.training.optimizers.upkeep import are_moved
 
 
 class GradientCalls:
@@ -54,16 +56,10 @@ class GradientCalls:
 
     def _found_obstacle(self) -> str | None:
         parts = self._parts
-        if parts.device.type != "cpu":
-            return f"its kernels compute on a CPU, the run is on {parts.device.type}"
-        if parts.options.backward == "autograd":
-            return 'not asked for (backward="autograd")'
+        if (reason := options_obstacle(parts)) is not None:
+            return reason
         if parts.fused_tables:
             return "the backward pass steps the table"
-        if parts.options.precision != "float32":
-            return f"its kernel does not support autocast (precision {parts.options.precision})"
-        if parts.by_task:
-            return "an accumulator per task needs a backward pass per task"
         if parts.learnt is not None:
             return "the weights of tasks are learned"
         return TextGradients.obstacle(parts.encoder, parts.heads, parts.optimizer)

@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
-from mt2st_fast.training.batch import Batch, PlainBatch, materialised
-from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import Engine, StepParts
-from mt2st_fast.training.engines.held_parameters import LOSSES_ALONE, MOVES
-from mt2st_fast.training.engines.joined_rows import joined
-from mt2st_fast.training.engines.shares import labelled_in
-from mt2st_fast.training.engines.stack_training import StackTraining
-from mt2st_fast.training.engines.text_training import TextTraining
-from mt2st_fast.training.engines.word_gradients import (
+from mt2st_fast.training.engines.kernel_calls.bag_training import BagTraining
+from mt2st_fast.training.engines.kernel_calls.calls import options_obstacle
+from mt2st_fast.training.engines.kernel_calls.held_parameters import LOSSES_ALONE, MOVES
+from mt2st_fast.training.engines.kernel_calls.joined_rows import joined
+from mt2st_fast.training.engines.kernel_calls.stack_training import StackTraining
+from mt2st_fast.training.engines.kernel_calls.text_training import TextTraining
+from mt2st_fast.training.engines.kernel_calls.word_gradients import (
     WordGradients,
     split_by_words,
     words_obstacle,
 )
+from mt2st_fast.training.engines.shares import labelled_in
+from mt2st_fast.training.inputs.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.schedules.abilities import WeighsByLosses
 
@@ -59,19 +60,12 @@ class OneCallSteps(Engine):
 
     def _found_obstacle(self) -> str | None:
         parts = self._parts
-        # First, because checking an optimizer creates its state, in the form for a CPU.
-        if parts.device.type != "cpu":
-            return f"its kernels compute on a CPU, the run is on {parts.device.type}"
+        if (reason := options_obstacle(parts)) is not None:
+            return reason
         if parts.processes.are_several:
             return "several processes exchange gradients, which it never stores"
-        if parts.options.backward == "autograd":
-            return 'not asked for (backward="autograd")'
         if parts.options.clip_norm is not None and (reason := self._clip_obstacle()) is not None:
             return reason
-        if parts.options.precision != "float32":
-            return f"its kernel does not support autocast (precision {parts.options.precision})"
-        if parts.by_task:
-            return "an accumulator per task needs a backward pass per task"
         if not isinstance(parts.encoder, WindowEncoder | BagEncoder):
             return StackTraining.obstacle(parts.encoder, parts.heads, parts.optimizer)
         if self._is_for_rows_of_bags():

@@ -14,23 +14,26 @@ from mt2st_fast.kernels import (
     EVERY_ROW,
     FROZEN,
     Decay,
-    Dense,
     Piece,
-    RowState,
     Share,
     SummedModel,
-    Trained,
     shares_of_rows,
     summed_step,
     take_rows,
 )
-from mt2st_fast.training.batch import PlainBatch
-from mt2st_fast.training.dense_rules import option_obstacle, rules_of, state_obstacle, state_of
 from mt2st_fast.training.engines.engine import StepParts
-from mt2st_fast.training.engines.held_parameters import group_of
-from mt2st_fast.training.engines.text_gradients import TextGradients
-from mt2st_fast.training.engines.word_gradients import split_by_words
-from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.training.engines.kernel_calls.text_gradients import TextGradients
+from mt2st_fast.training.engines.kernel_calls.word_gradients import split_by_words
+from mt2st_fast.training.inputs.batch import PlainBatch
+from mt2st_fast.training.optimizers.dense_rules import (
+    dense_of,
+    option_obstacle,
+    rules_of,
+    state_obstacle,
+    table_of,
+)
+from mt2st_fast.training.optimizers.row_sparse import RowSparseOptimizer
+from mt2st_fast.training.optimizers.upkeep import group_of
 from mt2st_fast.training.processes.board import padded
 from mt2st_fast.training.processes.shared_state import SharedState
 
@@ -238,18 +241,9 @@ class PostedSteps:
         groups, moves_table = group_of(optimizer), gradients.moves_table
         self._group = groups.get(id(table), 0)
         self._hold_state_of(table if moves_table else None)
-        of_table = (
-            Trained(table.detach(), optimizer.row_state(table), len(optimizer.param_groups))
-            if moves_table
-            else Trained(table.detach(), RowState(), FROZEN)
-        )
+        of_table = table_of(optimizer, table, len(optimizer.param_groups) if moves_table else FROZEN)
         steps = optimizer.table_steps(table) if moves_table else None
-        found = []
-        for parameter in dense:
-            state = state_of(optimizer, parameter)
-            assert state is not None
-            found.append(Dense(parameter.detach(), state[0], groups[id(parameter)], state[1]))
-        return SummedModel(of_table, found, steps)
+        return SummedModel(of_table, [dense_of(optimizer, p, groups[id(p)]) for p in dense], steps)
 
     def _hold_state_of(self, table: Tensor | None) -> None:
         """Let go of the state of a table that no longer moves."""

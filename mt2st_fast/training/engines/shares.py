@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mt2st_fast.model.denominators import quick_label_count
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.batch import PlainBatch, to_device
+from mt2st_fast.training.inputs.batch import PlainBatch, to_device
 
 
 class Shares(NamedTuple):

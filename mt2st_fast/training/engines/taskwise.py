@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.task_features import TaskFeatures
-from mt2st_fast.training.batch import Batch, materialised
 from mt2st_fast.training.engines.eager import EagerSteps, Encoded
 from mt2st_fast.training.engines.engine import StepParts
-from mt2st_fast.training.optim import FROZEN_ROWS
+from mt2st_fast.training.inputs.batch import Batch, materialised
+from mt2st_fast.training.optimizers.row_sparse import FROZEN_ROWS
 
 # Between the name of what an optimizer remembers and the number of its task.
 OF_TASK = ":"

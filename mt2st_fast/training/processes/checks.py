@@ -12,7 +12,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.row_shards import has_lost_its_rows, shard_of
 from mt2st_fast.model.sharded import fsdp_modules, has_sharded, is_dtensor, let_go_of_gathered
-from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
+from mt2st_fast.training.optimizers.upkeep import row_sparse_tables
 from mt2st_fast.training.own_metrics import metric_name
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.schedules.abilities import Ability, check_allowed

@@ -16,8 +16,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.sharded import has_sharded
-from mt2st_fast.training.batch_shapes import length_of
-from mt2st_fast.training.data_digest import content_of, row_numbers
+from mt2st_fast.training.inputs.digest import content_of, row_numbers
+from mt2st_fast.training.inputs.shapes import length_of
 from mt2st_fast.training.processes.group import Processes
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import os
 import torch
 from torch import Tensor
 
-from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.training.optimizers.row_sparse import RowSparseOptimizer
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.memory import PAGE
 

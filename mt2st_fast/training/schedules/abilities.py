@@ -8,7 +8,7 @@ All of it is optional. A schedule of any class may have
     wants_held_out_gradients = True         these then hold `gradients`
     measure, select(importances)            `select` is called when the last auxiliary task retires, and returns the
                                             names of the parts to freeze; needs `fit(val=...)`; see
-                                            training/importance.py
+                                            training/phases/importance.py
     part(moment)                            which part trains in a step: "shared" (the encoder), "tasks" (heads, losses
                                             with their own parameters, learned weights) or "all"; a function of the
                                             moment alone. The other part has no gradient, and the optimizer leaves it

@@ -1,8 +1,8 @@
 """Finish on what matters: after the auxiliary tasks retire, only the parts that matter to the main task train.
 
 When the last auxiliary task retires, the importance of every part for the main task is measured on held-out batches
-(see training/importance.py). The parts that matter least relative to their cost are frozen, until a single-task step
-moves as few numbers as requested. A frozen part costs no gradient.
+(see training/phases/importance.py). The parts that matter least relative to their cost are frozen, until a single-task
+step moves as few numbers as requested. A frozen part costs no gradient.
 """
 
 from __future__ import annotations

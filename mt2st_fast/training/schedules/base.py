@@ -18,7 +18,7 @@ from mt2st_fast.numbers import check_count, check_within
 PerTask = float | Mapping[str, float]
 LEAST_WEIGHT = 1e-3  # by default, a task whose weight decays below it retires
 Unit = Literal["epoch", "step"]
-Part = Literal["all", "shared", "tasks"]  # which parameters train in a step; see training/turns.py
+Part = Literal["all", "shared", "tasks"]  # which parameters train in a step; see training/phases/turns.py
 
 
 @dataclass(frozen=True)

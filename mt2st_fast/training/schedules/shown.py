@@ -1,6 +1,6 @@
 """What a schedule may be shown of training: losses, gradients, evaluations, and how much each part of a model matters.
 
-Data alone; `training/observations.py` and `training/importance.py` measure it.
+Data alone; `training/phases/observations.py` and `training/phases/importance.py` measure it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-Measure = Literal["fisher", "taylor"]  # of importance; the formulas are in training/importance.py
+Measure = Literal["fisher", "taylor"]  # of importance; the formulas are in training/phases/importance.py
 
 
 @dataclass(frozen=True)

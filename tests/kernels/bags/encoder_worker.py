@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mt2st_fast import SGD, BagEncoder, LazyAdam, RowwiseAdagrad, WindowEncoder
 from mt2st_fast.kernels import prepare_on_device, prepared_embedding_bag
 from mt2st_fast.kernels.bags.on_triton import blocks
-from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.training.optimizers.row_sparse import RowSparseOptimizer
 from tests.kernels.launches import WaitError, counted_launches, refused_waits
 
 T, R, M, D = 30, 40, 5, 12

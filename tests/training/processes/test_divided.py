@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from mt2st_fast import BagEncoder, InputError, gather_rows, shard_rows
 from mt2st_fast.model.row_shards import RowShard
-from mt2st_fast.training.checkpoint_parts import folder_of
+from mt2st_fast.training.checkpoints.parts import folder_of
 from tests.training.processes import divided
 from tests.training.processes.test_sharded import assert_goes_on, assert_learns_the_same
 from tests.training.processes.test_together import assert_close

@@ -1,0 +1,1 @@
+"""Callbacks: the hooks of a run, and those that come with the package."""
