@@ -295,9 +295,13 @@ class HeadSpec:
         """Raise TypeError for targets of a type that this head does not accept."""
         if self.kind.takes_classes:
             if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-                raise TypeError(f"targets of {name} must be integers, not {target.dtype}")
+                raise TypeError(
+                    f"targets of {name} must be integers, not {target.dtype}; pass classes as target.long()"
+                )
         elif not target.is_floating_point():
-            raise TypeError(f"targets of {name} must be floating point, not {target.dtype}")
+            raise TypeError(
+                f"targets of {name} must be floating point, not {target.dtype}; pass values as target.float()"
+            )
 
     def target_shape(self, N: int) -> tuple[int, ...]:
         """Shape of the targets of N rows: (N,) for classes, (N, C) for values."""

@@ -43,7 +43,15 @@ def reason_to_call(layer: nn.Module) -> str | None:
     """Return why a head cannot be computed from its weight and bias; None for a plain torch.nn.Linear."""
     if type(layer) is not nn.Linear:
         return f"is a {type(layer).__module__}.{type(layer).__qualname__}, not a plain torch.nn.Linear"
+    if not _has_own_parameters(layer):
+        return "has another tensor in the place of a parameter"
     return reason_to_call_module(layer)
+
+
+def _has_own_parameters(layer: nn.Module) -> bool:
+    """Return whether the layer computes with its parameters, not with tensors set in their place (as by MAML)."""
+    own = layer._parameters
+    return own.get("weight") is not None and "bias" in own
 
 
 def reason_to_call_module(module: nn.Module) -> str | None:
@@ -73,6 +81,7 @@ def are_plain(layers: Iterable[nn.Module]) -> bool:
             or layer._backward_hooks
             or layer._backward_pre_hooks
             or "forward" in layer.__dict__
+            or not _has_own_parameters(layer)
         ):
             return False
         biased.add(layer._parameters["bias"] is not None)
@@ -126,9 +135,10 @@ def call_layer(layer: nn.Module, features: Tensor) -> Tensor:
 def called(name: str, layer: nn.Module, features: Tensor, target: Tensor, head: HeadSpec) -> RowLosses:
     """Return the losses of features (N, D), by the layer's own forward pass, with autograd.
 
-    Raises ValueError for a target outside the range of the head; on a GPU the loss of that row is NaN instead, since
-    checking would wait for the device.
+    Raises TypeError for targets of another type than kernels take, and ValueError for one outside the range of the
+    head; on a GPU the loss of that row is NaN instead, since checking would wait for the device.
     """
+    head.check_target_type(name, target)
     target, refused = accepted_targets(name, target, head)
     logits = call_layer(layer, features)
     losses, counts = row_losses(logits, target, head)

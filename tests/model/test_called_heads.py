@@ -62,6 +62,18 @@ def own_forward(heads):
     layer.forward = lambda features: 3.0 * nn.Linear.forward(layer, features)
 
 
+def fast_tensor(name):
+    """As loops that learn to learn do: a parameter gives way to a tensor that was computed from it."""
+
+    def put_in_place(heads):
+        layer = heads.linear("a")
+        values = getattr(layer, name).detach() * 2.0 + 0.1
+        delattr(layer, name)
+        setattr(layer, name, values)
+
+    return put_in_place
+
+
 WAYS = {
     "adapter": lambda heads: put(heads, Adapter(heads.linear("a"))),
     "subclass": lambda heads: put(heads, Doubled(D, 4)),
@@ -73,6 +85,8 @@ WAYS = {
     ),
     "parametrization": lambda heads: parametrizations.weight_norm(heads.linear("a")),
     "overrides forward": own_forward,
+    "tensor as weight": fast_tensor("weight"),
+    "tensor as bias": fast_tensor("bias"),
 }
 
 
@@ -204,6 +218,22 @@ def test_kernels_that_the_environment_asks_for_refuse_too(monkeypatch):
     heads = make("hook")
     with pytest.raises(RuntimeError, match="MT2ST_BACKEND=numba cannot be honoured: head a has hooks"):
         heads(*data())
+
+
+@pytest.mark.parametrize("way", [None, "adapter"])
+@pytest.mark.parametrize(
+    ("task", "dtype"), [("a", torch.bool), ("a", torch.float32), ("c", torch.bool), ("c", torch.int64)]
+)
+def test_targets_of_another_type_are_named_by_every_call(way, task, dtype):
+    features, targets = data()
+    heads = make(way) if way else MultiTaskHeads(D, TASKS, "a")
+    targets = {"b": targets["b"], task: targets[task].clamp(min=0).to(dtype)}
+    fix = r"targets of {} must be .*, not {}; pass .* as target\.".format(task, str(dtype).replace(".", r"\."))
+    for call in (heads, heads.task_losses, lambda f, t: heads.task_losses(f, t, reduction="none")):
+        with pytest.raises(TypeError, match=fix):
+            call(features, targets)
+    with pytest.raises(TypeError, match=fix):
+        heads.label_counts(targets)
 
 
 def test_a_class_out_of_range_is_named():
