@@ -228,7 +228,9 @@ def test_targets_of_another_type_are_named_by_every_call(way, task, dtype):
     features, targets = data()
     heads = make(way) if way else MultiTaskHeads(D, TASKS, "a")
     targets = {"b": targets["b"], task: targets[task].clamp(min=0).to(dtype)}
-    fix = r"targets of {} must be .*, not {}; pass .* as target\.".format(task, str(dtype).replace(".", r"\."))
+    fix = r"targets of {} must be .*, not {}; pass .* as target\.".format(
+        task, str(dtype).replace(".", r"\.")
+    )
     for call in (heads, heads.task_losses, lambda f, t: heads.task_losses(f, t, reduction="none")):
         with pytest.raises(TypeError, match=fix):
             call(features, targets)
