@@ -123,9 +123,15 @@ def _log_once(name: str, reason: str) -> None:
 
 
 def call_layer(layer: nn.Module, features: Tensor) -> Tensor:
-    """Return a head's outputs, for features of another floating dtype than its weight's as well, as kernels do."""
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dtype == features.dtype or not weight.is_floating_point():
+    """Return a head's outputs, for features of another floating dtype than its weight's as well, as kernels do.
+
+    `layer.weight` is not looked at: where it is computed, as spectral_norm does with a step of its iteration, it would be
+    computed twice.
+    """
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        weight = next(layer.parameters(), None)
+    if weight is None or weight.dtype == features.dtype or not weight.is_floating_point():
         return layer(features)  # type: ignore[no-any-return]
     if not torch.is_autocast_enabled(features.device.type):
         features = features.to(weight.dtype)

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from mt2st_fast import (
     BagEncoder,
@@ -170,6 +170,31 @@ def test_a_layer_that_was_changed_while_retired_comes_back_by_the_names_of_its_p
     heads.linear("a").load_state_dict(replaced, assign=True)
     heads.set_active(TASKS)
     assert all(p.requires_grad for p in heads.linear("a").parameters())
+
+
+def test_a_weight_that_is_computed_is_computed_once_a_pass():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.computed = 0
+
+        def forward(self, weight):
+            self.computed += 1
+            return 2.0 * weight
+
+    features, targets = data()
+    targets["a"] = targets["a"].clamp(min=0)
+    heads, counting = MultiTaskHeads(D, TASKS, "a"), Counting()
+    parametrize.register_parametrization(heads.linear("a"), "weight", counting)
+    for call in (
+        lambda: heads(features, targets),
+        lambda: heads.logits(features, "a"),
+        lambda: heads.task_losses(features, targets),
+        lambda: heads(features.double(), targets),
+    ):
+        counting.computed = 0
+        call()
+        assert counting.computed == 1
 
 
 def test_it_is_said_once_and_not_of_plain_heads(caplog):
