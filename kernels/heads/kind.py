@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 MAX_NUMBERS = 4  # the most numbers of an option record that a kernel can read
 
 
@@ -273,6 +274,10 @@ class HeadSpec:
         if self.kind.bounds is None:
             return None
         return (target < self.kind.bounds[0]) | (target > self.kind.bounds[1])
+
+    def comparable(self, target: Tensor) -> Tensor:
+        """Return targets of a type that torch can compare: unsigned whole numbers beyond bytes become int64."""
+        return target.long() if self.kind.takes_classes and target.dtype in UNSIGNED else target
 
     @property
     def takes_all_targets(self) -> bool:

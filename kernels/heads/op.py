@@ -8,6 +8,7 @@ mode the dispatcher would cost 40 microseconds a call).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from ..machine.templates import ONE
 from . import reference
 from .arguments import check_arguments
 from .call import MOST_RESIDUAL, Forward, Gradients, HeadsCall, Needs, Plan, Residual
-from .chosen import chosen_backend, chosen_plan, takes_no_autograd
+from .chosen import chosen_backend, chosen_plan, is_autocast, takes_no_autograd
 from .known import Known, Lookup, known_call, look_up, remember
 from .layout import HeadLayout
 from .parts import Rows, gradient_parts, take_known_parameters, take_parameters
@@ -82,10 +83,15 @@ def _checked_loss(
     found: Lookup | None,
 ) -> MultitaskLoss:
     """Compute the loss of a call of which nothing is known."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace would keep the loss of this batch as a constant; trace the logits of each task "
+            "(MultiTaskHeads.logits), or use torch.compile"
+        )
     parameters = take_parameters(weight, bias, layout)
     check_arguments(features, parameters.weight, parameters.bias, targets, task_weights, layout)
     # Like torch's own linear, leave float64 alone under autocast.
-    if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
+    if is_autocast(features.device) and features.dtype != torch.float64:
         features = features.to(torch.get_autocast_dtype(features.device.type))
     chosen = chosen_backend(features.device, features.dtype, backend)
     if chosen == "reference":
@@ -162,7 +168,8 @@ def _by_reference(
 ) -> MultitaskLoss:
     task_weights = task_weights.contiguous()
     weight, bias = weight.to(features.dtype), None if bias is None else bias.to(features.dtype)
-    with torch.autocast(features.device.type, enabled=False):
+    without = nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False)
+    with without:
         total, losses, correct = reference.multitask_loss(
             features, weight, bias, targets, task_weights, layout, _skips_zero_weights(task_weights)
         )

@@ -25,6 +25,7 @@ from accelerate.data_loader import IterableDatasetShard
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     PretrainedConfig,
     PreTrainedModel,
     Trainer,
@@ -223,6 +224,11 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
         output = MultiTaskOutput(loss=loss, losses=losses, logits=logits)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+
+# So that AutoModel.from_pretrained loads a saved model, once this module is imported.
+AutoConfig.register(MultiTaskConfig.model_type, MultiTaskConfig, exist_ok=True)
+AutoModel.register(MultiTaskConfig, MultiTaskModel, exist_ok=True)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

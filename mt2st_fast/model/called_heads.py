@@ -125,8 +125,8 @@ def _log_once(name: str, reason: str) -> None:
 def call_layer(layer: nn.Module, features: Tensor) -> Tensor:
     """Return a head's outputs, for features of another floating dtype than its weight's as well, as kernels do.
 
-    `layer.weight` is not looked at: where it is computed, as spectral_norm does with a step of its iteration, it would be
-    computed twice.
+    `layer.weight` is not looked at: where it is computed, as by spectral_norm with a step of its iteration, it would
+    be computed twice.
     """
     weight = layer._parameters.get("weight")
     if weight is None:

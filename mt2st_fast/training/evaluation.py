@@ -128,4 +128,5 @@ def _rows(
     """Logits (N, C), and targets of N rows as the head takes them. Raises what training raises for invalid ones."""
     logits, head = heads.logits(features, task, mask), heads.tasks[task].head
     check_target(task, target, head)
-    return logits.flatten(0, -2), flat_target(task, target, head, logits.shape[:-1])
+    target = head.comparable(flat_target(task, target, head, logits.shape[:-1]))
+    return logits.flatten(0, -2), target
