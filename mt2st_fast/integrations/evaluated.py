@@ -114,7 +114,7 @@ class Evaluated:
         return sum(found) if found else None
 
     def losses(self, parts: Tensor) -> dict[str, float]:
-        """Return the mean loss of every active task with labels; unlike their sum, the same after other tasks retire."""
+        """Return the mean loss of every active task with labels: unlike their sum, it stays as others retire."""
         rows = zip(self._sums, *parts[:2].tolist(), strict=True)
         return {name: total / count for name, total, count in rows if count}
 
