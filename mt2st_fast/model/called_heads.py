@@ -74,6 +74,7 @@ def are_plain(layers: Iterable[nn.Module]) -> bool:
         return False
     biased = set()
     for layer in layers:
+        own = layer._parameters
         if (
             type(layer) is not nn.Linear
             or layer._forward_hooks
@@ -81,10 +82,11 @@ def are_plain(layers: Iterable[nn.Module]) -> bool:
             or layer._backward_hooks
             or layer._backward_pre_hooks
             or "forward" in layer.__dict__
-            or not _has_own_parameters(layer)
+            or own.get("weight") is None
+            or "bias" not in own
         ):
             return False
-        biased.add(layer._parameters["bias"] is not None)
+        biased.add(own["bias"] is not None)
     return len(biased) < 2
 
 
