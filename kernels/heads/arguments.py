@@ -24,6 +24,7 @@ def check_arguments(
         raise ValueError(f"features must be (N, D), not {tuple(features.shape)}")
     if not features.is_floating_point():
         raise TypeError(f"features must be floating point, not {features.dtype}")
+    _check_dense("features", features)
     N, D = features.shape
     if D == 0:
         raise ValueError("features must have at least one column, but D is 0")
@@ -49,12 +50,20 @@ def check_arguments(
         is_usual = target.dtype is torch.int64 if takes_classes else target.dtype.is_floating_point
         if not is_usual or target.shape != wanted or target.device != device:
             _check_target(layout, k, target, wanted, device)
+        if target.layout is not torch.strided:
+            _check_dense(f"targets of {layout.names[k]}", target)
     if weight.device != device:
         raise ValueError(f"weight is on {weight.device}, features are on {device}")
     if bias is not None and bias.device != device:
         raise ValueError(f"bias is on {bias.device}, features are on {device}")
     if task_weights.device != device:
         raise ValueError(f"task_weights is on {task_weights.device}, features are on {device}")
+
+
+def _check_dense(argument: str, tensor: Tensor) -> None:
+    """Raise TypeError for a sparse tensor."""
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{argument} must be dense, not {tensor.layout}; pass tensor.to_dense()")
 
 
 def _check_target(

@@ -19,6 +19,11 @@ log = logging.getLogger("mt2st_fast")
 OP = Op("heads", __package__)
 
 
+def is_autocast(device: torch.device) -> bool:
+    """Return whether autocast is on for a device; torch cannot be asked for tensors without memory (meta)."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def takes_no_autograd(features: Tensor) -> bool:
     """Return whether nothing between the features and the losses has to be recorded."""
     return (

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 MAX_NUMBERS = 4  # the most numbers of an option record that a kernel can read
 
 
@@ -274,6 +275,10 @@ class HeadSpec:
             return None
         return (target < self.kind.bounds[0]) | (target > self.kind.bounds[1])
 
+    def comparable(self, target: Tensor) -> Tensor:
+        """Return targets of a type that torch can compare: unsigned whole numbers beyond bytes become int64."""
+        return target.long() if self.kind.takes_classes and target.dtype in UNSIGNED else target
+
     @property
     def takes_all_targets(self) -> bool:
         """Whether every target of the right type and shape is accepted."""
@@ -295,9 +300,13 @@ class HeadSpec:
         """Raise TypeError for targets of a type that this head does not accept."""
         if self.kind.takes_classes:
             if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-                raise TypeError(f"targets of {name} must be integers, not {target.dtype}")
+                raise TypeError(
+                    f"targets of {name} must be integers, not {target.dtype}; pass classes as target.long()"
+                )
         elif not target.is_floating_point():
-            raise TypeError(f"targets of {name} must be floating point, not {target.dtype}")
+            raise TypeError(
+                f"targets of {name} must be floating point, not {target.dtype}; pass values as target.float()"
+            )
 
     def target_shape(self, N: int) -> tuple[int, ...]:
         """Shape of the targets of N rows: (N,) for classes, (N, C) for values."""

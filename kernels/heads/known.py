@@ -61,7 +61,7 @@ def look_up(given: Given) -> Lookup | None:
         if torch.is_autocast_enabled(features.device.type):
             return None
         facts = tuple(map(_FACTS, tensors))
-    except AttributeError:  # something is no tensor, which the checks name
+    except (AttributeError, RuntimeError):  # something is no tensor, which the checks name, or is on meta
         return None
     threads = torch.get_num_threads()  # a tuned table holds for one number of threads
     key = layout.key, n_parts, bias is None, backend, asked_for(backend)[0], plan, threads, facts

@@ -8,6 +8,7 @@ mode the dispatcher would cost 40 microseconds a call).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from ..machine.templates import ONE
 from . import reference
 from .arguments import check_arguments
 from .call import MOST_RESIDUAL, Forward, Given, Gradients, HeadsCall, Needs, Plan, Residual
-from .chosen import chosen_backend, chosen_plan, takes_no_autograd
+from .chosen import chosen_backend, chosen_plan, is_autocast, takes_no_autograd
 from .known import Known, Lookup, known_call, look_up, remember
 from .layout import HeadLayout
 from .parts import Parameters, Rows, gradient_parts, take_known_parameters, take_parameters
@@ -72,10 +73,15 @@ def multitask_loss(
 def _checked_loss(given: Given, found: Lookup | None) -> MultitaskLoss:
     """Compute the loss of a call of which nothing is known."""
     features, weight, bias, targets, task_weights, layout, backend, plan = given
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace would keep the loss of this batch as a constant; trace the logits of each task "
+            "(MultiTaskHeads.logits), or use torch.compile"
+        )
     parameters = take_parameters(weight, bias, layout)
     check_arguments(features, parameters.weight, parameters.bias, targets, task_weights, layout)
     # Like torch's own linear, leave float64 alone under autocast.
-    if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
+    if is_autocast(features.device) and features.dtype != torch.float64:
         features = features.to(torch.get_autocast_dtype(features.device.type))
     chosen = chosen_backend(features.device, features.dtype, backend)
     if chosen == "reference":
@@ -136,7 +142,8 @@ def _skips_zero_weights(task_weights: Tensor) -> bool:
 def _by_reference(given: Given, together: Parameters) -> MultitaskLoss:
     dtype, task_weights = given.features.dtype, given.task_weights.contiguous()
     weight, bias = together.weight.to(dtype), None if together.bias is None else together.bias.to(dtype)
-    with torch.autocast(given.features.device.type, enabled=False):
+    kind, is_meta = given.features.device.type, given.features.is_meta
+    with nullcontext() if is_meta else torch.autocast(kind, enabled=False):
         total, losses, correct = reference.multitask_loss(
             given.features, weight, bias, given.targets, task_weights, given.layout,
             _skips_zero_weights(task_weights),

@@ -79,6 +79,7 @@ def accepted_targets(name: str, target: Tensor, head: HeadSpec) -> AcceptedTarge
     Elsewhere than on a CPU, looking for one would wait for the device: there it becomes a missing target of a row that
     is refused, whose loss has to be NaN.
     """
+    target = head.comparable(target)
     is_outside = head.is_outside(target)
     if is_outside is None:
         return AcceptedTargets(target, None)

@@ -110,12 +110,13 @@ class Evaluated:
                 f"the labels of the evaluation are of {', '.join(sorted(self._given)) or 'no task'}, and of none of "
                 f"the active tasks {', '.join(self._heads.active)}"
             )
-        found = [
-            weights[name] * total / count
-            for name, total, count in zip(self._sums, *parts[:2].tolist(), strict=True)
-            if count
-        ]
+        found = [weights[name] * loss for name, loss in self.losses(parts).items()]
         return sum(found) if found else None
+
+    def losses(self, parts: Tensor) -> dict[str, float]:
+        """Return the mean loss of every active task with labels: unlike their sum, it stays as others retire."""
+        rows = zip(self._sums, *parts[:2].tolist(), strict=True)
+        return {name: total / count for name, total, count in rows if count}
 
     def mark(self, labels: Any) -> None:
         """Mark as missing, in labels (N, T, ...) of all batches by task, every place behind those of its batch."""

@@ -25,6 +25,7 @@ from accelerate.data_loader import IterableDatasetShard
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     PretrainedConfig,
     PreTrainedModel,
     Trainer,
@@ -225,6 +226,11 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
         return output if as_dict else output.to_tuple()
 
 
+# So that AutoModel.from_pretrained loads a saved model, once this module is imported.
+AutoConfig.register(MultiTaskConfig.model_type, MultiTaskConfig, exist_ok=True)
+AutoModel.register(MultiTaskConfig, MultiTaskModel, exist_ok=True)
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _loss(
     heads: MultiTaskHeads,
@@ -341,7 +347,10 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         return min(max(0, state.remainder - self.accelerator.process_index * rows), rows)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
-        """Evaluate as transformers does, with the loss over all labels in place of the mean of the batches' losses."""
+        """Evaluate as transformers does, with the loss over all labels in place of the mean of the batches' losses.
+
+        Also, as eval_TASK_loss, that of every active task.
+        """
         evaluated = self._evaluated = Evaluated(heads_of(self.accelerator.unwrap_model(self.model)))
         given = self.compute_metrics
         if given is not None and not self.args.batch_eval_metrics:
@@ -361,6 +370,8 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         loss, name = evaluated.loss(parts), f"{metric_key_prefix}_loss"
         if loss is not None and output.metrics is not None and name in output.metrics:
             output.metrics[name] = loss
+            for task, of_task in evaluated.losses(parts).items():
+                output.metrics.setdefault(f"{metric_key_prefix}_{task}_loss", of_task)
         evaluated.mark(output.label_ids)
         return output
 

@@ -43,7 +43,15 @@ def reason_to_call(layer: nn.Module) -> str | None:
     """Return why a head cannot be computed from its weight and bias; None for a plain torch.nn.Linear."""
     if type(layer) is not nn.Linear:
         return f"is a {type(layer).__module__}.{type(layer).__qualname__}, not a plain torch.nn.Linear"
+    if not _has_own_parameters(layer):
+        return "has another tensor in the place of a parameter"
     return reason_to_call_module(layer)
+
+
+def _has_own_parameters(layer: nn.Module) -> bool:
+    """Return whether the layer computes with its parameters, not with tensors set in their place (as by MAML)."""
+    own = layer._parameters
+    return own.get("weight") is not None and "bias" in own
 
 
 def reason_to_call_module(module: nn.Module) -> str | None:
@@ -66,6 +74,7 @@ def are_plain(layers: Iterable[nn.Module]) -> bool:
         return False
     biased = set()
     for layer in layers:
+        own = layer._parameters
         if (
             type(layer) is not nn.Linear
             or layer._forward_hooks
@@ -73,9 +82,11 @@ def are_plain(layers: Iterable[nn.Module]) -> bool:
             or layer._backward_hooks
             or layer._backward_pre_hooks
             or "forward" in layer.__dict__
+            or own.get("weight") is None
+            or "bias" not in own
         ):
             return False
-        biased.add(layer._parameters["bias"] is not None)
+        biased.add(own["bias"] is not None)
     return len(biased) < 2
 
 
@@ -114,9 +125,15 @@ def _log_once(name: str, reason: str) -> None:
 
 
 def call_layer(layer: nn.Module, features: Tensor) -> Tensor:
-    """Return a head's outputs, for features of another floating dtype than its weight's as well, as kernels do."""
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dtype == features.dtype or not weight.is_floating_point():
+    """Return a head's outputs, for features of another floating dtype than its weight's as well, as kernels do.
+
+    `layer.weight` is not looked at: where it is computed, as by spectral_norm with a step of its iteration, it would
+    be computed twice.
+    """
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        weight = next(layer.parameters(), None)
+    if weight is None or weight.dtype == features.dtype or not weight.is_floating_point():
         return layer(features)  # type: ignore[no-any-return]
     if not torch.is_autocast_enabled(features.device.type):
         features = features.to(weight.dtype)
@@ -126,9 +143,10 @@ def call_layer(layer: nn.Module, features: Tensor) -> Tensor:
 def called(name: str, layer: nn.Module, features: Tensor, target: Tensor, head: HeadSpec) -> RowLosses:
     """Return the losses of features (N, D), by the layer's own forward pass, with autograd.
 
-    Raises ValueError for a target outside the range of the head; on a GPU the loss of that row is NaN instead, since
-    checking would wait for the device.
+    Raises TypeError for targets of another type than kernels take, and ValueError for one outside the range of the
+    head; on a GPU the loss of that row is NaN instead, since checking would wait for the device.
     """
+    head.check_target_type(name, target)
     target, refused = accepted_targets(name, target, head)
     logits = call_layer(layer, features)
     losses, counts = row_losses(logits, target, head)

@@ -33,7 +33,7 @@ from mt2st_fast.model.one_head import backward_of_one, is_for_torch
 from mt2st_fast.model.open_tasks import checked_loss
 from mt2st_fast.model.over_tasks import (
     check_features,
-    check_tensor,
+    check_target,
     check_width,
     flat_target,
     spread,
@@ -266,7 +266,7 @@ class MultiTaskHeads(HeadBank):
                 continue
             target = targets[name]
             if name in self.tasks:
-                check_tensor(name, target)
+                check_target(name, target, self._specs[name])
                 counts[name] = label_count(self._specs[name], target, weights_of_rows(token_weights, name))
                 continue
             count = self._module(name).count(target)  # type: ignore[operator]

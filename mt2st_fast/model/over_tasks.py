@@ -36,6 +36,12 @@ def check_tensor(name: str, target: Any) -> None:
         )
 
 
+def check_target(name: str, target: Any, head: HeadSpec) -> None:
+    """Raises TypeError for targets of a head that are no tensor, or of a type that it does not take."""
+    check_tensor(name, target)
+    head.check_target_type(name, target)
+
+
 def check_features(features: Any) -> None:
     """Raises TypeError for features that are no tensor, and ValueError for those without an axis D."""
     if not isinstance(features, Tensor):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.modes import evaluating
-from mt2st_fast.model.over_tasks import check_tensor, flat_target
+from mt2st_fast.model.over_tasks import check_target, flat_target
 from mt2st_fast.model.sharded import let_go_of_gathered
 from mt2st_fast.model.task_features import TaskFeatures, features_and_mask, features_of
 from mt2st_fast.model.tasks import metric_of
@@ -127,6 +127,6 @@ def _rows(
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C), and targets of N rows as the head takes them. Raises what training raises for invalid ones."""
     logits, head = heads.logits(features, task, mask), heads.tasks[task].head
-    check_tensor(task, target)
-    head.check_target_type(task, target)
-    return logits.flatten(0, -2), flat_target(task, target, head, logits.shape[:-1])
+    check_target(task, target, head)
+    target = head.comparable(flat_target(task, target, head, logits.shape[:-1]))
+    return logits.flatten(0, -2), target

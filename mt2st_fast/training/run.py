@@ -262,8 +262,9 @@ class Run:
         return evaluation
 
     def close(self) -> None:
-        """Restore gradients and unfreeze what the run has frozen, and leave the other processes."""
+        """Restore gradients, unfreeze what the run has frozen, and leave the data and the other processes."""
         self.is_closed = True
+        self.source.end()
         unfuse(self._parts.fused_tables)
         self._selection.undo()
         with self.processes.doing("Run.close"):

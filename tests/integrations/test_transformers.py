@@ -278,6 +278,7 @@ def test_a_model_is_kept_with_its_tasks_and_which_of_them_are_active(tmp_path):
     assert again.heads.tasks == model.heads.tasks
     assert all(torch.equal(own, weights(again)[name]) for name, own in weights(model).items())
     assert torch.equal(again(**batch).loss, model(**batch).loss)
+    assert type(transformers.AutoModel.from_pretrained(tmp_path)) is MultiTaskModel
     low = MultiTaskModel.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     assert low.heads.active == ("tag", "length")
     assert low(**batch).loss.item() == pytest.approx(model(**batch).loss.item(), rel=0.05)

@@ -34,15 +34,23 @@ def test_the_loss_of_an_evaluation_is_that_of_one_batch_whatever_labels_are_miss
     model.heads.set_weights(weights_of or None)
     model.eval()
     expected = model(**COLLATE(rows)).loss.item()
+    of_tasks = dict(zip(model.heads.active, model(**COLLATE(rows)).losses.tolist(), strict=True))
     for size in (2, 7, 30):
         trainer = evaluation(tmp_path, model, rows, size, lambda seen: {"other_loss": 7.0})
         measured = trainer.evaluate()
         assert measured["eval_loss"] == pytest.approx(expected, abs=1e-6)
         assert measured["eval_other_loss"] == 7.0
+        assert {task: measured[f"eval_{task}_loss"] for task in of_tasks} == pytest.approx(of_tasks, abs=1e-6)
         assert trainer.predict(rows).metrics["test_loss"] == pytest.approx(expected, abs=1e-6)
     model.heads.set_active(["tag"])
     expected = model(**COLLATE(rows)).loss.item()
-    assert evaluation(tmp_path, model, rows, 4).evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-6)
+    measured = evaluation(tmp_path, model, rows, 4, lambda seen: {"genre_loss": 7.0}).evaluate()
+    assert measured["eval_loss"] == measured["eval_tag_loss"] == pytest.approx(expected, abs=1e-6)
+    assert measured["eval_tag_loss"] == pytest.approx(
+        of_tasks["tag"], abs=1e-6
+    )  # as before the others retired
+    assert measured["eval_genre_loss"] == 7.0  # the metric of that name
+    assert "eval_length_loss" not in measured
 
 
 def omitting(rows):

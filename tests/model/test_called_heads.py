@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from mt2st_fast import (
     BagEncoder,
@@ -62,6 +62,18 @@ def own_forward(heads):
     layer.forward = lambda features: 3.0 * nn.Linear.forward(layer, features)
 
 
+def fast_tensor(name):
+    """As loops that learn to learn do: a parameter gives way to a tensor that was computed from it."""
+
+    def put_in_place(heads):
+        layer = heads.linear("a")
+        values = getattr(layer, name).detach() * 2.0 + 0.1
+        delattr(layer, name)
+        setattr(layer, name, values)
+
+    return put_in_place
+
+
 WAYS = {
     "adapter": lambda heads: put(heads, Adapter(heads.linear("a"))),
     "subclass": lambda heads: put(heads, Doubled(D, 4)),
@@ -73,6 +85,8 @@ WAYS = {
     ),
     "parametrization": lambda heads: parametrizations.weight_norm(heads.linear("a")),
     "overrides forward": own_forward,
+    "tensor as weight": fast_tensor("weight"),
+    "tensor as bias": fast_tensor("bias"),
 }
 
 
@@ -158,6 +172,31 @@ def test_a_layer_that_was_changed_while_retired_comes_back_by_the_names_of_its_p
     assert all(p.requires_grad for p in heads.linear("a").parameters())
 
 
+def test_a_weight_that_is_computed_is_computed_once_a_pass():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.computed = 0
+
+        def forward(self, weight):
+            self.computed += 1
+            return 2.0 * weight
+
+    features, targets = data()
+    targets["a"] = targets["a"].clamp(min=0)
+    heads, counting = MultiTaskHeads(D, TASKS, "a"), Counting()
+    parametrize.register_parametrization(heads.linear("a"), "weight", counting)
+    for call in (
+        lambda: heads(features, targets),
+        lambda: heads.logits(features, "a"),
+        lambda: heads.task_losses(features, targets),
+        lambda: heads(features.double(), targets),
+    ):
+        counting.computed = 0
+        call()
+        assert counting.computed == 1
+
+
 def test_it_is_said_once_and_not_of_plain_heads(caplog):
     features, targets = data()
     heads = MultiTaskHeads(D, TASKS, "a")
@@ -204,6 +243,24 @@ def test_kernels_that_the_environment_asks_for_refuse_too(monkeypatch):
     heads = make("hook")
     with pytest.raises(RuntimeError, match="MT2ST_BACKEND=numba cannot be honoured: head a has hooks"):
         heads(*data())
+
+
+@pytest.mark.parametrize("way", [None, "adapter"])
+@pytest.mark.parametrize(
+    ("task", "dtype"), [("a", torch.bool), ("a", torch.float32), ("c", torch.bool), ("c", torch.int64)]
+)
+def test_targets_of_another_type_are_named_by_every_call(way, task, dtype):
+    features, targets = data()
+    heads = make(way) if way else MultiTaskHeads(D, TASKS, "a")
+    targets = {"b": targets["b"], task: targets[task].clamp(min=0).to(dtype)}
+    fix = r"targets of {} must be .*, not {}; pass .* as target\.".format(
+        task, str(dtype).replace(".", r"\.")
+    )
+    for call in (heads, heads.task_losses, lambda f, t: heads.task_losses(f, t, reduction="none")):
+        with pytest.raises(TypeError, match=fix):
+            call(features, targets)
+    with pytest.raises(TypeError, match=fix):
+        heads.label_counts(targets)
 
 
 def test_a_class_out_of_range_is_named():

@@ -403,3 +403,32 @@ def test_torch_computes_a_single_head_up_to_a_size(monkeypatch, most, by_torch):
     assert loss.call_count == by_torch
     for parameter, gradient in zip(heads.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_tensors_without_memory_give_shapes(heads):
+    features, targets = data(6)
+    heads.to("meta")
+    out = heads(features.to("meta"), {name: target.to("meta") for name, target in targets.items()})
+    out.total.backward()
+    assert out.losses.is_meta
+    assert out.losses.shape == (len(TASKS),)
+    assert all(p.grad.shape == p.shape for p in heads.parameters())
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_trace_would_keep_the_loss_of_a_batch():
+    heads = MultiTaskHeads(D, {"upos": Classification(5)}, "upos")
+    features, targets = data(6)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = heads
+
+        def forward(self, features, target):
+            return self.heads(features, {"upos": target}).total
+
+    with pytest.raises(
+        RuntimeError, match=r"torch\.jit\.trace would keep the loss of this batch as a constant"
+    ):
+        torch.jit.trace(Model(), (features, targets["upos"]))

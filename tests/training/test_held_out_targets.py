@@ -51,13 +51,13 @@ def test_a_class_that_a_byte_holds_is_there():
     """-100, which a byte holds as 156, says of no byte that a label is missing."""
     targets = torch.full((16,), 156, dtype=torch.uint8)
     found = {}
-    for target in (targets, targets.long()):
+    for target in (targets, targets.long(), targets.to(torch.uint16)):
         batch = (torch.ones(16, 6), {"a": target})
         training = trainer(Classification(200), accumulate=2, log_every=1, lr=0.1)
         history = training.fit([batch] * 4, val=[batch], epochs=20)
         found[target.dtype] = history.steps[-1].losses, history.evaluations[-1].metrics
         assert training.heads.label_counts({"a": target})["a"] == 16
-    assert found[torch.uint8] == found[torch.int64]
+    assert found[torch.uint8] == found[torch.int64] == found[torch.uint16]
     assert found[torch.uint8][1] == {"a": 1.0}
 
 

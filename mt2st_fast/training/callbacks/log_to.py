@@ -1,7 +1,8 @@
-"""Sends what happens in a run to another logger: TensorBoard, or any of Lightning's."""
+"""Sends what happens in a run to another logger: TensorBoard, wandb, MLflow, or any of Lightning's."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,25 +11,29 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.training.callbacks.callback import Callback, Training
 from mt2st_fast.training.history import Evaluation, PhaseRecord, StepRecord
 
+METHODS = ("log_metrics", "add_scalar", "log")
+
 
 class LogTo(Callback):
     """Writes losses, weights, learning rate, active tasks and metrics to a logger, by step.
 
         Trainer(..., callbacks=[LogTo(SummaryWriter("runs/tensorboard"))])
 
-    logger: anything with `log_metrics(metrics, step)`, like Lightning's loggers, or `add_scalar(name, value, step)`,
-    like torch.utils.tensorboard.SummaryWriter. Names: "loss/total", "loss/TASK", "weight/TASK" and "rate" with every
-    record; "active/TASK", 1 or 0, with every phase; "metric/TASK", and "main" for that of the main task, with every
-    evaluation. Values that are not finite are left out. Of several processes, one writes. The logger stays open.
+    logger: anything with `log_metrics(metrics, step)`, like Lightning's loggers and the module mlflow; with
+    `add_scalar(name, value, step)`, like torch.utils.tensorboard.SummaryWriter; or with `log(metrics, step)`, like a
+    run of wandb. Names: "loss/total", "loss/TASK", "weight/TASK" and "rate" with every record; "active/TASK", 1 or 0,
+    with every phase; "metric/TASK", and "main" for that of the main task, with every evaluation. Values that are not
+    finite are left out. Of several processes, one writes. The logger stays open.
 
-    Raises InputError for a logger that has neither method.
+    Raises InputError for a logger that has none of these methods, and for one of Python's logging.
     """
 
     def __init__(self, logger: Any) -> None:
-        if not any(callable(getattr(logger, name, None)) for name in ("log_metrics", "add_scalar")):
+        of_messages = isinstance(logger, logging.Logger | logging.LoggerAdapter)
+        if of_messages or not any(callable(getattr(logger, name, None)) for name in METHODS):
             raise InputError(
-                "LogTo needs a logger with log_metrics(metrics, step) or add_scalar(name, value, step), not a "
-                f"{type(logger).__name__}"
+                "LogTo needs a logger with log_metrics(metrics, step), add_scalar(name, value, step) or "
+                f"log(metrics, step), not a {type(logger).__name__}"
             )
         self.logger = logger
 
@@ -63,6 +68,9 @@ class LogTo(Callback):
             return
         if callable(getattr(self.logger, "log_metrics", None)):
             self.logger.log_metrics(finite, step=step)
+            return
+        if not callable(getattr(self.logger, "add_scalar", None)):
+            self.logger.log(finite, step=step)
             return
         for name, value in finite.items():
             self.logger.add_scalar(name, value, step)

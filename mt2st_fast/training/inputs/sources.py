@@ -313,6 +313,11 @@ class Source:
             if hasattr(loader.loader, "resident_on") and loader.stateful:
                 loader.device, loader.iterator = device, None
 
+    def end(self) -> None:
+        """Let go of passes that have begun, whose worker processes would otherwise live as long as the run is held."""
+        for loader in self.loaders.values():
+            loader.iterator = None
+
     def watch(self) -> None:
         """Record from now on what a checkpoint needs to know about the data; call it before the first step."""
         for loader in self.loaders.values():

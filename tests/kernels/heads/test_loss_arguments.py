@@ -42,6 +42,16 @@ def test_a_class_outside_names_its_task(backend, bad):
 BAD = {
     "features 3d": (ValueError, "features must be", lambda p: replace(p, features=p.features[None])),
     "features int": (TypeError, "features must be", lambda p: replace(p, features=p.features.long())),
+    "features sparse": (
+        TypeError,
+        r"features must be dense, not torch.sparse_coo; pass tensor.to_dense\(\)",
+        lambda p: replace(p, features=p.features.to_sparse()),
+    ),
+    "targets sparse": (
+        TypeError,
+        r"targets of task 1 must be dense, not torch.sparse_coo; pass tensor.to_dense\(\)",
+        lambda p: with_target(p, 1, torch.ones(9, 6).to_sparse()),
+    ),
     "features complex": (TypeError, "features must be", lambda p: replace(p, features=p.features + 0j)),
     "weight rows": (ValueError, "weight must be", lambda p: replace(p, weight=p.weight[1:])),
     "weight columns": (ValueError, "weight must be", lambda p: replace(p, weight=p.weight[:, 1:])),

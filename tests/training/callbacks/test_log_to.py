@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import pytest
@@ -104,6 +105,22 @@ def test_a_logger_of_lightning_takes_it(tmp_path):
     assert len(lines) > len(history.steps)
 
 
-def test_what_is_no_logger_is_refused():
-    with pytest.raises(InputError, match=r"LogTo needs a logger with log_metrics.* not a dict"):
-        LogTo({})
+def test_a_run_of_wandb_takes_it():
+    class WandbRun:
+        def __init__(self):
+            self.rows = []
+
+        def log(self, data, step=None):
+            self.rows.append((step, data))
+
+    wandb_run = WandbRun()
+    history = run(wandb_run).history
+    losses = [(step, data["loss/a"]) for step, data in wandb_run.rows if "loss/a" in data]
+    assert losses == [(record.step, record.losses["a"]) for record in history.steps]
+    assert [step for step, data in wandb_run.rows if "main" in data] == [4, 8]
+
+
+@pytest.mark.parametrize("logger", [{}, logging.getLogger("a")])
+def test_what_is_no_logger_is_refused(logger):
+    with pytest.raises(InputError, match=r"LogTo needs a logger with log_metrics.* not a (dict|Logger)"):
+        LogTo(logger)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import namedtuple
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mt2st_fast import Trainer
 from mt2st_fast.training.inputs.batch import to_device
@@ -56,3 +58,13 @@ def test_a_loader_that_can_be_iterated_once_only_is_refused(toy):
 
     with pytest.raises(ValueError, match="train has no batches in this epoch"):
         Trainer(toy.encoder(), toy.heads()).fit(Once(toy.batches(2)), epochs=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_no_worker_of_a_loader_outlives_its_run(toy):
+    loader = DataLoader(toy.batches(6), batch_size=None, num_workers=1, multiprocessing_context="fork")
+    before = len(multiprocessing.active_children())
+    trainer = Trainer(toy.encoder(), toy.heads(), device="cpu")
+    trainer.fit(loader, steps=3)
+    assert trainer.step == 3
+    assert len(multiprocessing.active_children()) == before
