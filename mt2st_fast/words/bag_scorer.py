@@ -60,19 +60,7 @@ class BagScorer:
         return self.encoder.table.device
 
     def bags(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the bags of blocks of texts. Raises InputError for a text that is no string or contains a line feed."""
-        if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
-            raise InputError(
-                f"pass a text as a string, or several texts as a list of strings, not {type(texts).__name__}"
-            )
-        texts = list(texts)
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"text {number} is not a string but {type(text).__name__}; pass strings")
-            if "\n" in text:
-                raise InputError(
-                    f"text {number} contains a line feed; a text must be one line: replace '\\n' with a space"
-                )
+        """Yield the bags of blocks of texts that were checked. Raises InputError for a lone surrogate in one."""
         make_bags = LineBags(self.features, self.prefix)
         for first in range(0, len(texts), ROWS_AT_ONCE):
             yield make_bags(texts[first : first + ROWS_AT_ONCE])
@@ -131,6 +119,23 @@ class BagScorer:
         self.encoder.eval()
         features: Tensor = self.encoder((ids.to(self.device), bounds.to(self.device)))
         return features
+
+
+def checked_texts(texts: Sequence[str]) -> list[str]:
+    """Return texts as a list. Raises InputError for a text that is no string or contains a line feed."""
+    if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
+        raise InputError(
+            f"pass a text as a string, or several texts as a list of strings, not {type(texts).__name__}"
+        )
+    texts = list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {number} is not a string but {type(text).__name__}; pass strings")
+        if "\n" in text:
+            raise InputError(
+                f"text {number} contains a line feed; a text must be one line: replace '\\n' with a space"
+            )
+    return texts
 
 
 def check_choice(k: int, threshold: float) -> None:
