@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mt2st_fast.data.bag_features import HASH_FACTOR, BagFeatures
 from mt2st_fast.data.subwords import stable_hash
@@ -47,8 +47,21 @@ class LineScorer:
         for line in lines:
             if (ids := self._bag(line)) is None:
                 return None
-            found.append(_likeliest(self._probabilities(ids, family), wanted))
+            found.append(_likeliest(self._of_family(self._vector(ids), family), wanted))
         return found
+
+    def probabilities(self, lines: Sequence[str], families: Sequence[str]) -> tuple[Tensor, ...] | None:
+        """Return the probabilities (N, C) of lines for each family; None as `likeliest` does, whatever their number."""
+        if not (self._is_plain() and all(map(self._has_plain_head, families))):
+            return None
+        bags = [self._bag(line) for line in lines]
+        if any(ids is None for ids in bags):
+            return None
+        vectors = [self._vector(ids) for ids in bags if ids is not None]
+        return tuple(
+            torch.from_numpy(np.stack([self._of_family(vector, family) for vector in vectors]))
+            for family in families
+        )
 
     def vector_of_line(self, line: str) -> np.ndarray | None:
         """Return the mean (dim,) of the vectors in a line's bag; None as `likeliest` does."""
@@ -124,9 +137,10 @@ class LineScorer:
         vector: np.ndarray = rows.sum(0)
         return vector * np.float32(1 / len(ids)) if self._encoder.mode == "mean" and len(ids) else vector
 
-    def _probabilities(self, ids: np.ndarray, family: str) -> np.ndarray:
+    def _of_family(self, vector: np.ndarray, family: str) -> np.ndarray:
+        """Return the probabilities (C,) of a family for the vector of a bag."""
         head = self._heads.linear(family)
-        logits = head.weight.detach().numpy() @ self._vector(ids)
+        logits = head.weight.detach().numpy() @ vector
         if head.bias is not None:
             logits += head.bias.detach().numpy()
         if isinstance(self._heads.tasks[family], MultiLabel):

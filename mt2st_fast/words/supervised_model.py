@@ -281,7 +281,8 @@ class SupervisedModel:
 
         By default it predicts what `choice` says. Raises as `predict` does.
         """
-        return self._scorer.labeller({family: self.choice(family, k, threshold) for family in families})
+        wanted = {family: self.choice(family, k, threshold) for family in families}
+        return self._scorer.labeller(wanted, self._of_lines.probabilities)
 
     def test(self, path: str | Path) -> dict[str, float]:
         """Measure every family in a file: accuracy, or micro F1 where a document may have several labels.
