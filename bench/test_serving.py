@@ -8,9 +8,8 @@ from bench.serving import _evaluations, _of_lines, _shown
 def test_lines_are_answered_alone_and_in_a_list(tmp_path):
     calls = list(_of_lines(tmp_path, 300).values())
     one, many, near = (found["ours"]() for found in calls)
-    assert one[0] == many[0][0]
-    np_shares = [shares.tolist() for shares in many[1]]
-    assert abs(one[1][0] - np_shares[0][0]) < 1e-5
+    assert list(one[0]) == many[0][0]
+    assert abs(one[1][0] - many[1][0][0]) < 1e-5
     assert len(near) == 10
     for found in calls:
         if "fastText" in found:

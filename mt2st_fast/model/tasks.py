@@ -31,4 +31,7 @@ class Task(Protocol):
 def metric_of(task: Task) -> Metric:
     """Return the metric of the task's kind with the task's name for it; else, for a class of your own, the default."""
     kind, name = task.head.kind, task.metric
-    return next((metric for metric in kind.metrics if metric.name == name), kind.metric)
+    for metric in kind.metrics:
+        if metric.name == name:
+            return metric
+    return kind.metric
