@@ -30,7 +30,7 @@ def held_out_passes(model: StepModel) -> dict[str, Step]:
     batch = model.held_out
     passes: dict[str, Any] = {
         "ours": lambda: trainer.evaluate([batch]),
-        "eager": lambda: _by_torch(trainer, *batch),
+        "eager": lambda: by_torch(trainer, *batch),
     }
     found, expected = (passes[name]() for name in CANDIDATES)
     for task, value in expected.items():
@@ -42,7 +42,7 @@ def held_out_passes(model: StepModel) -> dict[str, Step]:
 
 
 @torch.no_grad()
-def _by_torch(trainer: Trainer, inputs: Tensor, targets: dict[str, Tensor]) -> dict[str, float]:
+def by_torch(trainer: Trainer, inputs: Tensor, targets: dict[str, Tensor]) -> dict[str, float]:
     """Return the share of labelled rows that each task's own nn.Linear predicts correctly."""
     trainer.encoder.eval()
     features = trainer.encoder(inputs)

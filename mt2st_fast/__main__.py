@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 
-from mt2st_fast.errors import INTERRUPTED
+from mt2st_fast.interrupts import begin_command, importing, leave
 
 
 def main() -> None:
@@ -16,23 +15,14 @@ def main() -> None:
         # Torch's matrix products would end the process there, with a message of another library.
         os.write(2, b"mt2st-fast: the working directory has been deleted; change to another one (cd)\n")
         os._exit(2)
-    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not ignored, as under nohup
-    if is_usual:  # an exception would be one of somebody's import, who may catch it or say something else
-        signal.signal(signal.SIGINT, _leave)
-    from mt2st_fast.cli import main as run
+    begin_command()
+    with importing():
+        from mt2st_fast.cli import main as run
 
     try:
-        if is_usual:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         run()
     except KeyboardInterrupt:
-        _leave()
-
-
-def _leave(*signal_and_frame: object) -> None:
-    del signal_and_frame
-    os.write(2, f"{INTERRUPTED}\n".encode())
-    os._exit(130)
+        leave()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from mt2st_fast.tensor_files import on_cpu_apart, write_tensors
 
 FORMAT = "mt2st-fast model 2"
 DESCRIPTION, TENSORS = "model.json", "tensors.safetensors"
+SUPERVISED = "supervised"  # the kind of the models of train_supervised
 RUN_MODEL = "model"  # the name of the model's folder inside the folder of a run
 RUN_CONFIG = "config.json"  # beside it, from the first step of the run on
 PATIENCE_SECONDS = 5.0  # for others that replace a model, which takes them less than a millisecond

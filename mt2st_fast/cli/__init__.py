@@ -7,46 +7,72 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mt2st_fast.cli.compare import compare
-from mt2st_fast.cli.evaluate import evaluate
-from mt2st_fast.cli.export import export
-from mt2st_fast.cli.info import info
-from mt2st_fast.cli.kernels import kernels
-from mt2st_fast.cli.predict import predict
-from mt2st_fast.cli.prepare import prepare
-from mt2st_fast.cli.processes import SaidElsewhereError, be_quiet_unless_first, is_first, refusal
-from mt2st_fast.cli.report import report
+from mt2st_fast.cli.launched import SaidElsewhereError, be_quiet_unless_first, is_first, refusal
 from mt2st_fast.cli.terminal import in_ascii
-from mt2st_fast.cli.test import measure
-from mt2st_fast.cli.train import train
-from mt2st_fast.cli.tune import tune
 from mt2st_fast.errors import INTERRUPTED, InputError, LostProcessError
 from mt2st_fast.files import STANDARD_OUTPUT
+from mt2st_fast.interrupts import importing
 
-app = typer.Typer(
-    name="mt2st-fast",
-    help="Train on many tasks, finish on one.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-)
-app.command()(train)
-app.command()(predict)
-app.command("test")(measure)
-app.command()(export)
-app.command()(compare)
-app.command()(report)
-app.command()(prepare)
-app.command()(evaluate)
-app.command()(info)
-app.command()(kernels)
-app.command()(tune)
+# Where each command is. A command loads only its own module: those of training need seconds.
+COMMANDS = {
+    "train": ("train", "train"),
+    "predict": ("predict", "predict"),
+    "test": ("test", "measure"),
+    "export": ("export", "export"),
+    "compare": ("compare", "compare"),
+    "report": ("report", "report"),
+    "prepare": ("prepare", "prepare"),
+    "evaluate": ("evaluate", "evaluate"),
+    "info": ("info", "info"),
+    "kernels": ("kernels", "kernels"),
+    "tune": ("tune", "tune"),
+}
 
 NO_NUMBA = "NUMBA_DISABLE_JIT"  # as kernels name it, which are not loaded here
+
+
+if TYPE_CHECKING:
+    app: typer.Typer
+
+
+def __getattr__(name: str) -> Any:
+    """Make `app`, which has all commands, when it is asked for."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()["app"] = _app_of(COMMANDS)
+    return globals()["app"]
+
+
+def load_command(arguments: Sequence[str]) -> typer.Typer:
+    """Return an app with the command that the arguments begin with; with all of them if that is none, as for --help."""
+    named = arguments[:1]
+    return _app_of(named) if named and named[0] in COMMANDS else __getattr__("app")  # type: ignore[no-any-return]
+
+
+def _app_of(names: Iterable[str]) -> typer.Typer:
+    made = typer.Typer(
+        name="mt2st-fast",
+        help="Train on many tasks, finish on one.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        callback=_begin,
+    )
+    for name in names:
+        module, function = COMMANDS[name]
+        made.command(name)(getattr(import_module(f"{__name__}.{module}"), function))
+    return made
+
+
+def _begin() -> None:
+    # With it, a single command, too, is called by its name.
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -62,10 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handler.addFilter(_Once())
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[handler])
     be_quiet_unless_first()
-    if why_not := refusal(sys.argv[1:] if arguments is None else arguments):
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if why_not := refusal(given):
         _leave(why_not, of_all=True)
     try:
-        code = app(args=arguments, prog_name="mt2st-fast", standalone_mode=False)
+        with importing():
+            app = load_command(given)
+        code = app(args=given, prog_name="mt2st-fast", standalone_mode=False)
     except typer.TyperException as error:
         if not error.format_message():  # without a command, the help has just been shown
             sys.exit(2)

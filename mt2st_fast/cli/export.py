@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mt2st_fast.cli.output import out_file
-from mt2st_fast.cli.paths import path_argument
+from mt2st_fast.cli.paths import out_file, path_argument
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import check_not_read
+from mt2st_fast.interrupts import importing
 
 if TYPE_CHECKING:
     from mt2st_fast.exporting.writing import Exported
@@ -44,8 +44,9 @@ def export(
     ] = None,
 ) -> None:
     """Write a model as a graph of plain operators for any batch size, and a JSON file describing inputs and outputs."""
-    from mt2st_fast.exporting.writing import SUFFIXES, format_of
-    from mt2st_fast.model_folder import files_of_model, model_in
+    with importing():
+        from mt2st_fast.exporting.writing import SUFFIXES, format_of
+        from mt2st_fast.model_folder import files_of_model, model_in
 
     asked = None if out is None else out_file(out)
     folder = model_in(model)
@@ -58,11 +59,12 @@ def export(
 
 
 def _written(folder: Path, file: Path, form: str, tasks: list[str] | None) -> Exported:
-    from mt2st_fast.exporting.models import export_modules
-    from mt2st_fast.model.description import KIND as MODULES
-    from mt2st_fast.model_folder import kind_of
-    from mt2st_fast.serving.load import load
-    from mt2st_fast.words.word2vec_model import KIND as WORD2VEC
+    with importing():
+        from mt2st_fast.exporting.models import export_modules
+        from mt2st_fast.model.description import KIND as MODULES
+        from mt2st_fast.model_folder import kind_of
+        from mt2st_fast.serving.load import load
+        from mt2st_fast.words.word2vec_model import KIND as WORD2VEC
 
     kind = kind_of(folder)
     if kind == WORD2VEC:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mt2st_fast.cli.options import COMMANDS
+from mt2st_fast.cli.paths import out_path
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import at_home
 from mt2st_fast.folder_lock import check_can_write
 from mt2st_fast.model_folder import RUN_CONFIG, RUN_MODEL, foreign_to_model, has_comparison
 from mt2st_fast.runs.config_file import read_config_file
@@ -63,21 +62,6 @@ class OutputOptions:
     def checkpoint_seconds(self) -> float:
         """The seconds between checkpoints."""
         return 60 * self.checkpoint_every
-
-
-def out_path(text: str) -> Path:
-    """Return the path of --out, as a shell takes it. Raises InputError if it is empty: the current folder is `.`."""
-    if not text:
-        raise InputError("--out is empty; set a path, or leave it out")
-    return at_home(text)
-
-
-def out_file(text: str) -> Path:
-    """Return the path of --out for one file. Raises InputError where it is empty or a folder, even one to be made."""
-    path = out_path(text)
-    if path.is_dir() or text.endswith((os.sep, "/")):
-        raise InputError(f"--out {text} is a folder; use a file name in it")
-    return path
 
 
 def writable(folder: Path, *, to_resume: bool = False) -> Path:

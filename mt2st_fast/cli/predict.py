@@ -13,8 +13,7 @@ from typing import Annotated, BinaryIO
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mt2st_fast.cli.output import out_file
-from mt2st_fast.cli.paths import not_empty, path_argument
+from mt2st_fast.cli.paths import not_empty, out_file, path_argument
 from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import leave_unread, plain_console
@@ -29,6 +28,7 @@ from mt2st_fast.files import (
     reading,
     writing,
 )
+from mt2st_fast.interrupts import importing
 from mt2st_fast.serving.wanted import Wanted
 
 CHUNK_BYTES = 1 << 19
@@ -100,8 +100,8 @@ def predict(
 ) -> None:
     """Label words or texts with a trained model, one block at a time, from a file of any length or a pipe."""
     # Imported here: reading options must not import torch.
-    from mt2st_fast.model_folder import files_of_model, kind_of
-    from mt2st_fast.words.supervised_model import KIND as SUPERVISED
+    with importing():
+        from mt2st_fast.model_folder import SUPERVISED, files_of_model, kind_of
 
     asked = _Asked(tasks_named(tasks), form, tokenizer, k, threshold, probabilities)
     source = _Source.of(file, kind, text_column, delimiter)
@@ -132,7 +132,8 @@ class _Source:
     @classmethod
     def of(cls, file: str, kind: str, text_column: str | None, delimiter: str | None) -> _Source:
         """Return what the arguments of the command name. Raises InputError where they contradict each other."""
-        from mt2st_fast.data.readers import READERS, parse_spec, takes
+        with importing():
+            from mt2st_fast.data.readers import READERS, parse_spec, takes
 
         if kind not in ("auto", "conllu", "text"):
             raise InputError(
@@ -183,11 +184,12 @@ class _Asked:
 
 def _of_texts(folder: Path, source: _Source, asked: _Asked) -> Iterator[str]:
     """Label text with the model of a run."""
-    from mt2st_fast.data.readers import takes
-    from mt2st_fast.data.text.tokenizers import TOKENIZERS
-    from mt2st_fast.serving.reading import read_rows, read_units
-    from mt2st_fast.serving.text_model import TextModel
-    from mt2st_fast.serving.writing import check_format, write_units
+    with importing():
+        from mt2st_fast.data.readers import takes
+        from mt2st_fast.data.text.tokenizers import TOKENIZERS
+        from mt2st_fast.serving.reading import read_rows, read_units
+        from mt2st_fast.serving.text_model import TextModel
+        from mt2st_fast.serving.writing import check_format, write_units
 
     model = TextModel.load(folder)
     for task in asked.tasks:
@@ -208,10 +210,11 @@ def _of_texts(folder: Path, source: _Source, asked: _Asked) -> Iterator[str]:
 
 def _of_lines(folder: Path, source: _Source, asked: _Asked) -> Iterator[str]:
     """Label lines with a model of train_supervised, which splits lines itself."""
-    from mt2st_fast.data.text.lines import TextLines
-    from mt2st_fast.serving.classified_lines import check_format, write_lines
-    from mt2st_fast.serving.fitting import check_keys
-    from mt2st_fast.words.supervised_model import SupervisedModel
+    with importing():
+        from mt2st_fast.data.text.lines import TextLines
+        from mt2st_fast.serving.classified_lines import check_format, write_lines
+        from mt2st_fast.serving.fitting import check_keys
+        from mt2st_fast.words.supervised_model import SupervisedModel
 
     if source.kind not in ("auto", "text") or asked.tokenizer not in (None, "blanks"):
         raise InputError(

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt2st_fast.cli.output import out_file, writable
-from mt2st_fast.cli.paths import path_argument
+from mt2st_fast.cli.output import writable
+from mt2st_fast.cli.paths import out_file, path_argument
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.data.preparation import prepare as prepare_corpus
 from mt2st_fast.errors import OptionError

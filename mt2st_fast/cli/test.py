@@ -15,6 +15,7 @@ from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console, say, say_table
 from mt2st_fast.errors import InputError
+from mt2st_fast.interrupts import importing
 
 if TYPE_CHECKING:  # reading options must not import torch
     from rich.console import Console
@@ -50,8 +51,8 @@ def measure(
     delimiter: DelimiterFlag = None,
 ) -> None:
     """Measure a trained model: task metrics, and precision, recall and F1 of every class."""
-    from mt2st_fast.model_folder import kind_of
-    from mt2st_fast.words.supervised_model import KIND as SUPERVISED
+    with importing():
+        from mt2st_fast.model_folder import SUPERVISED, kind_of
 
     if kind_of(model) == SUPERVISED:
         if part or text_column is not None or delimiter is not None:
@@ -64,8 +65,9 @@ def measure(
 
 def _measure_lines(model: Path, file: str, families: tuple[str, ...]) -> None:
     """Measure a line classifier on the labels in the lines."""
-    from mt2st_fast.runs.formatting import shown
-    from mt2st_fast.words.supervised_model import SupervisedModel
+    with importing():
+        from mt2st_fast.runs.formatting import shown
+        from mt2st_fast.words.supervised_model import SupervisedModel
 
     found = SupervisedModel.load(model, device="cpu")
     counts = found.label_counts(file, families)
@@ -86,13 +88,14 @@ def _measure_corpus(
     model: Path, data: str, part: str, tasks: tuple[str, ...], text_column: str | None, delimiter: str | None
 ) -> None:
     """Measure the model of a run on data that is read as in training."""
-    from mt2st_fast.data import open_data
-    from mt2st_fast.data.readers import READERS, parse_spec, takes
-    from mt2st_fast.data.readers.same_data import same_data
-    from mt2st_fast.data.record import repeated_texts
-    from mt2st_fast.runs.data_summary import summarize_data, summary
-    from mt2st_fast.serving.scores import scores
-    from mt2st_fast.serving.text_model import TextModel
+    with importing():
+        from mt2st_fast.data import open_data
+        from mt2st_fast.data.readers import READERS, parse_spec, takes
+        from mt2st_fast.data.readers.same_data import same_data
+        from mt2st_fast.data.record import repeated_texts
+        from mt2st_fast.runs.data_summary import summarize_data, summary
+        from mt2st_fast.serving.scores import scores
+        from mt2st_fast.serving.text_model import TextModel
 
     found = TextModel.load(model)
     names = tasks or (found.main,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -41,13 +41,32 @@ def check_autocast(device: torch.device, wanted: torch.dtype | None) -> None:
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluate a module within the block; afterwards every part has its previous mode, even a frozen BatchNorm."""
     modes = {part: part.training for part in module.modules()}
-    module.eval()
+    is_plain = all(map(_has_plain_modes, modes))
+    if is_plain:
+        _set_flags(dict.fromkeys(modes, False))
+    else:
+        module.eval()
     try:
         yield
     finally:
-        # This may do more than set the flags that are set below: LoRA layers merge their weights.
-        module.train(modes[module])
-        for part, mode in modes.items():
+        if not is_plain:  # this may do more than set flags: LoRA layers merge their weights
+            module.train(modes[module])
+        _set_flags(modes)
+
+
+def _has_plain_modes(part: nn.Module) -> bool:
+    """Return whether changing the mode of a module sets a flag and does nothing else."""
+    kind = type(part)
+    own = kind.train, kind.eval, kind.__setattr__, kind.modules, kind.children
+    return own == _TORCHS and not ("train" in part.__dict__ or "eval" in part.__dict__)
+
+
+_TORCHS = nn.Module.train, nn.Module.eval, nn.Module.__setattr__, nn.Module.modules, nn.Module.children
+
+
+def _set_flags(modes: Mapping[nn.Module, bool]) -> None:
+    for part, mode in modes.items():
+        if part.training is not mode:  # an assignment takes ten times as long
             part.training = mode
 
 

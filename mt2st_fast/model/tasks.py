@@ -30,5 +30,8 @@ class Task(Protocol):
 
 def metric_of(task: Task) -> Metric:
     """Return the metric of the task's kind with the task's name for it; else, for a class of your own, the default."""
-    named = {metric.name: metric for metric in task.head.kind.metrics}
-    return named.get(task.metric, task.head.kind.metric)
+    kind, name = task.head.kind, task.metric
+    for metric in kind.metrics:
+        if metric.name == name:
+            return metric
+    return kind.metric

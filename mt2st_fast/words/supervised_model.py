@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -15,15 +15,11 @@ from mt2st_fast.data.labelled_text import DEFAULT_FAMILY, LabelledText, read_lab
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import device_named
 from mt2st_fast.errors import InputError
-from mt2st_fast.exporting.models import Outputs, export_bags
-from mt2st_fast.exporting.writing import Exported
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model_folder import model_in, read_model, write_model
-from mt2st_fast.training.history import History
-from mt2st_fast.training.trainer import Trainer
-from mt2st_fast.words.bag_scorer import BagScorer, Choice, Labeller, check_choice, chosen
+from mt2st_fast.model_folder import SUPERVISED, model_in, read_model, write_model
+from mt2st_fast.words.bag_scorer import BagScorer, Choice, Labeller, check_choice, checked_texts, chosen
 from mt2st_fast.words.label_counts import (
     KnownLabelCounts,
     LabelCounts,
@@ -31,8 +27,14 @@ from mt2st_fast.words.label_counts import (
     tell_several,
     tell_unseen,
 )
+from mt2st_fast.words.line_scorer import LineScorer
 
-KIND = "supervised"
+if TYPE_CHECKING:  # who predicts needs neither
+    from mt2st_fast.exporting.writing import Exported
+    from mt2st_fast.training.history import History
+    from mt2st_fast.training.trainer import Trainer
+
+KIND = SUPERVISED
 LIKELY = 0.5  # for several labels per document: a label is predicted from this probability on
 
 
@@ -72,6 +74,7 @@ class SupervisedModel:
         self.families, self._split_labels = dict(families), split_labels
         self._trainer = trainer
         self._scorer = BagScorer(features, encoder, heads, prefix)
+        self._of_lines = LineScorer(features, encoder, heads, prefix)
 
     # --- saving and loading -----------------------------------------------------------------------------
 
@@ -98,6 +101,8 @@ class SupervisedModel:
         self, file: str | Path, format: str | None = None, families: Sequence[str] | None = None
     ) -> Exported:
         """Write a graph of the main family, or of `families`, as `TextModel.export` does; its input texts are lines."""
+        from mt2st_fast.exporting.models import Outputs, export_bags
+
         names = [self._known(family) for family in families or (self.main,)]
         tasks = {name: Outputs(self.families[name].kind, self.labels[name]) for name in names}
         return export_bags(self.encoder, self.heads, self.features, self.prefix, tasks, file, format)
@@ -230,14 +235,29 @@ class SupervisedModel:
         """
         family = self._known(family)
         check_choice(k, threshold)
-        texts = [text] if isinstance(text, str) else text
+        texts, wanted = checked_texts([text] if isinstance(text, str) else text), Choice(k, threshold)
+        predictions = self._predicted_one_by_one(texts, family, wanted)
+        if predictions is None:
+            predictions = self._predicted_together(texts, family, wanted)
+        return predictions[0] if isinstance(text, str) else predictions
+
+    def _predicted_one_by_one(
+        self, texts: Sequence[str], family: str, wanted: Choice
+    ) -> list[Prediction] | None:
+        """Return the predictions for a few texts; None where that takes longer, or where a line is refused."""
+        if (found := self._of_lines.likeliest(texts, family, wanted)) is None:
+            return None
+        names = self.labels[family]
+        return [Prediction(tuple([names[c] for c in labels]), tuple(shares)) for labels, shares in found]
+
+    def _predicted_together(self, texts: Sequence[str], family: str, wanted: Choice) -> list[Prediction]:
         predictions: list[Prediction] = []
         names = np.array(self.labels[family], object)
         for bags in self._scorer.bags(texts):
-            for (found,) in self._scorer.choices(*bags, {family: Choice(k, threshold)}):
+            for (found,) in self._scorer.choices(*bags, {family: wanted}):
                 rows = zip(names[found.labels].tolist(), *map(np.ndarray.tolist, found[1:]), strict=True)
                 predictions += [Prediction(tuple(n[:count]), tuple(p[:count])) for n, p, count in rows]
-        return predictions[0] if isinstance(text, str) else predictions
+        return predictions
 
     def choice(self, family: str, k: int | None = None, threshold: float | None = None) -> Choice:
         """Return which labels of a family to predict, as `mt2st-fast predict` does and `test` measures.
@@ -261,7 +281,8 @@ class SupervisedModel:
 
         By default it predicts what `choice` says. Raises as `predict` does.
         """
-        return self._scorer.labeller({family: self.choice(family, k, threshold) for family in families})
+        wanted = {family: self.choice(family, k, threshold) for family in families}
+        return self._scorer.labeller(wanted, self._of_lines.probabilities)
 
     def test(self, path: str | Path) -> dict[str, float]:
         """Measure every family in a file: accuracy, or micro F1 where a document may have several labels.
@@ -342,13 +363,18 @@ class SupervisedModel:
 
         Zeros for a word that has neither: one that is unseen by a model trained without n-grams (`maxn=0`).
         """
+        if (found := self._of_lines.vector_of_word(word)) is not None:
+            return found
         _, ids = self.features.subwords(word)
         return self._scorer.vectors(ids, np.array([0, len(ids)], np.int64))[0].cpu().numpy()
 
     @torch.no_grad()
     def text_vector(self, text: str) -> np.ndarray:
         """Return the mean (dim,) float32 of the vectors in the bag of a line. Raises InputError as `predict` does."""
-        (bags,) = self._scorer.bags([text])
+        texts = checked_texts([text])
+        if (found := self._of_lines.vector_of_line(texts[0])) is not None:
+            return found
+        (bags,) = self._scorer.bags(texts)
         return self._scorer.vectors(*bags)[0].cpu().numpy()
 
     @torch.no_grad()

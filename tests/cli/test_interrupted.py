@@ -23,6 +23,7 @@ IMPORTS = {
 COMMANDS = {
     "module": [sys.executable, "-m", "mt2st_fast", "info"],
     "script": [str(Path(sys.executable).with_name("mt2st-fast")), "info"],
+    "labelling": [sys.executable, "-m", "mt2st_fast", "predict", "model", "text.txt"],
 }
 
 

@@ -102,7 +102,7 @@ def test_prepare_writes_a_token_file(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_command_line_starts_without_the_pictures() -> None:
-    program = "import sys, mt2st_fast.cli; print('matplotlib' in sys.modules)"
+    program = "import sys, mt2st_fast.cli; mt2st_fast.cli.app; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -128,7 +128,7 @@ CASES = [
     (an_mlps_step, 120),
     (an_embedding_bags_step, 125),
     (a_bag_encoders_step, 123),
-    (an_evaluation, 306),
+    (an_evaluation, 240),
 ]
 
 

@@ -252,6 +252,8 @@ def correct(model: StackModel, updates: Updates, inputs: Tensor, targets: Sequen
     K, at_once = len(model.heads), max(LEAST_ROWS, 0 if model.memory is None else model.memory.n_rows)
     ones_k, total = torch.ones(K, dtype=torch.float32, device="cpu"), np.zeros(K, np.int64)
     dropouts = [Dropout(0.0, 0)] * (1 + len(model.layers))
+    if inputs.shape[0] <= at_once:
+        return step(model, updates, inputs, targets, ones_k, dropouts)[1]
     for first in range(0, inputs.shape[0], at_once):
         rows = slice(first, first + at_once)
         of_part = [target[rows] for target in targets]
