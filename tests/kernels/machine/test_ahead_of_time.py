@@ -18,7 +18,7 @@ import triton
 import mt2st_fast.kernels as kernels_package
 from mt2st_fast.kernels.machine import ahead_of_time
 from mt2st_fast.kernels.machine.ahead_of_time import CompiledKernel, compile_all
-from mt2st_fast.kernels.machine.launch import Sample
+from mt2st_fast.kernels.machine.launch import FAMILIES, Sample
 
 # Bytes that one program may use: NVIDIA's CUDA C programming guide, table of technical specifications per
 # compute capability; 64 KiB of LDS on CDNA3.
@@ -52,7 +52,7 @@ def check(kernels: list[CompiledKernel], targets: list[str]) -> None:
     assert all(0 < kernel.registers <= 512 for kernel in kernels)
 
 
-@pytest.mark.parametrize("family", ["nvidia", "blackwell", "amd"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_samples_say_what_every_argument_is(family):
     """Either a type or a constant, constants last: what `Variant` runs by a handle are arguments in this order."""
     found = set()
