@@ -269,7 +269,8 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
 # Outputs, rows and kinds of heads for which the forward kernel is compiled ahead of time.
 SHAPES = (
     (45, 8192, ""), (45, 512, ""), (45, 8192, "smoothed"), (45, 8192, "weighted"), (45, 8192, "values"),
-    (17, 4096, "values"), (60, 8192, "many"),
+    (17, 4096, "values"), (45, 4096, "weighted"), (60, 8192, "several"), (60, 4096, "several"), (60, 4096, "many"),
+    (60, 8192, "many"),
 )  # fmt: skip
 
 

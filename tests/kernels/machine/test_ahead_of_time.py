@@ -16,6 +16,9 @@ pytest.importorskip("triton")
 import triton
 
 import mt2st_fast.kernels as kernels_package
+from mt2st_fast.kernels import HeadLayout
+from mt2st_fast.kernels.heads.on_triton import tile
+from mt2st_fast.kernels.heads.on_triton.sample_heads import heads_of
 from mt2st_fast.kernels.machine import ahead_of_time
 from mt2st_fast.kernels.machine.ahead_of_time import CompiledKernel, compile_all
 from mt2st_fast.kernels.machine.launch import FAMILIES, Sample
@@ -101,6 +104,23 @@ def test_the_first_variants_of_all_kernels_come_first_and_none_twice():
 def test_every_way_of_losses_is_compiled_in_every_dtype(kernel, plan, what):
     named = [name.split() for name, variant, _ in jobs() if variant.kernel.__name__ == kernel]
     assert {name[0] for name in named if {what, *plan.split()} <= set(name)} == {"fp32", "bf16", "fp16"}
+
+
+@pytest.mark.parametrize("what", ["weighted", "several", "many"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiles_of_all_heights_are_compiled_of_heads_that_take_many_registers(family, what):
+    """A height that is left out has spilled, unseen."""
+    heights = {
+        int(re.search(r"(\d+)x", name)[1])
+        for name, variant, _ in tile.samples_for(family)
+        if variant.kernel is tile.tile_forward_kernel and name.startswith("fp32") and what in name
+    }
+    wanted = {
+        tile.forward_blocks(N, D, 4, HeadLayout(heads_of((30, 7, 5, 3), what)), family).rows
+        for N in (4096, 8192)
+        for D in (768, 100)
+    }
+    assert heights == wanted
 
 
 def test_all_kernels_that_do_not_compile_are_counted(monkeypatch):
