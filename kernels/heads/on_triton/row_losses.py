@@ -108,14 +108,12 @@ def take_row_losses(
     `blocks.rows(groups.columns)` rows.
     """
     specialization, logits = chunk.specialization, chunk.logits
-    _variant(
-        specialization, groups, blocks, in_chunks, bias_parts is not None, logits.element_size(),
-        gpu_family(logits.device),
-    ).launch(
+    family = gpu_family(logits.device)
+    _variant(specialization, groups, blocks, in_chunks, bias_parts is not None, family).launch(
         cdiv(len(logits), blocks.rows(groups.columns)) * groups.n,
         (*chunk.tensors, chunk.tables.head_of_column, chunk.sums if bias_parts is None else bias_parts),
         (*chunk.integers, specialization.layout.width),
-    )  # fmt: skip
+    )
 
 
 @cache
@@ -125,7 +123,6 @@ def _variant(
     blocks: RowBlocks,
     in_chunks: bool,
     need_bias_gradient: bool,
-    itemsize: int,
     family: str,
 ) -> Variant:
     constexprs = {
@@ -133,7 +130,7 @@ def _variant(
         "GROUPS": groups.bounds, "N_GROUPS": groups.n, "BLOCK_N": blocks.rows(groups.columns),
         "BLOCK_S": groups.columns,
     }  # fmt: skip
-    return Variant(row_loss_kernel, constexprs, blocks.options(specialization.layout, itemsize, family))
+    return Variant(row_loss_kernel, constexprs, blocks.options(specialization.layout, family))
 
 
 def samples_for(family: str) -> Iterator[Sample]:
@@ -145,8 +142,7 @@ def samples_for(family: str) -> Iterator[Sample]:
         layout = HeadLayout(heads if is_packed else (HeadSpec(Kind.SOFTMAX, 1000), *heads))
         groups = group_heads(layout, range(not is_packed, len(layout)), 8 * cdiv(layout.width, 8))
         specialization = Specialization(layout, True, True, what == "many", True)
-        itemsize = 4 if dtype == "fp32" else 2
-        variant = _variant(specialization, groups, blocks, not is_packed, is_packed, itemsize, family)
+        variant = _variant(specialization, groups, blocks, not is_packed, is_packed, family)
         most = variant.options.get("maxnreg")
         limit = "" if most is None else f" {most} registers"
         name = f"{dtype} {plan} {blocks.rows(groups.columns)}x{groups.columns}{f' {what}'.rstrip()}{limit}"
