@@ -312,9 +312,10 @@ def choose_blocks(
 
     Rows of up to ONE_BLOCK outputs stay in registers. A program waits for memory most of the time, so the limit of
     registers is the lowest without spills: twice as many programs run at a time as where the compiler chooses; for a
-    B200, it has not been looked for. For a vocabulary, a whole multiprocessor takes one row, so that the rows in flight on all of them (132 of 304 KB on an
-    H200) may stay in the L2 cache between the sweeps. A thread has 8 lanes; 16 hide more memory latency, but fit an
-    A100's or H100's registers only with 16-bit logits, a bias, and no smoothing, and never a B200's.
+    B200, it has not been looked for. For a vocabulary, a whole multiprocessor takes one row, so that the rows in flight
+    on all of them (132 of 304 KB on an H200) may stay in the L2 cache between the sweeps. A thread has 8 lanes; 16 hide
+    more memory latency, but fit an A100's or H100's registers only with 16-bit logits, a bias, and no smoothing, and
+    never a B200's.
     """
     if size <= ONE_BLOCK:
         columns = next_power_of_2(size)
