@@ -1,6 +1,6 @@
 """Batches (inputs, {task: targets}) as torch tensors, made by array operations only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeGuard
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.data.corpus import Corpus, check_main
+from mt2st_fast.data.own_labels import labels_from, packed, unpacked
 from mt2st_fast.data.resident import DeviceTargets, DeviceWindows, ResidentStream, memory_budget
 from mt2st_fast.data.sampler import FixedSampler, RowsAhead, Sampler, check_active
 from mt2st_fast.data.target_rows import TargetRows
@@ -16,6 +17,9 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import take_bags
 
 OUTSIDE = -1  # the "type id" of a window position beyond the sentence
+
+# Rows and logits of a batch whose rows the model labels itself.
+MOST_LABELLED_AT_ONCE, MOST_LOGITS = 8192, 2**22
 
 STEPS_A_PASS = 96  # minimum steps of a pass, within the limits of batch_size_for
 MOST_ROWS = 512
@@ -109,6 +113,10 @@ class TrainingBatches:
     With `fixed_batches` the batches of a phase are composed once and kept: every epoch has the same tensors in another
     order, so that a training loop can cache what it derives from a batch.
 
+    With `self_training` a single-task phase also draws rows without a main label, as many as rows with one: with the
+    label that the model itself gave them when the phase began. `Trainer` does that by `own_labels` and
+    `take_own_labels`. Raises InputError where every row has a main label, and for fixed batches.
+
     data_settings: what was done to the data, by name, and must be the same when a run is resumed.
     """
 
@@ -122,6 +130,7 @@ class TrainingBatches:
         share: float,
         seed: int,
         fixed_batches: bool = False,
+        self_training: bool = False,
     ) -> None:
         check_main(corpus, main)
         self.main = main
@@ -135,18 +144,36 @@ class TrainingBatches:
             share = 1.0  # no row is drawn for another task
         self.data_settings: dict[str, str] = {}
         make = FixedSampler if fixed_batches else Sampler
-        self.sampler = make(corpus.column(main).labelled(), batch_size, share, seed)
+        labelled = corpus.column(main).labelled()
+        self.sampler = make(labelled, batch_size, share, seed)
+        self.self_training = self_training
+        self._own_labels: str | None = None
+        if self_training:
+            self._check_can_self_train(bool(labelled.all()))
+            self.data_settings["self-training"] = "on"
         self.ahead = RowsAhead(self.sampler)
         self.enter_phase(self.tasks)
+
+    def _check_can_self_train(self, all_labelled: bool) -> None:
+        reasons = {
+            f"every row has a label of {self.main}": all_labelled,
+            "fixed batches are composed before the run": self.fixed_batches,
+        }
+        for reason in (reason for reason, holds in reasons.items() if holds):
+            raise InputError(f"self_training is not possible: {reason}; leave it out")
 
     @property
     def batch_size(self) -> int:
         """B, the rows of a multi-task batch and the maximum of any batch."""
         return self.sampler.batch_size
 
-    def rows_a_batch(self, active: Sequence[str]) -> int:
-        """Return the rows of a batch while these tasks are active; for fixed batches, the maximum."""
-        return self.sampler.rows_a_batch(single_task=tuple(active) == (self.main,))
+    def rows_a_batch(self, active: Sequence[str], own_labels: bool = False) -> int:
+        """Return the rows of a batch while these tasks are active; for fixed batches, the maximum.
+
+        own_labels: whether a single-task phase has the model's own labels.
+        """
+        alone = tuple(active) == (self.main,)
+        return self.sampler.rows_a_batch(single_task=alone, own_labels=own_labels)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -176,9 +203,38 @@ class TrainingBatches:
         self.ahead.put_back()
         self.active = check_active(active, self.tasks, self.main)
         self.sampler.single_task = self.active == (self.main,)
-        self._columns = {task: self._corpus.column(task).values for task in self.active}
-        self._targets = TargetRows(self._columns)
+        self._own_labels, self.sampler.own_labels = None, False
+        self._use({task: self._corpus.column(task).values for task in self.active})
+
+    def _use(self, columns: dict[str, np.ndarray]) -> None:
+        self._columns = columns
+        self._targets = TargetRows(columns)
         self._kept: dict[int, Batch] = {}
+
+    def own_labels(self, logits_of: Callable[[Any], Tensor]) -> str:
+        """Return the labels that a model gives to the rows without a main label, as text for `take_own_labels`.
+
+        logits_of: from inputs, as batches have them, to the logits (B, C) of the main task.
+        """
+        column = self._corpus.column(self.main)
+        rows, at_once = self._unlabelled, max(1, min(MOST_LABELLED_AT_ONCE, MOST_LOGITS // column.size))
+        blocks = np.split(rows, range(at_once, len(rows), at_once))
+        return packed(np.concatenate([labels_from(logits_of(self._inputs(b)), column.kind) for b in blocks]))
+
+    def take_own_labels(self, labels: str) -> int:
+        """From the next batch of this single-task phase on, also draw rows with these labels; return how many there
+        are.
+        """
+        self.ahead.put_back()
+        values = self._corpus.column(self.main).values.copy()
+        values[self._unlabelled] = unpacked(labels, values)
+        self._own_labels, self.sampler.own_labels = labels, True
+        self._use({self.main: values})
+        return len(self._unlabelled)
+
+    @cached_property
+    def _unlabelled(self) -> np.ndarray:
+        return np.flatnonzero(~self._corpus.column(self.main).labelled())
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -232,6 +288,7 @@ class TrainingBatches:
         return {
             "active": list(self.active),
             "sampler": self.sampler.state_dict(),
+            "own_labels": self._own_labels,
             "data": self._digest,
         }
 
@@ -248,6 +305,8 @@ class TrainingBatches:
                 "original data, or start a new run"
             )
         self.enter_phase(state["active"])
+        if (labels := state.get("own_labels")) is not None:
+            self.take_own_labels(labels)
 
 
 class TokenBatches(TrainingBatches):
@@ -267,8 +326,10 @@ class TokenBatches(TrainingBatches):
         share: float = 0.5,
         seed: int = 1,
         tasks: Sequence[str] | None = None,
+        self_training: bool = False,
     ) -> None:
-        super().__init__(corpus, WindowInputs(corpus, window), batch_size, main, tasks, share, seed)
+        inputs = WindowInputs(corpus, window)
+        super().__init__(corpus, inputs, batch_size, main, tasks, share, seed, self_training=self_training)
 
 
 class BagBatches(TrainingBatches):
@@ -288,8 +349,11 @@ class BagBatches(TrainingBatches):
         seed: int = 1,
         tasks: Sequence[str] | None = None,
         fixed_batches: bool = False,
+        self_training: bool = False,
     ) -> None:
-        super().__init__(corpus, BagInputs(corpus), batch_size, main, tasks, share, seed, fixed_batches)
+        super().__init__(
+            corpus, BagInputs(corpus), batch_size, main, tasks, share, seed, fixed_batches, self_training
+        )
 
 
 class EvaluationBatches:

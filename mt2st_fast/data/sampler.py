@@ -59,8 +59,9 @@ class Sampler:
                     rows from those and the rest from the others, or else the main task would starve
 
     A single-task phase only draws rows with a main label, as many as a multi-task batch has of them: the other rows
-    serve the other tasks. An epoch is ceil(N / batch_size) batches in every phase, so that strategies compare step by
-    step and the main task gets the same amount of data in each.
+    serve the other tasks. Once a model has labelled the others, too (`own_labels`), it draws as many of them beside. An
+    epoch is ceil(N / batch_size) batches in every phase, so that strategies compare step by step and the main task gets
+    the same amount of data in each.
 
     If several processes draw the same batches, each returns its own part of the rows: part[0] of part[1] parts, that
     is, every part[1]-th row, so that rows with a main label are distributed evenly.
@@ -87,6 +88,7 @@ class Sampler:
         self.batch_size = min(batch_size, N)
         self.steps_per_epoch = -(-N // self.batch_size)
         self.single_task = False
+        self.own_labels = False  # whether a single-task phase draws rows without a main label, too
         self.position = 0  # number of batches of the current epoch already drawn
         self.main_is_rare = main_is_rare(labelled, share)
         self._n_main = max(1, round(share * self.batch_size)) if self.main_is_rare else self.batch_size
@@ -99,9 +101,14 @@ class Sampler:
         row_sets = {"all": np.arange(N), "main": np.flatnonzero(labelled), "other": np.flatnonzero(~labelled)}
         self._streams = {name: RowStream(rows, seed, i) for i, (name, rows) in enumerate(row_sets.items())}
 
-    def rows_a_batch(self, single_task: bool) -> int:
-        """Return the rows of a batch in a single-task or multi-task phase, over all processes."""
-        return self._n_main if single_task else self.batch_size
+    def rows_a_batch(self, single_task: bool, own_labels: bool = False) -> int:
+        """Return the rows of a batch in a single-task or multi-task phase, over all processes.
+
+        own_labels: whether a single-task phase also draws rows without a main label.
+        """
+        if not single_task:
+            return self.batch_size
+        return self._n_main * (2 if own_labels else 1)
 
     def next_rows(self) -> np.ndarray:
         """Return this process's part of the rows of the next batch, int64."""
@@ -110,12 +117,10 @@ class Sampler:
 
     def _draw_rows(self) -> np.ndarray:
         self.position = (self.position + 1) % self.steps_per_epoch
-        if self.single_task:
-            return self._streams["main"].draw(self.rows_a_batch(single_task=True))
-        if not self.main_is_rare:
+        if not (self.main_is_rare or self.single_task):
             return self._streams["all"].draw(self.batch_size)
         main_rows = self._streams["main"].draw(self._n_main)
-        n_other = self.batch_size - self._n_main
+        n_other = self.rows_a_batch(self.single_task, self.own_labels) - self._n_main
         return np.concatenate([main_rows, self._streams["other"].draw(n_other)]) if n_other else main_rows
 
     def state_dict(self) -> dict[str, Any]:
@@ -124,6 +129,7 @@ class Sampler:
         return {
             "position": self.position,
             "single_task": self.single_task,
+            "own_labels": self.own_labels,
             "streams": streams,
             **self._identity,
         }
@@ -140,6 +146,7 @@ class Sampler:
                     "checkpoint's data and settings"
                 )
         self.position, self.single_task = state["position"], state["single_task"]
+        self.own_labels = state.get("own_labels", False)
         for name, stream in self._streams.items():
             stream.seek(*state["streams"][name])
 

@@ -71,6 +71,7 @@ def summarise_seed(
         "joules": joules.get(steps),
         "stopped": history.stopped,
         "taken_by": list(dict.fromkeys(phase.engine for phase in history.phases)),
+        "own_labels": history.phases[-1].own_labels,
         # By task, if the schedule gives a reason for retiring it.
         "retired": {
             task: {"step": phase.first_step, "why": why}

@@ -28,7 +28,10 @@ TAKEN = ("steps:", "seconds:", "steps to target:", "seconds to target:", "time t
 
 def sections_of(comparison: Comparison) -> list[Section]:
     """Return all sections on the results, in their order."""
-    on_quality = [ON_SPANS * _by_spans(comparison), _stopped(comparison), _taken_by(comparison)]
+    on_quality = [
+        ON_SPANS * _by_spans(comparison),
+        *(say(comparison) for say in (_stopped, _taken_by, _own_labels)),
+    ]
     return [
         _verdicts(comparison),
         Section("Quality", [line for line in on_quality if line], [_quality(comparison)]),
@@ -281,6 +284,19 @@ def _taken_by(comparison: Comparison) -> str:
         arms_of.setdefault(" and ".join(ways), []).append(name)
     told = [f"{ways}: {', '.join(arms)}" for ways, arms in arms_of.items()]
     return f"Steps were taken by {'; by '.join(told)}."
+
+
+def _own_labels(comparison: Comparison) -> str:
+    """Say which arms trained at the end with rows that the model had labelled itself; "" for none."""
+    rows = {
+        name: max(run["own_labels"] for run in s["seeds"]) for name, s in comparison["strategies"].items()
+    }
+    told = [f"{name} (up to {counted(n, 'row')})" for name, n in rows.items() if n]
+    return (
+        f"Once alone, the main task also trained by the model's own labels: {', '.join(told)}."
+        if told
+        else ""
+    )
 
 
 def _engines(comparison: Comparison) -> Iterator[Section]:

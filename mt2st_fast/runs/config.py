@@ -62,8 +62,9 @@ class Config:
 
     epochs: passes over all rows; None takes as many as make about 2,500 steps, between 1 and 10; for fewer than 1,600
     rows, up to 100, so that 16,000 rows are read. A step is a batch of `batch_size` rows. Where main labels are rare, a
-    share `main_share` of a batch has one; once the main task is alone, all rows of a batch have one. strategy_options:
-    values of the strategy's own options by name; others have the default that the strategy declares.
+    share `main_share` of a batch has one; once the main task is alone, all rows of a batch have one, and with
+    `self_training` as many rows are added that the model itself has labelled. strategy_options: values of the
+    strategy's own options by name; others have the default that the strategy declares.
     """
 
     data: str = option(
@@ -101,6 +102,12 @@ class Config:
         "switch", "Strategy", f"one of {', '.join(strategies())}", test=one_of(tuple(strategies()))
     )
     strategy_options: Mapping[str, float] = field(default_factory=dict)
+    self_training: bool | None = option(
+        None,
+        "Strategy",
+        "once the main task trains alone, also train with rows without its label, by the label that the model gave "
+        "them at that point; the default where main labels are rare and have classes",
+    )
     against: str | None = option(
         None,
         "Strategy",
@@ -233,7 +240,23 @@ class Config:
         # Names stay as the user gave them: a csv task includes its kind (rating:regression).
         main = splits.main if self.main is None else self.main
         aux = splits.auxiliary if self.aux is None else self.aux
-        return replace(self, main=main, aux=aux, epochs=epochs, batch_size=batch_size)
+        return replace(
+            self, main=main, aux=aux, epochs=epochs, batch_size=batch_size,
+            self_training=self._self_trains(splits),
+        )  # fmt: skip
+
+    def _self_trains(self, splits: Splits) -> bool:
+        retires = find_strategy(self.strategy).retires
+        if self.self_training and not retires:
+            raise InputError(
+                f"--self-training begins when the main task trains alone after others, which strategy {self.strategy} "
+                "never does; leave it out, or use --strategy switch"
+            )
+        if self.self_training is not None or splits.main is None:
+            return bool(self.self_training)
+        column, has_others = splits.train.column(splits.main), self.predict_context or len(splits.tasks) > 1
+        is_rare = main_is_rare(column.labelled(), self.main_share)
+        return retires and has_others and is_rare and column.kind == "classes"
 
     def _batch_size_for(self, splits: Splits) -> int:
         usual = batch_size_for(splits.train.n_rows, LEAST_BATCH)
@@ -286,7 +309,8 @@ class Config:
         """Return this configuration for another strategy, with those of its options that the strategy takes."""
         taken = {each.name for each in find_strategy(name).options}
         options = {key: value for key, value in self.strategy_options.items() if key in taken}
-        return replace(self, strategy=name, strategy_options=options)
+        own = self.self_training if find_strategy(name).retires or not self.self_training else False
+        return replace(self, strategy=name, strategy_options=options, self_training=own)
 
     def check_strategy_options(self, names: tuple[str, ...]) -> None:
         """Raise InputError for an option that none of these strategies takes, naming those that do."""

@@ -210,7 +210,7 @@ class Experiment:
         phases = self.trainer.history.phases
         ends = [phase.first_step for phase in phases[1:]] + [step]
         return sum(
-            self.train.rows_a_batch(phase.active)
+            self.train.rows_a_batch(phase.active, own_labels=phase.own_labels > 0)
             * (
                 self._batches_read(max(phase.first_step, min(end, step)))
                 - self._batches_read(phase.first_step)

@@ -98,6 +98,7 @@ def make_batches(config: Config, splits: Splits) -> TokenBatches | BagBatches:
         "share": config.main_share,
         "seed": config.seed,
         "tasks": splits.tasks,
+        "self_training": bool(config.self_training),
     }
     of_tokens = splits.train.level == "token"
     batches = (

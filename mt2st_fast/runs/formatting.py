@@ -7,6 +7,7 @@ from typing import Any
 from mt2st_fast.runs.comparison_schema import Difference
 from mt2st_fast.runs.run_schema import MainResult, PhaseSummary, RunReport, VectorsSummary
 from mt2st_fast.serving.spans import SpanFigures
+from mt2st_fast.spelling import counted
 from mt2st_fast.training.schedules import find_strategy
 
 
@@ -49,9 +50,11 @@ def engine_of(phase: PhaseSummary) -> str:
 
 
 def trained_in(phase: PhaseSummary) -> str:
-    """Say which tasks a phase has, and how the parts of the model take turns in it."""
-    tasks = ", ".join(phase["active"])
-    return f"{tasks}; {phase['turns']}" if phase["turns"] else tasks
+    """Say which tasks a phase has, how many rows have the model's own labels, and how its parts take turns."""
+    parts = [", ".join(phase["active"])]
+    if phase["own_labels"]:
+        parts.append(f"{counted(phase['own_labels'], 'row')} by own labels")
+    return "; ".join([*parts, *filter(None, [phase["turns"]])])
 
 
 def step_ms_of(phase: PhaseSummary) -> str:

@@ -89,6 +89,7 @@ def _phase(phase: PhaseRecord, history: History) -> PhaseSummary:
         "first_step": phase.first_step,
         "active": list(phase.active),
         "turns": phase.turns,
+        "own_labels": phase.own_labels,
         "engine": phase.engine,
         "passed_over": phase.passed_over,
         "graph": phase.graph,

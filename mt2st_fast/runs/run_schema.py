@@ -155,7 +155,10 @@ class Retirement(TypedDict):
 
 
 class RunSummary(TypedDict):
-    """A finished run as comparisons see it; retired: by task, if the schedule gives a reason."""
+    """A finished run as comparisons see it; retired: by task, if the schedule gives a reason.
+
+    own_labels: the rows that trained with the model's own label at the end (self-training).
+    """
 
     best: float
     test: float | None
@@ -166,6 +169,7 @@ class RunSummary(TypedDict):
     joules: float | None
     stopped: str | None
     taken_by: list[str]
+    own_labels: int
     retired: dict[str, Retirement]
     curve: list[CurvePoint]
 
@@ -202,6 +206,7 @@ class PhaseSummary(TypedDict):
     first_step: int
     active: list[str]
     turns: str
+    own_labels: int
     engine: str
     passed_over: dict[str, str]
     graph: str | None

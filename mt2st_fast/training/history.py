@@ -48,6 +48,7 @@ class PhaseRecord:
     """A stretch of training with one set of active tasks, main task first.
 
     turns: how shared and task parameters take turns, "" if all of them train; step records say which part trained.
+    own_labels: how many rows train with the label that the model itself gave them (self-training).
     engine: the engine that took the steps. passed_over: why the engines earlier in the order did not, by name; for
     the engine itself, why it left some steps to the last one. graph: with `Trainer(graph=True)`, "captured" or
     "not captured: ..." with the reason; otherwise None.
@@ -57,6 +58,7 @@ class PhaseRecord:
     active: tuple[str, ...]
     reasons: dict[str, str] = field(default_factory=dict)  # why tasks retired, if the schedule says so
     turns: str = ""
+    own_labels: int = 0
     # How it was computed, not what:
     engine: str = field(default="", compare=False)
     passed_over: dict[str, str] = field(default_factory=dict, compare=False)

@@ -59,6 +59,7 @@ from mt2st_fast.training.schedules.abilities import (
     reasons_of,
 )
 from mt2st_fast.training.selection import PartSelection
+from mt2st_fast.training.self_training import SelfTraining
 from mt2st_fast.training.sources import Source
 from mt2st_fast.training.turns import part_at, steps_by_part, take_turn, turns_of
 
@@ -149,6 +150,7 @@ class Run:
         self._selection = PartSelection(options.schedule, self._parts, held_out)
         self._selection.restore(self.history.selections, self._named())
         self.engine = ChosenEngine(make_engines(self._parts, make_capturer))
+        self._self_training = SelfTraining(self._parts, source, self.engine)
         if self._phase_active:
             self.engine.choose(self.history.phases)
 
@@ -334,13 +336,15 @@ class Run:
             if self._selection.due(self._phase_active, active):
                 self._select_parts()
             self.record(after_step=False)  # for the previous tasks
+            own = self._own_labels() if self._self_training.due(self._phase_active, active) else None
             enter_phase(active, self.encoder, self.heads, self.optimizer, self.source)
             self._check_trains(active)
             self._phase_active = active
+            n_own = 0 if own is None else self.source.take_own_labels(own)
             told = reasons_of(self._options.schedule)
             reasons = {name: told[name] for name in before if name not in active and name in told}
             turns = turns_of(self._options.schedule)
-            self.history.phases.append(PhaseRecord(self.steps_done, active, reasons, turns))
+            self.history.phases.append(PhaseRecord(self.steps_done, active, reasons, turns, n_own))
             self.engine.choose(self.history.phases)
             self._listener.on_phase(self.history.phases[-1])
         if self._takes_turns:
@@ -363,6 +367,12 @@ class Run:
         selection = self._selection.make(self.steps_done, self._named())
         self.history.selections.append(selection)
         self._interval.choosing_seconds += selection.seconds
+
+    def _own_labels(self) -> str:
+        """Label rows with all that the tasks have taught the encoder so far."""
+        labels, seconds = self._self_training.label()
+        self._interval.choosing_seconds += seconds
+        return labels
 
     def _moment(self, step: int) -> Moment:
         return Moment(step, self.steps_per_epoch, self.total_steps)

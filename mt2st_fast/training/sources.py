@@ -7,7 +7,7 @@ that a resumed run continues with exactly the next batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -288,6 +288,24 @@ class Source:
         for name, loader in self.loaders.items():
             # A loader may serve several tasks, but never those that have their own loader.
             loader.enter_phase(tuple(task for task in active if task == name or task not in self.loaders))
+
+    @property
+    def self_training(self) -> bool:
+        """Whether the main task's loader also draws rows without a label, once the model has labelled them itself."""
+        return bool(getattr(self.loaders[self.main].loader, "self_training", False))
+
+    def own_labels(self, logits_of: Callable[[Any], Tensor]) -> str:
+        """Return the model's labels of these rows, JSON-able.
+
+        logits_of: from inputs to the logits (B, C) of the main task.
+        """
+        labels: str = self.loaders[self.main].loader.own_labels(logits_of)
+        return labels
+
+    def take_own_labels(self, labels: str) -> int:
+        """Draw these rows as well in the main task's phase; return how many there are."""
+        n_rows: int = self.loaders[self.main].loader.take_own_labels(labels)
+        return n_rows
 
     def reside_on(self, device: torch.device) -> None:
         """From now on take batches as rows of data on the device, from loaders that offer it (`resident_on`)."""

@@ -37,6 +37,7 @@ def run_of(seed, *qualities, seconds=1.0, test=0.5, span_f1=None, joules=None, r
         "steps": len(curve),
         "stopped": None,
         "taken_by": ["eager"],
+        "own_labels": 0,
         "retired": retired or {},
         "curve": curve,
         **last,

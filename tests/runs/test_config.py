@@ -140,3 +140,41 @@ def test_a_batch_with_few_main_labels_has_room_for_half_of_the_usual_rows(
 )
 def test_few_rows_are_read_often_enough_to_be_learned(rows, changed, expected):
     assert Config(**changed).resolved(splits_of(rows, T=rows)).epochs == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "labelled", "auxiliary", "expected"),
+    [
+        ({}, 799, ("aux",), True),
+        ({}, 800, ("aux",), False),
+        ({"main_share": 0.5}, 800, ("aux",), True),
+        ({}, 799, (), False),
+        ({"predict_context": True}, 799, (), True),
+        ({"strategy": "mtl"}, 799, ("aux",), False),
+        ({"strategy": "stl"}, 799, ("aux",), False),
+        ({"strategy": "adaptive"}, 799, ("aux",), True),
+        ({"self_training": False}, 799, ("aux",), False),
+        ({"self_training": True}, 800, ("aux",), True),
+    ],
+)
+def test_a_model_trains_itself_by_default_where_main_labels_are_rare(changed, labelled, auxiliary, expected):
+    assert Config(**changed).resolved(splits_of(labelled, auxiliary)).self_training is expected
+
+
+def test_by_default_only_classes_are_labelled_by_the_model_itself():
+    column = TargetColumn(
+        "values", ("x",), np.where(np.arange(4_000) < 100, 1.0, np.nan).astype(np.float32)[:, None]
+    )
+    splits = splits_of(100)
+    for corpus in (splits.train, splits.dev, splits.test):
+        corpus.targets["main"] = column
+    assert Config().resolved(splits).self_training is False
+    assert Config(self_training=True).resolved(splits).self_training is True
+
+
+def test_self_training_is_for_strategies_that_let_the_others_go():
+    with pytest.raises(InputError, match=r"--self-training .* which strategy mtl never does; leave it out"):
+        Config(strategy="mtl", self_training=True).resolved(splits_of(100))
+    for_all = Config(self_training=True)
+    found = [for_all.for_strategy(name).resolved(splits_of(100)).self_training for name in ("stl", "switch")]
+    assert found == [False, True]

@@ -211,7 +211,8 @@ def test_options_resume_as_well(toy, tmp_path, options):
     assert_same_run(run(*arguments, path, resume=True, seed=5, **options), straight)
 
 
-def test_batches_of_the_data_package_resume(tmp_path):
+@pytest.mark.parametrize("self_training", [False, True])
+def test_batches_of_the_data_package_resume(tmp_path, self_training):
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, 20, 300).astype(np.int32)
     main = np.where(generator.random(300) < 0.3, tokens.astype(np.int64) % 3, -100)
@@ -231,12 +232,12 @@ def test_batches_of_the_data_package_resume(tmp_path):
         trainer = Trainer(
             encoder, heads, schedule=Switch(at=0.5), log_every=3, callbacks=[stop] if stop else []
         )
-        train = TokenBatches(corpus, 32, 1, "main")
+        train = TokenBatches(corpus, 32, 1, "main", self_training=self_training)
         history = trainer.fit(train, epochs=4, checkpoint=path, resume=resume)
         return history, everything(trainer)
 
     straight = go()
-    assert len(straight[0].phases) == 2
+    assert [bool(phase.own_labels) for phase in straight[0].phases] == [False, self_training]
     for step in (1, 13, 19, 20, 21, 30, 39):
         path = tmp_path / f"{step}.safetensors"
         go(path, Interrupt(step=step))

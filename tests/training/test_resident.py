@@ -75,12 +75,12 @@ def model(sparse=False):
     return encoder, MultiTaskHeads(16, TASKS, "main", plan="tile")
 
 
-def fitted(kind, resident, *, epochs=4, sparse=False, fit=None, **options):
+def fitted(kind, resident, *, epochs=4, sparse=False, fit=None, self_training=False, **options):
     """((history, weights), trainer)."""
     encoder, heads = model(sparse)
     options = {"lr": RATE, "log_every": 4, "schedule": Switch(at_step=31), **options}
     trainer = kind(encoder, heads, device="cpu", **options)
-    batches = TokenBatches(corpus(), 16, 1, "main")
+    batches = TokenBatches(corpus(), 16, 1, "main", self_training=self_training)
     train = Resident(batches) if resident else batches
     history = trainer.fit(train, val=evaluation_batches(corpus(), 64, 1), epochs=epochs, **(fit or {}))
     return (history, [v.clone() for m in (encoder, heads) for v in m.state_dict().values()]), trainer
@@ -89,8 +89,8 @@ def fitted(kind, resident, *, epochs=4, sparse=False, fit=None, **options):
 @pytest.mark.parametrize("kind", [Trainer, GraphedOnCpu])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accumulate": 2}, {"clip_norm": 0.5, "precision": "bfloat16"}],
-    ids=["", "accumulate", "clip"],
+    [{}, {"accumulate": 2}, {"clip_norm": 0.5, "precision": "bfloat16"}, {"self_training": True}],
+    ids=["", "accumulate", "clip", "self-training"],
 )
 def test_history_and_weights_are_those_of_batches_that_cross(kind, options):
     expected, _ = fitted(Trainer, False, **options)

@@ -244,5 +244,9 @@ def build(values: Mapping[str, float | None], facts: RunFacts) -> AdaptiveSwitch
 
 
 STRATEGY = Strategy(
-    "adaptive", "each retires when held-out rows say that it does not help any more", build, (AUX_WEIGHT,)
+    "adaptive",
+    "each retires when held-out rows say that it does not help any more",
+    build,
+    (AUX_WEIGHT,),
+    retires=True,
 )

@@ -163,4 +163,5 @@ STRATEGY = Strategy(
             "skip", "freeze this share of the numbers that a single-task step moves", SKIP, low=0.0, high=1.0
         ),
     ),
+    retires=True,
 )

@@ -86,4 +86,6 @@ OPTIONS = (
     FLOOR,
     SWITCH_AT,
 )
-STRATEGY = Strategy("diminish", "weights decay exponentially, down to the floor", build, OPTIONS, found_eta)
+STRATEGY = Strategy(
+    "diminish", "weights decay exponentially, down to the floor", build, OPTIONS, found_eta, retires=True
+)

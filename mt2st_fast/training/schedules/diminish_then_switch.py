@@ -40,4 +40,5 @@ STRATEGY = Strategy(
     build,
     diminishing.OPTIONS,
     diminishing.found_eta,
+    retires=True,
 )

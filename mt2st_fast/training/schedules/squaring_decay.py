@@ -44,4 +44,5 @@ STRATEGY = Strategy(
     "the weight is squared every epoch, down to the floor",
     lambda values, facts: SquaringDecay(alpha=required(values, "alpha"), floor=required(values, "floor")),
     (StrategyOption("alpha", "initial weight, squared every epoch", ALPHA, low=0.0, high=1.0), FLOOR),
+    retires=True,
 )

@@ -65,7 +65,8 @@ class Strategy:
     name: what `--strategy` takes. build: makes the schedule from the values of all options, by name, and the run's
     facts; raises InputError for values that do not go together. found: the values that `build` derives from the run's
     facts for options without a default. encoder: makes the encoder to train instead, from the given encoder, the tasks
-    and the values of all options; None keeps the given encoder.
+    and the values of all options; None keeps the given encoder. retires: whether auxiliary tasks retire, so that the
+    main task trains alone at the end.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Strategy:
     options: tuple[StrategyOption, ...] = ()
     found: Callable[[Mapping[str, float | None], RunFacts], dict[str, float]] = lambda values, facts: {}
     encoder: Callable[[nn.Module, Sequence[str], Mapping[str, float | None]], nn.Module] | None = None
+    retires: bool = False
 
     def settled(self, given: Mapping[str, float], facts: RunFacts) -> dict[str, float]:
         """Add the values that would be derived for a run of these facts, so that any run gets the same schedule."""

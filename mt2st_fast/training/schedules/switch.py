@@ -63,4 +63,6 @@ def build(values: Mapping[str, float | None], facts: RunFacts) -> Switch:
     return Switch(at=required(values, "switch_at"), weights=required(values, "aux_weight"))
 
 
-STRATEGY = Strategy("switch", "constant weights, then all retire at once", build, (SWITCH_AT, AUX_WEIGHT))
+STRATEGY = Strategy(
+    "switch", "constant weights, then all retire at once", build, (SWITCH_AT, AUX_WEIGHT), retires=True
+)

@@ -152,6 +152,7 @@ def words(
     similarity: bool = False,
     n_rows: int | None = 60,
     divide: Callable[[nn.Module], None] = lambda encoder: None,
+    self_training: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     torch.manual_seed(2)
@@ -162,7 +163,7 @@ def words(
     encoder: nn.Module
     if level == "token":
         encoder = WindowEncoder(40, 6, window=1, hidden=8, **of_table)
-        data: Any = TokenBatches(text, 24, 1, "main")
+        data: Any = TokenBatches(text, 24, 1, "main", self_training=self_training)
     else:
         encoder = BagEncoder(40, 8, **of_table)
         data = BagBatches(text, 24, "main")
@@ -201,6 +202,10 @@ def begun_words(seed: int) -> Any:
 
 def bags(folder: Path) -> dict[str, Any]:
     return words("document", lambda p: RowwiseAdagrad(p, lr=0.1))
+
+
+def with_own_labels(folder: Path) -> dict[str, Any]:
+    return words("token", self_training=True)
 
 
 def with_similarity(folder: Path) -> dict[str, Any]:

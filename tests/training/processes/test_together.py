@@ -21,6 +21,7 @@ DIVIDED = [
     "windows",
     "bags",
     "with_similarity",
+    "with_own_labels",
     "in_turns",
 ]
 DIVIDED += ["learnt_weights", "tables_of_torch", "halves", "doubles", "scaled"]
@@ -91,7 +92,12 @@ def assert_close(one: Any, other: Any, where: str = "", coarse: float = 0.0) -> 
         assert one == other, where
 
 
-BY_KERNEL = ("windows", "bags", "with_similarity")  # whose encoder is one of words, and row-sparse
+BY_KERNEL = (
+    "windows",
+    "bags",
+    "with_similarity",
+    "with_own_labels",
+)  # whose encoder is one of words, and row-sparse
 
 
 @pytest.mark.parametrize("name", [*DIVIDED, *OWN])
