@@ -33,8 +33,11 @@ PROGRAMS = 264  # that share the weight's gradient: two per multiprocessor
 
 def is_heavy(layout: HeadLayout) -> bool:
     """Whether losses take many registers: those of values, of weighted classes, and of more heads than MANY_HEADS."""
-    is_weighted = any(head.options.column_weights is not None for head in layout.heads)
-    return layout.has_values or is_weighted or len(layout) > MANY_HEADS
+    return layout.has_values or _is_weighted(layout) or len(layout) > MANY_HEADS
+
+
+def _is_weighted(layout: HeadLayout) -> bool:
+    return any(head.options.column_weights is not None for head in layout.heads)
 
 
 def forward_blocks(N: int, D: int, itemsize: int, layout: HeadLayout, family: str) -> Blocks:
@@ -51,10 +54,13 @@ def forward_blocks(N: int, D: int, itemsize: int, layout: HeadLayout, family: st
     # Measured on an H100 at 64 outputs of 768 features.
     warps = 8 if rows > 16 and heavy else 4
     if itemsize == 4:
+        is_several = heavy and len(layout) > FEW_HEADS
         # On an A100, float32 products of 64 rows leave too few registers for unaligned addresses or many heads.
-        if D % ALIGNED_FEATURES or (family == "ampere" and heavy and len(layout) > FEW_HEADS):
+        if D % ALIGNED_FEATURES or (family == "ampere" and is_several):
             rows = min(32, rows)
-        return Blocks(rows, 32, warps, 3, ALL_REGISTERS if rows == 32 and warps == 8 else None)
+        # Targets that are values do without.
+        limited = rows == 32 and warps == 8 and (is_several or _is_weighted(layout))
+        return Blocks(rows, 32, warps, 3, ALL_REGISTERS if limited else None)
     if D % ALIGNED_FEATURES:
         return Blocks(min(32, rows), 64, 8, 2)
     return Blocks(rows, 256 if rows == 16 else 128, warps, 3)
