@@ -23,7 +23,7 @@ class Blocks(NamedTuple):
 
     def roomy(self, family: str) -> dict[str, int]:
         """`options` of a kernel which Blackwell's compiler would have spill with any number of warps."""
-        return self.options if self.warps == 8 else roomy_options(self.warps, family)
+        return roomy_options(self.warps, family) if family == "blackwell" else self.options
 
     @property
     def constexprs(self) -> dict[str, int]:
