@@ -32,6 +32,8 @@ def test_few_heads_have_the_tile_that_was_measured():
 @pytest.mark.parametrize(("family", "limit"), [("ampere", 80), ("hopper", 80), ("blackwell", 200)])
 def test_a_limit_of_registers_is_for_gpus_that_do_not_spill_with_it(family, limit):
     assert row_blocks.CHOICES[row_blocks.DEFAULT].options(CLASSES, family)["maxnreg"] == limit
+    beside_wide = row_blocks.BESIDE_WIDE.options(CLASSES, family)["maxnreg"]
+    assert beside_wide == (96 if family == "hopper" else 200)
 
 
 @pytest.mark.parametrize(("family", "columns"), [("ampere", 8192), ("hopper", 8192), ("blackwell", 4096)])
