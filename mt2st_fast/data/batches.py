@@ -113,7 +113,7 @@ class TrainingBatches:
     With `fixed_batches` the batches of a phase are composed once and kept: every epoch has the same tensors in another
     order, so that a training loop can cache what it derives from a batch.
 
-    With `self_training` a single-task phase also draws rows without a main label, as many as rows with one: with the
+    With `self_training` a single-task phase also draws rows without a main label, three to each row with one, by the
     label that the model itself gave them when the phase began. `Trainer` does that by `own_labels` and
     `take_own_labels`. Raises InputError where every row has a main label, and for fixed batches.
 

@@ -10,6 +10,9 @@ from mt2st_fast.errors import InputError
 # The share of a batch that has a main label where such labels are rare. They are read again and again, the other rows a
 # few times: with more of the few, a step costs more and the run ends no better (docs/claims.md).
 MAIN_SHARE = 0.2
+# The least share of labelled rows in a single-task batch whose other rows the model has labelled itself. With more of
+# the few that are read again and again, a run that lets the other tasks go early ends lower.
+LABELLED_SHARE = 0.25
 
 
 def main_is_rare(labelled: np.ndarray, share: float) -> bool:
@@ -59,9 +62,9 @@ class Sampler:
                     rows from those and the rest from the others, or else the main task would starve
 
     A single-task phase only draws rows with a main label, as many as a multi-task batch has of them: the other rows
-    serve the other tasks. Once a model has labelled the others, too (`own_labels`), it draws as many of them beside. An
-    epoch is ceil(N / batch_size) batches in every phase, so that strategies compare step by step and the main task gets
-    the same amount of data in each.
+    serve the other tasks. Once a model has labelled the others, too (`own_labels`), a batch has twice as many rows, of
+    which a quarter has a label that was given (or more, where more than a quarter of all rows has one). An epoch is
+    ceil(N / batch_size) batches in every phase, so that strategies compare step by step.
 
     If several processes draw the same batches, each returns its own part of the rows: part[0] of part[1] parts, that
     is, every part[1]-th row, so that rows with a main label are distributed evenly.
@@ -92,6 +95,7 @@ class Sampler:
         self.position = 0  # number of batches of the current epoch already drawn
         self.main_is_rare = main_is_rare(labelled, share)
         self._n_main = max(1, round(share * self.batch_size)) if self.main_is_rare else self.batch_size
+        self._n_beside_own = max(1, round(2 * self._n_main * max(LABELLED_SHARE, float(labelled.mean()))))
         self._identity: dict[str, float] = {
             "rows": N,
             "main_rows": int(labelled.sum()),
@@ -119,8 +123,9 @@ class Sampler:
         self.position = (self.position + 1) % self.steps_per_epoch
         if not (self.main_is_rare or self.single_task):
             return self._streams["all"].draw(self.batch_size)
-        main_rows = self._streams["main"].draw(self._n_main)
-        n_other = self.rows_a_batch(self.single_task, self.own_labels) - self._n_main
+        n_main = self._n_beside_own if self.own_labels else self._n_main
+        main_rows = self._streams["main"].draw(n_main)
+        n_other = self.rows_a_batch(self.single_task, self.own_labels) - n_main
         return np.concatenate([main_rows, self._streams["other"].draw(n_other)]) if n_other else main_rows
 
     def state_dict(self) -> dict[str, Any]:

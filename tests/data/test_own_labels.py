@@ -61,19 +61,28 @@ def test_many_classes_survive_as_text(most):
     np.testing.assert_array_equal(unpacked(packed(labels), labels), labels)
 
 
-def test_a_single_task_phase_draws_as_many_rows_by_own_labels_as_labelled_ones():
+def test_a_single_task_phase_draws_three_rows_by_own_labels_to_each_labelled_one():
     batches = batches_of(corpus())
     batches.enter_phase(("main",))
     assert batches.take_own_labels(batches.own_labels(logits_of)) == T - len(LABELLED)
     seen = set()
     for rows, labels in drawn(batches, len(batches)):
         assert len(rows) == 4 == batches.rows_a_batch(("main",), own_labels=True)
-        assert set(rows[:2]) <= set(LABELLED)
-        assert set(labels[:2]) == {1}
-        assert not set(rows[2:]) & set(LABELLED)
-        assert labels[2:] == [row % 7 for row in rows[2:]]
-        seen |= set(rows[2:])
-    assert len(seen) == 2 * len(batches)
+        assert rows[0] in LABELLED
+        assert labels[0] == 1
+        assert not set(rows[1:]) & set(LABELLED)
+        assert labels[1:] == [row % 7 for row in rows[1:]]
+        seen |= set(rows[1:])
+    assert len(seen) == 3 * len(batches)
+
+
+def test_where_many_rows_are_labelled_their_share_of_a_batch_is_that_of_all_rows():
+    batches = batches_of(corpus(labelled=range(45)))  # three quarters
+    batches.enter_phase(("main",))
+    batches.take_own_labels(batches.own_labels(logits_of))
+    for rows, _ in drawn(batches, len(batches)):
+        assert sum(row < 45 for row in rows) == 12
+        assert len(rows) == 16
 
 
 def test_without_own_labels_a_single_task_phase_draws_labelled_rows_only():
@@ -131,7 +140,7 @@ def test_sets_of_labels_and_documents():
         batches.own_labels(lambda inputs: torch.tensor([[-1.0, 1.0]] * len(inputs[1][1:])))
     )
     for (_, _), targets in islice(batches, 4):
-        assert targets["main"].tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
+        assert targets["main"].tolist() == [[1, 0], [0, 1], [0, 1], [0, 1]]
 
 
 def test_what_cannot_self_train_is_refused():
