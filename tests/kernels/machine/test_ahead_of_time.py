@@ -108,14 +108,14 @@ def test_every_way_of_losses_is_compiled_in_every_dtype(kernel, plan, what):
     assert {name[0] for name in named if {what, *plan.split()} <= set(name)} == {"fp32", "bf16", "fp16"}
 
 
-@pytest.mark.parametrize("target", SHARED_LIMIT)
-def test_tiles_of_all_heights_are_compiled_of_heads_that_take_many_registers(target):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiles_of_all_heights_are_compiled_of_heads_that_take_many_registers(family):
     """A height that is left out has spilled, unseen."""
-    family = ahead_of_time.family_of(*ahead_of_time._gpu_target(target)[:2])
+    samples = list(tile.samples_for(family))
     for what in ("weighted", "several", "many"):
         heights = {
             int(re.search(r"(\d+)x", name)[1])
-            for name, variant, _ in jobs(target)
+            for name, variant, _ in samples
             if variant.kernel is tile.tile_forward_kernel and name.startswith("fp32") and what in name
         }
         layout = HeadLayout(heads_of((30, 7, 5, 3), what))
