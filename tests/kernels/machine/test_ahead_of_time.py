@@ -114,13 +114,13 @@ def test_tiles_of_all_heights_are_compiled_of_heads_that_take_many_registers(fam
     samples = list(tile.samples_for(family))
     for what in ("weighted", "several", "many"):
         heights = {
-            int(re.search(r"(\d+)x", name)[1])
+            tuple(map(int, re.search(r"(\d+)x\d+ D=(\d+)", name).groups()))
             for name, variant, _ in samples
             if variant.kernel is tile.tile_forward_kernel and name.startswith("fp32") and what in name
         }
         layout = HeadLayout(heads_of((30, 7, 5, 3), what))
         assert heights == {
-            tile.forward_blocks(N, D, 4, layout, family).rows for N in (4096, 8192) for D in (768, 100)
+            (tile.forward_blocks(N, D, 4, layout, family).rows, D) for N in (4096, 8192) for D in (768, 100)
         }
 
 
