@@ -101,19 +101,20 @@ def convolution_model(K: int, N: int, device: torch.device) -> StepModel:
     return _with_small_heads(encoder, (8, 24), 64, K, N, device)
 
 
-def recurrent_model(K: int, N: int, device: torch.device) -> StepModel:
-    """A GRU over 12 positions of 16 features, and its last state."""
-    return _with_small_heads(lambda: _LastState(16, 64), (12, 16), 64, K, N, device)
+def recurrent_model(K: int, N: int, device: torch.device, kind: type[nn.Module] = nn.GRU) -> StepModel:
+    """A GRU, or another kind of recurrent layer, over 12 positions of 16 features, and its last state."""
+    return _with_small_heads(lambda: _LastState(kind(16, 64, batch_first=True)), (12, 16), 64, K, N, device)
 
 
 class _LastState(nn.Module):
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, cells: nn.Module) -> None:
         super().__init__()
-        self.cells = nn.GRU(in_features, out_features, batch_first=True)
+        self.cells = cells
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(N, D) the last state of sequences (N, T, D)."""
-        return self.cells(inputs)[1][0]  # type: ignore[no-any-return]
+        last = self.cells(inputs)[1]
+        return (last[0] if isinstance(last, tuple) else last)[0]  # type: ignore[no-any-return]
 
 
 def _with_small_heads(

@@ -43,6 +43,9 @@ else:
     from .heads.pooling import POOLINGS, Pooling
     from .heads.reference import accepted_targets, head_correct, row_losses
     from .machine.registry import NO_NUMBA, OPS, REFERENCE, Choice, Op, asked_for, choose_backend, is_set
+    from .recurrent.gru import gru
+    from .recurrent.lstm import lstm
+    from .recurrent.op import recurrent_obstacle
     from .step.activations import ACTIVATIONS, chosen_activation, is_activation
     from .step.bags import bag_step, bag_step_obstacle
     from .step.common import Dropout, Updates
@@ -144,11 +147,13 @@ __all__ = [
     "embedding_bag_of_types",
     "fuse_update",
     "gradient_model",
+    "gru",
     "head_correct",
     "is_activation",
     "is_set",
     "lay_adjacent",
     "losses_apart",
+    "lstm",
     "multitask_gradients",
     "multitask_loss",
     "places_of",
@@ -156,6 +161,7 @@ __all__ = [
     "prepare_bags",
     "prepare_on_device",
     "prepared_embedding_bag",
+    "recurrent_obstacle",
     "row_losses",
     "shares_of_rows",
     "split_lines",

@@ -9,7 +9,7 @@ import pytest
 from tests.test_imports import KERNELS, ROOT, SOURCES, imports, tree_of
 
 # Packages of kernels by layer: each may import from itself and from lower layers.
-LAYERS = {"machine": 0, "heads": 1, "bags": 1, "text": 1, "context": 2, "step": 2}
+LAYERS = {"machine": 0, "heads": 1, "bags": 1, "text": 1, "context": 2, "step": 2, "recurrent": 2}
 MOST_LINES, MOST_ARGUMENTS = 500, 12
 # Signatures that are somebody else's, or a user's options by name.
 LONG_SIGNATURES = {

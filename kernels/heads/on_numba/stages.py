@@ -143,6 +143,31 @@ def logits(h, ldh, rows, D, S, weight_panels, product, z, ldz):
 
 
 @helper
+def multiply_panels(a, lda, rows, depth, panels, panel_floats, n, c, ldc):
+    """c (rows, n) = a (rows, depth) times packed column panels (depth, PANEL), which are panel_floats apart.
+
+    Computes whole blocks of rows and whole vectors of columns.
+    """
+    for panel in range(-(-n // PANEL)):
+        wide = n - panel * PANEL > WIDTH
+        for k in range(0, depth, DEPTH):
+            part = min(DEPTH, depth - k)
+            packed = panels + FLOAT_BYTES * (panel * panel_floats + k * PANEL)
+            for i in range(0, rows, BLOCK_ROWS):
+                a_i = a + FLOAT_BYTES * (i * lda + k)
+                c_i = c + FLOAT_BYTES * (i * ldc + panel * PANEL)
+                if k == 0:
+                    if wide:
+                        multiply_by_row(a_i, lda, packed, PANEL, c_i, ldc, part)
+                    else:
+                        multiply_by_row_1(a_i, lda, packed, PANEL, c_i, ldc, part)
+                elif wide:
+                    add_by_row(a_i, lda, packed, PANEL, c_i, ldc, part)
+                else:
+                    add_by_row_1(a_i, lda, packed, PANEL, c_i, ldc, part)
+
+
+@helper
 def add_weight_gradient(z, ldz, h, ldh, rows, S, D, d_weight, ldw):
     """d_weight (S, D) += z h; writes whole half blocks of rows and whole vectors of columns."""
     for first in range(0, S, OUTPUTS):

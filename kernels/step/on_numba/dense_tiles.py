@@ -6,16 +6,9 @@ import numba
 import numpy as np
 
 from ...heads.on_numba.loss_pass import LANES
-from ...heads.on_numba.stages import DEPTH, ZERO, feature_gradient, logits, round_up, scratch
+from ...heads.on_numba.stages import ZERO, feature_gradient, logits, round_up, scratch
 from ...heads.on_numba.tile import loss_tile
-from ...machine.gemm import (
-    BLOCK_ROWS,
-    PANEL,
-    add_by_row,
-    add_by_row_1,
-    multiply_by_row,
-    multiply_by_row_1,
-)
+from ...machine.gemm import PANEL
 from ...machine.jit import address_of, helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from .dense_updates import ONE
@@ -71,34 +64,6 @@ def store_losses(heads, n_tiles, mean_scale, dense, losses, correct):
             loss += dense.losses[tile, k]
             hits += dense.correct[tile, k]
         losses[task], correct[task] = loss * mean_scale[task], hits
-
-
-# --- products -----------------------------------------------------------------------------------------------
-
-
-@helper
-def multiply_panels(a, lda, rows, depth, panels, panel_floats, n, c, ldc):
-    """c (rows, n) = a (rows, depth) times packed column panels (depth, PANEL), which are panel_floats apart.
-
-    Computes whole blocks of rows and whole vectors of columns.
-    """
-    for panel in range(-(-n // PANEL)):
-        wide = n - panel * PANEL > WIDTH
-        for k in range(0, depth, DEPTH):
-            part = min(DEPTH, depth - k)
-            packed = panels + FLOAT_BYTES * (panel * panel_floats + k * PANEL)
-            for i in range(0, rows, BLOCK_ROWS):
-                a_i = a + FLOAT_BYTES * (i * lda + k)
-                c_i = c + FLOAT_BYTES * (i * ldc + panel * PANEL)
-                if k == 0:
-                    if wide:
-                        multiply_by_row(a_i, lda, packed, PANEL, c_i, ldc, part)
-                    else:
-                        multiply_by_row_1(a_i, lda, packed, PANEL, c_i, ldc, part)
-                elif wide:
-                    add_by_row(a_i, lda, packed, PANEL, c_i, ldc, part)
-                else:
-                    add_by_row_1(a_i, lda, packed, PANEL, c_i, ldc, part)
 
 
 # --- heads --------------------------------------------------------------------------------------------------

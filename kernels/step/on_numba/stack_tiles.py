@@ -9,14 +9,14 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ...heads.on_numba.stages import ZERO, pack_feature_panel, pack_for_logits, round_up
+from ...heads.on_numba.stages import ZERO, multiply_panels, pack_feature_panel, pack_for_logits, round_up
 from ...heads.on_numba.tile import pack_heads
 from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from .activations import activate, deactivate, undo_standardise
 from .batch_norms import measure
-from .dense_tiles import copy_from, head_tile, multiply_panels
+from .dense_tiles import copy_from, head_tile
 from .dropout import words_of
 from .embedding import load_rows, store_vector_gradients
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...heads.on_numba.stages import round_up
+from ...heads.on_numba.stages import multiply_panels, round_up
 from ...machine.gemm import (
     BLOCK_ROWS,
     PANEL,
 )
 from ...machine.jit import address_of, helper
 from ...machine.simd import FLOAT_BYTES
-from .dense_tiles import multiply_panels
 from .text_index import NONE
 
 ZERO = np.float32(0)

@@ -12,6 +12,7 @@ import numpy as np
 from ...bags.on_numba.row_sums import scale_row, sum_rows
 from ...bags.on_numba.row_updates import ask_for_row
 from ...heads.on_numba.stages import (
+    multiply_panels,
     pack_for_features,
     pack_for_logits,
     round_up,
@@ -22,7 +23,7 @@ from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.jit import address_of, borrower, helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, store
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE
-from .dense_tiles import head_tile, multiply_panels
+from .dense_tiles import head_tile
 from .dropout import draw_factors, words_of
 from .text_hidden import (
     TYPES_A_PIECE,

@@ -18,7 +18,9 @@ from mt2st_fast.training.batch import Batch, PlainBatch, materialised, to_device
 from mt2st_fast.training.clipping import clip_gradients
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import Engine, StepParts
+from mt2st_fast.training.engines.freed_memory import keep_freed_memory
 from mt2st_fast.training.engines.held_parameters import group_of
+from mt2st_fast.training.engines.recurrent_layers import layers_by_kernels
 from mt2st_fast.training.engines.shares import Shares, labelled_in, shares_here
 from mt2st_fast.training.fused_adam import step_fused
 from mt2st_fast.training.learnt_weights import weights_by_losses
@@ -71,6 +73,7 @@ class EagerSteps(Engine):
         self._has_said = False  # that a step had none
         self._has_looked = False  # whether this phase's features have a gradient
         self._weigher = parts.learnt if isinstance(parts.learnt, WeighsByLosses) else None
+        self._layers = layers_by_kernels(parts)
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """Take one step; returns the losses (K,)."""
@@ -101,6 +104,9 @@ class EagerSteps(Engine):
         """Check again whether the heads' parameters are theirs alone, and whether features have a gradient."""
         parts = self._parts
         self._has_looked = False
+        self._layers = layers_by_kernels(parts)
+        if parts.device.type == "cpu":
+            keep_freed_memory()
         of_encoder = {id(p) for p in parts.encoder.parameters()}
         self._own_heads = (
             parts.learnt is None
@@ -176,7 +182,7 @@ class EagerSteps(Engine):
         # A task on words is the only one in its batch: heads refuse other tasks beside it.
         if parts.heads.is_word_task(next(iter(targets))):
             return Encoded(inputs, targets, None, None)
-        with parts.autocast(), parts.encoding():
+        with parts.autocast(), parts.encoding(), self._layers:
             features, mask = encode(parts.encoder, inputs)
         if not self._has_looked:
             self._look_at(features)
