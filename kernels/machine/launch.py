@@ -10,10 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-BLACKWELL = 100  # compute capability 10.0
+HOPPER, BLACKWELL = 90, 100  # compute capabilities 9.0 and 10.0
+FAMILIES = (
+    "ampere",
+    "hopper",
+    "blackwell",
+    "amd",
+)  # the first also earlier ones and Ada, the third also later ones
 # Triton versions whose compiled kernels are run by their handles, which no public interface documents. Other versions
 # use Triton's regular launch.
 HANDLES_OF = {"3.6", "3.7"}
+ALL_REGISTERS = 255  # that a thread can have; without any limit, ptxas spills a few to fit another program
 ALIGNMENT_BYTES = 16  # of a pointer; from this on Triton compiles wide accesses
 
 
@@ -33,10 +40,11 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def family_of(backend: str, architecture: Any) -> str:
-    """GPU family by which a kernel's block sizes may differ: "amd", "blackwell" (and later), or "nvidia" (earlier)."""
+    """GPU family by which a kernel's block sizes may differ: one of FAMILIES."""
     if backend == "hip":
         return "amd"
-    return "blackwell" if int(architecture) >= BLACKWELL else "nvidia"
+    capability = int(architecture)
+    return "blackwell" if capability >= BLACKWELL else "hopper" if capability >= HOPPER else "ampere"
 
 
 @cache
@@ -54,11 +62,11 @@ def _triton_version() -> str:
 
 @cache
 def gpu_family(device: torch.device) -> str:
-    """`family_of` a device; "nvidia" in the interpreter."""
+    """`family_of` a device; "hopper" in the interpreter."""
     if torch.version.hip is not None:
         return "amd"
     if device.type != "cuda":
-        return "nvidia"
+        return "hopper"
     major, minor = torch.cuda.get_device_capability(device)
     return family_of("cuda", 10 * major + minor)
 
@@ -68,6 +76,11 @@ def launch_options(warps: int, registers: int | None = None) -> dict[str, int]:
     if registers is None or torch.version.hip is not None:
         return {"num_warps": warps}
     return {"num_warps": warps, "maxnreg": registers}
+
+
+def roomy_options(warps: int, family: str) -> dict[str, int]:
+    """Return options of a kernel which only Blackwell's compiler would have spill to fit another program."""
+    return launch_options(warps, ALL_REGISTERS if family == "blackwell" else None)
 
 
 class Variant:

@@ -218,13 +218,16 @@ def run_draws(sparse: Sparse, store: dict[str, np.ndarray]) -> None:
         words[i_s * STRETCH :][:3], places[i_s * STRETCH :][:3] = torch.tensor([3, 1, 4]), 2
         counts[i_s] = 3
         rows, shares = sparse.empty(N, R, dtype=torch.int32), sparse.empty(N, R)
-        tensors = words, places, counts, table, table, rows, shares, table
+        pairs = sparse.empty(N, dtype=torch.int32)
+        tensors = words, places, counts, table, table, rows, shares, table, pairs
         with _program(i_s, i_s + 1):
             context_rows_kernel[(1,)](
                 *map(_first_of, tensors), first_stretch, 9, 0.5, 7, 11,
                 STRETCH=STRETCH, WINDOW=2, CBOW=False, R=R, A=4, BLOCK=8,
             )  # fmt: skip
-        found[name] = torch.cat([rows[i_s * STRETCH :][:3], shares[i_s * STRETCH :][:3]]).numpy()
+        last_words = slice(i_s * STRETCH, i_s * STRETCH + 3)
+        parts = (rows[last_words], shares[last_words], pairs[last_words, None].expand(3, R))
+        found[name] = torch.cat(parts).numpy()
     assert found["draws/true"].any()
     store.update(found)
 

@@ -22,6 +22,7 @@ OPTIONAL = {
     "accelerate", "datasets", "fasttext", "gensim", "lightning", "onnxruntime", "sklearn", "skorch", "tokenizers",
     "torchjd", "transformers",
 }  # fmt: skip
+MADE_BY = {"wv": "gensim"}  # attributes of ours that are objects of a package
 
 
 class Reader:
@@ -110,12 +111,14 @@ class Readers:
 
 
 def optional_in(block: Block) -> set[str]:
-    """The optional packages that a block imports."""
+    """The optional packages that a block needs: those that it imports, and those whose objects it asks for."""
     if block.language != "python":
         return set()
     names: list[str] = []
     for node in ast.walk(ast.parse(block.code)):
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.Attribute):
+            names.append(MADE_BY.get(node.attr, ""))
+        elif isinstance(node, ast.ImportFrom):
             names.append(node.module or "")
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]

@@ -14,7 +14,7 @@ import torch
 
 from tests.pages import shell
 from tests.pages.blocks import PAGES, ROOT, Block, blocks_of, text_of
-from tests.pages.reader import Reader, Readers
+from tests.pages.reader import Reader, Readers, optional_in
 
 LANGUAGES = {"python", "bash", "diff", "text"}
 MOST_NOT_RUN, MOST_PARSED = 2, 8
@@ -92,6 +92,19 @@ def test_output_that_was_not_printed_is_found(tmp_path: Path) -> None:
     reader.compare(Block("quickstart.md", 1, "text", "accuracy 0.5 on test\n75 steps\n"))
     with pytest.raises(AssertionError, match="not printed: 75 epochs"):
         reader.compare(Block("quickstart.md", 1, "text", "75 epochs\n"))
+
+
+@pytest.mark.parametrize(
+    ("code", "packages"),
+    [
+        ("import torchjd.aggregation as jd", {"torchjd"}),
+        ("from mt2st_fast.integrations.lightning import RetireTasks", {"lightning"}),
+        ('print(model.wv.most_similar("blue"))', {"gensim"}),  # imported by us
+        ("from mt2st_fast import Word2Vec\nmodel.epochs", set()),
+    ],
+)
+def test_what_a_block_needs_is_seen(code: str, packages: set[str]) -> None:
+    assert optional_in(Block("gensim-fasttext.md", 1, "python", code)) == packages
 
 
 def test_what_is_not_run_is_little_and_has_a_reason() -> None:

@@ -19,7 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ...machine.launch import on_device_of
+from ...machine.launch import gpu_family, on_device_of
 from ..batch import Bags, Order
 from ..reference import first_outside as first_outside
 from ..reference import is_ascending as is_ascending
@@ -193,7 +193,7 @@ def _update(
             D=D, RATE_ON_DEVICE=isinstance(rule.lr, Tensor), STEPS_ON_DEVICE=isinstance(rule.table_steps, Tensor),
             FROM_BAGS=order is not None, ALL_ROWS=rows is None,
             HAS_WEIGHTS=weights is not None, PIECE=sizes.PIECE, SCAN=sizes.SCAN,
-            **functions_of(rule.kind).constexprs, **blocks.constexprs, **blocks.options,
+            **functions_of(rule.kind).constexprs, **blocks.constexprs, **blocks.roomy(gpu_family(table.device)),
         )  # fmt: skip
 
 
@@ -259,7 +259,7 @@ def _pieces(order: Order, gradient: Tensor, V: int, steps: Tensor | None = None)
             sums.piece_kernel[(n_pieces, triton.cdiv(D, blocks.columns))](
                 gradient, order.keys, order.bags, _or(order.weights, pieces), pieces, _or(steps, pieces), B, V,
                 D=D, HAS_WEIGHTS=order.weights is not None, COUNTS=steps is not None, PIECE=sizes.PIECE,
-                **blocks.constexprs, **blocks.options,
+                **blocks.constexprs, **blocks.roomy(gpu_family(gradient.device)),
             )  # fmt: skip
     elif steps is not None:
         steps += 1

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import triton
 
-from ...machine.launch import launch_options
+from ...machine.launch import launch_options, roomy_options
 
 
 class Blocks(NamedTuple):
@@ -20,6 +20,10 @@ class Blocks(NamedTuple):
     def options(self) -> dict[str, int]:
         """Options for the compiler. Without a limit, ptxas spills a few scalars to fit another block of 8 warps."""
         return launch_options(self.warps, LIMITED_REGISTERS if self.warps == 8 else None)
+
+    def roomy(self, family: str) -> dict[str, int]:
+        """`options` of a kernel which Blackwell's compiler would have spill with any number of warps."""
+        return roomy_options(self.warps, family) if family == "blackwell" else self.options
 
     @property
     def constexprs(self) -> dict[str, int]:

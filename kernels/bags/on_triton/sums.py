@@ -188,8 +188,8 @@ def dense_gradient_kernel(
         tl.store(p_row, b_g.to(p_gradient.dtype.element_ty), mask=o_d < D)
 
 
-def samples() -> Iterator[Sample]:
-    """Yield variants that are launched."""
+def samples_for(family: str) -> Iterator[Sample]:
+    """Yield variants that are launched on a family of GPUs."""
     for dtype, D in (("fp32", 5), ("fp32", 128), ("fp32", 300), ("bf16", 128), ("fp16", 768)):
         chosen = blocks.choose_blocks(D, blocks.SHARED_COLUMNS)
         constexprs = {"D": D, "HAS_WEIGHTS": True, "PIECE": blocks.PIECE, **chosen.constexprs}
@@ -200,5 +200,6 @@ def samples() -> Iterator[Sample]:
             (row_gradient_kernel, {}, types_of("*i64 p_begins")),
             (dense_gradient_kernel, {"SCAN": blocks.SCAN}, keys | types_of("i32 n_positions")),
         ):
-            variant = Variant(kernel, {**constexprs, **own}, chosen.options)
+            options = chosen.roomy(family) if kernel is piece_kernel else chosen.options
+            variant = Variant(kernel, {**constexprs, **own}, options)
             yield Sample(f"{dtype} D={D}", variant, types | more)

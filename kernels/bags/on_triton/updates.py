@@ -145,9 +145,10 @@ def update_kernel(
                 tl.store(p_per_row + row, remembered)
 
 
-def samples() -> Iterator[Sample]:
-    """Yield variants that are launched."""
-    from_bags = [("fp32", 37), ("fp32", 64), ("fp32", 128), ("bf16", 128), ("fp32", 1024), ("bf16", 1500)]
+def samples_for(family: str) -> Iterator[Sample]:
+    """Yield variants that are launched on a family of GPUs."""
+    fp32 = (37, 128, 200, 300, 1024)  # one, two, four and eight warps
+    from_bags = [*(("fp32", D) for D in fp32), ("bf16", 128), ("bf16", 1500)]
     ways = [
         *((sizes, "bags") for sizes in from_bags),
         *product((("fp16", 128), ("fp32", 1024)), ("rows", "all rows")),
@@ -168,5 +169,5 @@ def samples() -> Iterator[Sample]:
                 "PIECE": blocks.PIECE, "SCAN": blocks.SCAN, **chosen.constexprs, **functions_of(kind).constexprs,
             }  # fmt: skip
             told = ", rate on device" * rate_on_device + ", steps on device" * steps_on_device
-            variant = Variant(update_kernel, constexprs, chosen.options)
+            variant = Variant(update_kernel, constexprs, chosen.roomy(family))
             yield Sample(f"{dtype} D={D} {kind.name} from {source}{told}", variant, types)

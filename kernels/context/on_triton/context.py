@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...bags.on_triton.bags import sum_by_row
-from ...machine.launch import Sample, Variant, on_device_of, types_of
+from ...machine.launch import Sample, Variant, gpu_family, on_device_of, roomy_options, types_of
 from ...machine.triton_elementary import log1p
 from ..batch import TILE as _TILE
 
@@ -250,7 +250,8 @@ def loss_and_gradients(inputs: Tensor, outputs: Tensor, batch: LocalBatch) -> tu
         context_tile_kernel[(tiles,)](
             inputs, outputs, batch.words, batch.low, batch.high, batch.drawn, batch.per_pair, losses, factors, d_h,
             d_outputs, N, n_inputs, n_outputs, batch.negatives / M, D=D, M=M, WINDOW=batch.window, CBOW=cbow,
-            BLOCK_A=blocks.around, BLOCK_M=blocks.negatives, BLOCK_D=blocks.columns, num_warps=blocks.warps,
+            BLOCK_A=blocks.around, BLOCK_M=blocks.negatives, BLOCK_D=blocks.columns,
+            **roomy_options(blocks.warps, gpu_family(inputs.device)),
         )  # fmt: skip
         d_inputs = torch.empty_like(d_h) if cbow else d_h
         context_spread_kernel[(tiles, triton.cdiv(D, blocks.columns))](
@@ -266,8 +267,8 @@ def loss_and_gradients(inputs: Tensor, outputs: Tensor, batch: LocalBatch) -> tu
     )
 
 
-def samples() -> Iterator[Sample]:
-    """Yield variants that are launched."""
+def samples_for(family: str) -> Iterator[Sample]:
+    """Yield variants that are launched on a family of GPUs."""
     tile = types_of(
         "*fp32 p_inputs p_outputs p_per_pair p_losses p_factors p_d_h p_d_outputs",
         "*i32 p_words p_low p_high p_drawn", "i32 N n_inputs n_outputs", "fp32 each",
@@ -280,6 +281,9 @@ def samples() -> Iterator[Sample]:
         sizes = {"D": D, "WINDOW": window, "BLOCK_A": blocks.around, "BLOCK_D": blocks.columns}
         name = f"{'CBOW' if cbow else 'skip-gram'} D={D} M={M} window={window}"
         constexprs = {**sizes, "M": M, "CBOW": cbow, "BLOCK_M": blocks.negatives}
-        options = {"num_warps": blocks.warps}
+        options = roomy_options(blocks.warps, family)
         yield Sample(name, Variant(context_tile_kernel, constexprs, options), tile)
-        yield Sample(name, Variant(context_spread_kernel, {**sizes, "HAS_IDS": not cbow}, options), spread)
+        spread_variant = Variant(
+            context_spread_kernel, {**sizes, "HAS_IDS": not cbow}, {"num_warps": blocks.warps}
+        )
+        yield Sample(name, spread_variant, spread)

@@ -93,6 +93,7 @@ def context_rows_kernel(
     p_rows,  # (stretches STRETCH, R) int32: the output rows of every position, padded with NO_ROW
     p_shares,  # (stretches STRETCH, R) float32: their weights
     p_window,  # (stretches STRETCH, A) int32: CBOW's input rows
+    p_pairs,  # (stretches STRETCH,) int32: the number of pairs of every position
     first_stretch,
     V,
     each,  # the weight of a negative for a pair
@@ -121,7 +122,7 @@ def context_rows_kernel(
     if CBOW:
         o_a = tl.arange(0, A)
         b_window = _around(p_words, p_places, o_i, m_i, b_place, o_a, begin, n, WINDOW)
-        b_pairs = tl.max((b_window >= 0).to(tl.int32), axis=1)
+        b_pairs = tl.max((b_window >= 0).to(tl.int32), axis=1)  # the word's own, if it has a window
         tl.store(p_window + (begin + o_i)[:, None] * A + o_a[None, :], b_window, m_i[:, None])
         b_word = tl.load(p_words + begin + o_i, mask=m_i, other=NO_ROW)
         b_words = tl.where((b_pairs > 0)[:, None], b_word[:, None], NO_ROW)
@@ -140,5 +141,6 @@ def context_rows_kernel(
     b_row = tl.where(m_pair, b_words, b_drawn)
     b_row = tl.where(b_share > 0, b_row, NO_ROW)
     p_at = (begin + o_i)[:, None] * R + o_r[None, :]
+    tl.store(p_pairs + begin + o_i, b_pairs, mask=m_i)
     tl.store(p_rows + p_at, b_row, mask=m_i[:, None])
     tl.store(p_shares + p_at, b_share, mask=m_i[:, None])

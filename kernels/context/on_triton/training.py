@@ -67,6 +67,7 @@ def context_walk_kernel(
     p_rows,  # (stretches STRETCH, R) int32
     p_shares,  # (stretches STRETCH, R) float32
     p_window,  # (stretches STRETCH, A) int32
+    p_pairs,  # (stretches STRETCH,) int32
     p_found,  # (walkers, 2) float32: the loss of all pairs, and their number
     n_stretches,
     n_walkers,
@@ -86,7 +87,8 @@ def context_walk_kernel(
     o_d, o_r, o_a = tl.arange(0, BLOCK_D), tl.arange(0, R), tl.arange(0, A)
     m_d = o_d < D
     b_label = (o_r < (1 if CBOW else 2 * WINDOW)).to(tl.float32)
-    b_loss, b_pairs = tl.zeros((R,), tl.float32), tl.zeros((R,), tl.float32)
+    b_loss = tl.zeros((R,), tl.float32)
+    pairs = tl.zeros((), tl.int32)
     step = rate
     for i_s in range(i_w, n_stretches, n_walkers):
         n = tl.load(p_counts + i_s)
@@ -106,7 +108,7 @@ def context_walk_kernel(
             b_score = tl.sum(b_y * b_h[None, :], axis=1)
             b_softplus, b_slope = _logistic(b_score)
             b_loss += b_share * (b_softplus - b_label * b_score)
-            b_pairs += b_share * b_label
+            pairs += tl.load(p_pairs + at)
             b_pull = step * b_share * (b_label - b_slope)
             _add(p_outputs, b_row, b_pull[:, None] * b_h[None, :], o_d, D)
             b_d_h = tl.sum(b_pull[:, None] * b_y, axis=0)
@@ -116,7 +118,7 @@ def context_walk_kernel(
                 tl.atomic_add(p_own, b_d_h, mask=m_d, sem="relaxed")
         step = tl.maximum(step - rate_fall, least_rate)
     tl.store(p_found + 2 * i_w, tl.sum(b_loss, axis=0))
-    tl.store(p_found + 2 * i_w + 1, tl.sum(b_pairs, axis=0))
+    tl.store(p_found + 2 * i_w + 1, pairs.to(tl.float32))
 
 
 # --- sizes of blocks -------------------------------------------------------------------------------------
@@ -177,6 +179,7 @@ class Scratch(NamedTuple):
     rows: Tensor
     shares: Tensor
     window: Tensor
+    pairs: Tensor
 
 
 class Draws(NamedTuple):
@@ -220,6 +223,7 @@ def make_scratch(n_stretches: int, blocks: Blocks, cbow: bool, device: torch.dev
         integers(N, blocks.rows),
         torch.empty(N, blocks.rows, dtype=torch.float32, device=device),
         integers(N if cbow else 1, blocks.window),
+        integers(N),
     )
 
 
@@ -250,11 +254,11 @@ def walk_over(
             key_low, key_high, STRETCH=STRETCH, num_warps=4,
         )  # fmt: skip
         context_rows_kernel[(n_stretches, STRETCH // BLOCK_POSITIONS)](
-            s.words, s.places, s.counts, draws.accept, draws.alias, s.rows, s.shares, s.window, walk.first_stretch,
-            V, each, key_low, key_high, BLOCK=BLOCK_POSITIONS, num_warps=4, **sizes,
+            s.words, s.places, s.counts, draws.accept, draws.alias, s.rows, s.shares, s.window, s.pairs,
+            walk.first_stretch, V, each, key_low, key_high, BLOCK=BLOCK_POSITIONS, num_warps=4, **sizes,
         )  # fmt: skip
         context_walk_kernel[(walk.walkers,)](
-            inputs, outputs, s.words, s.counts, s.rows, s.shares, s.window, found, n_stretches, walk.walkers,
+            inputs, outputs, s.words, s.counts, s.rows, s.shares, s.window, s.pairs, found, n_stretches, walk.walkers,
             walk.rate, walk.rate_fall, walk.least_rate, D=D, BLOCK_D=blocks.columns, num_warps=blocks.warps, **sizes,
         )  # fmt: skip
     return found
@@ -263,7 +267,7 @@ def walk_over(
 def samples() -> Iterator[Sample]:
     """Yield variants that are launched."""
     types = types_of(
-        "*i32 p_tokens p_keep p_words p_places p_counts p_accept p_alias p_rows p_window", "*i8 p_starts",
+        "*i32 p_tokens p_keep p_words p_places p_counts p_accept p_alias p_rows p_window p_pairs", "*i8 p_starts",
         "*fp32 p_inputs p_outputs p_shares p_found",
         "i32 n_tokens first_stretch window V n_stretches n_walkers key_low key_high",
         "fp32 each rate rate_fall least_rate",

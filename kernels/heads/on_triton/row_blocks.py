@@ -2,9 +2,9 @@
 
 A thread holds 8 logits of one row. Without a limit, the compiler takes up to 105 registers for that, so that a
 multiprocessor of 65,536 holds two programs of 8 warps, all of which wait for their rows at the same time; with one of
-80 it holds three, and nothing spills on an A100 or H100, and up to 16 bytes on a B200. With weights of classes, label
-smoothing or targets side by side up to 48 bytes would there, so these have ENOUGH_REGISTERS. Which of these is fastest
-has not been measured: `mt2st-fast tune` times them on a GPU, and its table decides there.
+80 it holds three, and nothing spills on an A100 or H100. With weights of classes, label smoothing or targets side by
+side it would, on a B200 whatever the heads are, and on an A100 with 4 warps: these have ENOUGH_REGISTERS. Which of
+these is fastest has not been measured: `mt2st-fast tune` times them on a GPU, and its table decides there.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class RowBlocks(NamedTuple):
     warps: int
     registers: int | None
 
-    def options(self, layout: HeadLayout) -> dict[str, int]:
-        """Options for the compiler, for heads of this layout."""
+    def options(self, layout: HeadLayout, family: str) -> dict[str, int]:
+        """Options for the compiler, for heads of this layout on a family of GPUs."""
         is_heavy = len(layout) > MOST_ADDRESSES or any(_spreads(head) for head in layout.heads)
-        return launch_options(self.warps, ENOUGH_REGISTERS if is_heavy else self.registers)
+        is_enough = is_heavy or family == "blackwell" or (family == "ampere" and self.warps == 4)
+        return launch_options(self.warps, ENOUGH_REGISTERS if is_enough else self.registers)
 
     def rows(self, columns: int) -> int:
         """Number of rows of a program that holds this many columns."""

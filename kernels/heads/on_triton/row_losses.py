@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Sample, Variant, cdiv, types_of
+from ...machine.launch import Sample, Variant, cdiv, gpu_family, types_of
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
 from .chunk import INTEGERS, Chunk, Specialization, chunk_types
@@ -107,9 +107,10 @@ def take_row_losses(
     logits are not changed. bias_parts: gets the parts (n_blocks, S) of the bias gradient from blocks of
     `blocks.rows(groups.columns)` rows.
     """
-    specialization = chunk.specialization
-    _variant(specialization, groups, blocks, in_chunks, bias_parts is not None).launch(
-        cdiv(len(chunk.logits), blocks.rows(groups.columns)) * groups.n,
+    specialization, logits = chunk.specialization, chunk.logits
+    family = gpu_family(logits.device)
+    _variant(specialization, groups, blocks, in_chunks, bias_parts is not None, family).launch(
+        cdiv(len(logits), blocks.rows(groups.columns)) * groups.n,
         (*chunk.tensors, chunk.tables.head_of_column, chunk.sums if bias_parts is None else bias_parts),
         (*chunk.integers, specialization.layout.width),
     )
@@ -122,17 +123,18 @@ def _variant(
     blocks: RowBlocks,
     in_chunks: bool,
     need_bias_gradient: bool,
+    family: str,
 ) -> Variant:
     constexprs = {
         **specialization.constexprs, "IN_CHUNKS": in_chunks, "NEED_BIAS_GRADIENT": need_bias_gradient,
         "GROUPS": groups.bounds, "N_GROUPS": groups.n, "BLOCK_N": blocks.rows(groups.columns),
         "BLOCK_S": groups.columns,
     }  # fmt: skip
-    return Variant(row_loss_kernel, constexprs, blocks.options(specialization.layout))
+    return Variant(row_loss_kernel, constexprs, blocks.options(specialization.layout, family))
 
 
-def samples() -> Iterator[Sample]:
-    """Yield variants that are launched."""
+def samples_for(family: str) -> Iterator[Sample]:
+    """Yield variants that are launched on a family of GPUs."""
     packed = [("packed", blocks, widest) for blocks in CHOICES.values() for widest in (40, WIDEST)]
     plans = [("chunked", BESIDE_WIDE, 17), *packed, ("chunked", BESIDE_WIDE, 100)]
     for dtype, what, (plan, blocks, widest) in itertools.product(("fp32", "bf16", "fp16"), KINDS, plans):
@@ -140,7 +142,7 @@ def samples() -> Iterator[Sample]:
         layout = HeadLayout(heads if is_packed else (HeadSpec(Kind.SOFTMAX, 1000), *heads))
         groups = group_heads(layout, range(not is_packed, len(layout)), 8 * cdiv(layout.width, 8))
         specialization = Specialization(layout, True, True, what == "many", True)
-        variant = _variant(specialization, groups, blocks, not is_packed, is_packed)
+        variant = _variant(specialization, groups, blocks, not is_packed, is_packed, family)
         most = variant.options.get("maxnreg")
         limit = "" if most is None else f" {most} registers"
         name = f"{dtype} {plan} {blocks.rows(groups.columns)}x{groups.columns}{f' {what}'.rstrip()}{limit}"

@@ -35,7 +35,6 @@ from .tile_blocks import (
     backward_blocks,
     columns_of,
     forward_blocks,
-    is_heavy,
     precision_of,
     rows_per_part,
 )
@@ -203,7 +202,7 @@ def forward(call: HeadsCall) -> Forward:
         )
     (N, D), S, K = features.shape, layout.width, len(layout)
     device = features.device
-    blocks = forward_blocks(N, D, features.element_size(), is_heavy(layout), gpu_family(device))
+    blocks = forward_blocks(N, D, features.element_size(), layout, gpu_family(device))
     tables = head_tables(layout, device)
     targets = locate_targets(call.targets, layout, N)
     n_blocks = cdiv(N, blocks.rows)
@@ -270,7 +269,8 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
 # Outputs, rows and kinds of heads for which the forward kernel is compiled ahead of time.
 SHAPES = (
     (45, 8192, ""), (45, 512, ""), (45, 8192, "smoothed"), (45, 8192, "weighted"), (45, 8192, "values"),
-    (17, 4096, "values"), (60, 8192, "many"),
+    (17, 4096, "values"), (45, 4096, "weighted"), (60, 8192, "several"), (60, 4096, "several"), (60, 4096, "many"),
+    (60, 8192, "many"),
 )  # fmt: skip
 
 
@@ -281,7 +281,7 @@ def samples_for(family: str) -> Iterator[Sample]:
         known = "i32:16 D" if D % ALIGNED_FEATURES == 0 else "i32 D"
         for S, N, what in SHAPES:
             layout = HeadLayout(heads_of((S - 15, 7, 5, 3), what))
-            blocks = forward_blocks(N, D, itemsize, is_heavy(layout), family)
+            blocks = forward_blocks(N, D, itemsize, layout, family)
             variant = _forward_variant(
                 layout, True, True, what == "many", True, precision, blocks, columns_of(S)
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...machine.launch import cdiv, next_power_of_2
+from ...machine.launch import ALL_REGISTERS, cdiv, launch_options, next_power_of_2
 from ..layout import HeadLayout
 
 
@@ -15,42 +15,52 @@ class Blocks(NamedTuple):
     features: int
     warps: int
     stages: int
+    registers: int | None = None  # most per thread on NVIDIA; None: as the compiler chooses
 
     @property
     def options(self) -> dict[str, int]:
         """Options for the compiler."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        return {**launch_options(self.warps, self.registers), "num_stages": self.stages}
 
 
 # If the row stride of the features is a multiple of 16 elements, they are read 16 bytes at a time; otherwise element by
 # element, each with its own address, which takes registers.
 ALIGNED_FEATURES = 16
 MANY_HEADS = 8
+FEW_HEADS = 4
 PROGRAMS = 264  # that share the weight's gradient: two per multiprocessor
 
 
 def is_heavy(layout: HeadLayout) -> bool:
     """Whether losses take many registers: those of values, of weighted classes, and of more heads than MANY_HEADS."""
-    is_weighted = any(head.options.column_weights is not None for head in layout.heads)
-    return layout.has_values or is_weighted or len(layout) > MANY_HEADS
+    return layout.has_values or _is_weighted(layout) or len(layout) > MANY_HEADS
 
 
-def forward_blocks(N: int, D: int, itemsize: int, heavy: bool, family: str) -> Blocks:
+def _is_weighted(layout: HeadLayout) -> bool:
+    return any(head.options.column_weights is not None for head in layout.heads)
+
+
+def forward_blocks(N: int, D: int, itemsize: int, layout: HeadLayout, family: str) -> Blocks:
     """As many rows as leave a tile for every multiprocessor of a large GPU, but at least 16, as matrix units require.
 
     From 64 rows on, Blackwell keeps products in a dedicated memory, for which Triton 3.7 cannot lay out the sums.
-    heavy: as `is_heavy`.
     """
     if family == "amd":
         return Blocks(16, 32, 4, 2)
+    heavy = is_heavy(layout)
     rows = 64 if N >= 6144 else 32 if N >= 3072 else 16
     if family == "blackwell":
         rows = min(32, rows)
     # Measured on an H100 at 64 outputs of 768 features.
     warps = 8 if rows > 16 and heavy else 4
     if itemsize == 4:
-        # On an A100, float32 products leave no registers for the addresses of 64 unaligned rows.
-        return Blocks(min(32, rows) if D % ALIGNED_FEATURES else rows, 32, warps, 3)
+        is_several = heavy and len(layout) > FEW_HEADS
+        # On an A100, float32 products of 64 rows leave too few registers for unaligned addresses or many heads.
+        if D % ALIGNED_FEATURES or (family == "ampere" and is_several):
+            rows = min(32, rows)
+        # Targets that are values do without.
+        limited = rows == 32 and warps == 8 and (is_several or _is_weighted(layout))
+        return Blocks(rows, 32, warps, 3, ALL_REGISTERS if limited else None)
     if D % ALIGNED_FEATURES:
         return Blocks(min(32, rows), 64, 8, 2)
     return Blocks(rows, 256 if rows == 16 else 128, warps, 3)

@@ -15,7 +15,15 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from ...machine.launch import Sample, Variant, cdiv, launch_options, next_power_of_2, types_of
+from ...machine.launch import (
+    Sample,
+    Variant,
+    cdiv,
+    gpu_family,
+    launch_options,
+    next_power_of_2,
+    types_of,
+)
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
 from .chunk import INTEGERS, Chunk, Specialization, chunk_types
@@ -297,17 +305,22 @@ class Blocks(NamedTuple):
         return launch_options(self.warps, self.registers)
 
 
-def choose_blocks(size: int, itemsize: int, is_smoothed: bool, has_bias: bool, is_weighted: bool) -> Blocks:
+def choose_blocks(
+    size: int, itemsize: int, is_smoothed: bool, has_bias: bool, is_weighted: bool, family: str
+) -> Blocks:
     """Blocks for a head of `size` outputs: a table, as an autotuner does not work in a graph capture.
 
     Rows of up to ONE_BLOCK outputs stay in registers. A program waits for memory most of the time, so the limit of
-    registers is the lowest without spills: twice as many programs run at a time as where the compiler chooses. For a
-    vocabulary, a whole multiprocessor takes one row, so that the rows in flight on all of them (132 of 304 KB on an
-    H200) may stay in the L2 cache between the sweeps. A thread has 8 lanes; 16 hide more memory latency, but fit an
-    A100's registers only with 16-bit logits, a bias, and no smoothing.
+    registers is the lowest without spills: twice as many programs run at a time as where the compiler chooses; for a
+    B200, it has not been looked for. For a vocabulary, a whole multiprocessor takes one row, so that the rows in flight
+    on all of them (132 of 304 KB on an H200) may stay in the L2 cache between the sweeps. A thread has 8 lanes; 16 hide
+    more memory latency, but fit an A100's or H100's registers only with 16-bit logits, a bias, and no smoothing, and
+    never a B200's.
     """
     if size <= ONE_BLOCK:
         columns = next_power_of_2(size)
+        if family == "blackwell":
+            return Blocks(1, columns, columns // 256, 128)
         if columns > 1024 or (is_weighted and is_smoothed):
             return Blocks(1, columns, columns // 256, 80)
         return Blocks(1, columns, columns // 256, 72 if is_weighted else 64)
@@ -315,7 +328,7 @@ def choose_blocks(size: int, itemsize: int, is_smoothed: bool, has_bias: bool, i
         return Blocks(1, 1024, 4, 112)
     if size <= 32768:
         return Blocks(1, 2048, 8, 112)
-    if itemsize == 2 and has_bias and not is_smoothed:
+    if itemsize == 2 and has_bias and not is_smoothed and family != "blackwell":
         return Blocks(1, 8192, 16, 128)
     return Blocks(1, 4096, 16, 112)
 
@@ -325,7 +338,7 @@ def launch(chunk: Chunk, k: int, rows: int) -> None:
     head = chunk.call.layout.heads[k]
     blocks = choose_blocks(
         head.size, chunk.logits.element_size(), head.label_smoothing > 0, chunk.call.bias is not None,
-        head.options.column_weights is not None,
+        head.options.column_weights is not None, gpu_family(chunk.logits.device),
     )  # fmt: skip
     _variant(chunk.specialization, k, chunk.logits.shape[1], blocks).launch(
         cdiv(len(chunk.logits), rows), chunk.tensors, (*chunk.integers, rows // blocks.rows)
@@ -340,8 +353,8 @@ def _variant(specialization: Specialization, k: int, n_columns: int, blocks: Blo
     return Variant(wide_softmax_kernel, {**specialization.constexprs, **own}, blocks.options)
 
 
-def samples() -> Iterator[Sample]:
-    """Yield variants that are launched."""
+def samples_for(family: str) -> Iterator[Sample]:
+    """Yield variants that are launched on a family of GPUs."""
     cases = [
         *itertools.product(("fp32", "bf16", "fp16"), (1001, 3001, 150_001), (0.0, 0.1), ("",)),
         *itertools.product(("bf16",), (150, 2001, 30_001), (0.0, 0.1), ("",)),
@@ -358,7 +371,7 @@ def samples() -> Iterator[Sample]:
         layout = HeadLayout((wide, wide) if how == "aligned" else (*beside, wide))
         k, n_columns = (0, 2 * size) if how == "aligned" else (len(beside), cdiv(layout.width, 8) * 8)
         blocks = choose_blocks(
-            size, 4 if dtype == "fp32" else 2, smoothing > 0, has_bias, weights is not None
+            size, 4 if dtype == "fp32" else 2, smoothing > 0, has_bias, weights is not None, family
         )
         specialization = Specialization(layout, has_bias, gradient, how == "many", True)
         smoothed = " smoothed" if smoothing else ""

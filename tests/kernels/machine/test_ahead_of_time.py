@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import re
 from concurrent.futures import Future
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -16,9 +17,12 @@ pytest.importorskip("triton")
 import triton
 
 import mt2st_fast.kernels as kernels_package
+from mt2st_fast.kernels import HeadLayout
+from mt2st_fast.kernels.heads.on_triton import tile
+from mt2st_fast.kernels.heads.on_triton.sample_heads import heads_of
 from mt2st_fast.kernels.machine import ahead_of_time
 from mt2st_fast.kernels.machine.ahead_of_time import CompiledKernel, compile_all
-from mt2st_fast.kernels.machine.launch import Sample
+from mt2st_fast.kernels.machine.launch import FAMILIES, Sample
 
 # Bytes that one program may use: NVIDIA's CUDA C programming guide, table of technical specifications per
 # compute capability; 64 KiB of LDS on CDNA3.
@@ -52,7 +56,7 @@ def check(kernels: list[CompiledKernel], targets: list[str]) -> None:
     assert all(0 < kernel.registers <= 512 for kernel in kernels)
 
 
-@pytest.mark.parametrize("family", ["nvidia", "blackwell", "amd"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_samples_say_what_every_argument_is(family):
     """Either a type or a constant, constants last: what `Variant` runs by a handle are arguments in this order."""
     found = set()
@@ -75,6 +79,7 @@ def test_two_variants_of_every_kernel_compile_without_spills(target):
     assert told == [(done, len(kernels)) for done in range(1, len(kernels) + 1)]
 
 
+@cache
 def jobs(target: str = "sm_90") -> list[Sample]:
     """The samples that are compiled for a target, in order."""
     gpu = ahead_of_time._gpu_target(target)
@@ -101,6 +106,22 @@ def test_the_first_variants_of_all_kernels_come_first_and_none_twice():
 def test_every_way_of_losses_is_compiled_in_every_dtype(kernel, plan, what):
     named = [name.split() for name, variant, _ in jobs() if variant.kernel.__name__ == kernel]
     assert {name[0] for name in named if {what, *plan.split()} <= set(name)} == {"fp32", "bf16", "fp16"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiles_of_all_heights_are_compiled_of_heads_that_take_many_registers(family):
+    """A height that is left out has spilled, unseen."""
+    samples = list(tile.samples_for(family))
+    for what in ("weighted", "several", "many"):
+        heights = {
+            tuple(map(int, re.search(r"(\d+)x\d+ D=(\d+)", name).groups()))
+            for name, variant, _ in samples
+            if variant.kernel is tile.tile_forward_kernel and name.startswith("fp32") and what in name
+        }
+        layout = HeadLayout(heads_of((30, 7, 5, 3), what))
+        assert heights == {
+            (tile.forward_blocks(N, D, 4, layout, family).rows, D) for N in (4096, 8192) for D in (768, 100)
+        }
 
 
 def test_all_kernels_that_do_not_compile_are_counted(monkeypatch):

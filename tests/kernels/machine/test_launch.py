@@ -37,6 +37,23 @@ def test_types_are_read_from_declarations():
 
 
 @pytest.mark.parametrize(
+    ("backend", "architecture", "family"),
+    [
+        ("cuda", 80, "ampere"),
+        ("cuda", 89, "ampere"),
+        ("cuda", 90, "hopper"),
+        ("cuda", 100, "blackwell"),
+        ("cuda", 120, "blackwell"),
+        ("hip", "gfx942", "amd"),
+    ],
+)
+def test_families_are_told_apart(backend, architecture, family):
+    assert launch.family_of(backend, architecture) == family
+    assert family in launch.FAMILIES
+    assert ("maxnreg" in launch.roomy_options(4, family)) == (family == "blackwell")
+
+
+@pytest.mark.parametrize(
     ("found", "hip", "by_handle"),
     [
         ("3.6.0", None, 2),
