@@ -123,7 +123,7 @@ def an_evaluation() -> Callable[[], object]:
 CASES = [
     (the_op, 20),
     (the_heads, 44),
-    (a_trainers_step, 111),
+    (a_trainers_step, 112),
     (a_taggers_step, 122),
     (an_mlps_step, 120),
     (an_embedding_bags_step, 125),
