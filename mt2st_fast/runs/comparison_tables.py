@@ -220,7 +220,8 @@ ON_SPANS = (
 ON_WHOLE_RUNS = (
     "Training only, from the first step to the last. Examples are the rows that steps have read. Where main labels "
     "are rare, a step on several tasks reads rows with a main label and rows without; a step on the main task alone "
-    "(every step of stl, and those after a switch) reads only rows with a main label, as many as the former includes."
+    "(every step of stl, and those after a switch) reads only rows with a main label, as many as the former includes; "
+    "where the model has labelled rows itself, twice as many, most of them these."
 )
 
 
