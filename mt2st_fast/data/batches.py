@@ -203,7 +203,8 @@ class TrainingBatches:
         self.ahead.put_back()
         self.active = check_active(active, self.tasks, self.main)
         self.sampler.single_task = self.active == (self.main,)
-        self._own_labels, self.sampler.own_labels = None, False
+        self._own_labels = None
+        self.sampler.draw_own(0)
         self._use({task: self._corpus.column(task).values for task in self.active})
 
     def _use(self, columns: dict[str, np.ndarray]) -> None:
@@ -211,13 +212,16 @@ class TrainingBatches:
         self._targets = TargetRows(columns)
         self._kept: dict[int, Batch] = {}
 
-    def own_labels(self, logits_of: Callable[[Any], Tensor]) -> str:
-        """Return the labels that a model gives to the rows without a main label, as text for `take_own_labels`.
+    def own_labels(self, logits_of: Callable[[Any], Tensor], batches: int) -> str:
+        """Return the labels that a model gives to random rows without a main label, as text for `take_own_labels`.
+
+        To as many rows as so many batches of a single-task phase can draw.
 
         logits_of: from inputs, as batches have them, to the logits (B, C) of the main task.
         """
         column = self._corpus.column(self.main)
-        rows, at_once = self._unlabelled, max(1, min(MOST_LABELLED_AT_ONCE, MOST_LOGITS // column.size))
+        rows = self.sampler.rows_to_label(self.sampler.n_to_label(batches))
+        at_once = max(1, min(MOST_LABELLED_AT_ONCE, MOST_LOGITS // column.size))
         blocks = np.split(rows, range(at_once, len(rows), at_once))
         return packed(np.concatenate([labels_from(logits_of(self._inputs(b)), column.kind) for b in blocks]))
 
@@ -227,14 +231,12 @@ class TrainingBatches:
         """
         self.ahead.put_back()
         values = self._corpus.column(self.main).values.copy()
-        values[self._unlabelled] = unpacked(labels, values)
-        self._own_labels, self.sampler.own_labels = labels, True
+        own = unpacked(labels, values)
+        values[self.sampler.rows_to_label(len(own))] = own
+        self._own_labels = labels
+        self.sampler.draw_own(len(own))
         self._use({self.main: values})
-        return len(self._unlabelled)
-
-    @cached_property
-    def _unlabelled(self) -> np.ndarray:
-        return np.flatnonzero(~self._corpus.column(self.main).labelled())
+        return len(own)
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -307,6 +309,7 @@ class TrainingBatches:
         self.enter_phase(state["active"])
         if (labels := state.get("own_labels")) is not None:
             self.take_own_labels(labels)
+            self.sampler.load_state_dict(state["sampler"])  # the place among rows with these labels
 
 
 class TokenBatches(TrainingBatches):

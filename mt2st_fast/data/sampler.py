@@ -13,6 +13,7 @@ MAIN_SHARE = 0.2
 # The least share of labelled rows in a single-task batch whose other rows the model has labelled itself. With more of
 # the few that are read again and again, a run that lets the other tasks go early ends lower.
 LABELLED_SHARE = 0.25
+OWN_STREAM = 64  # the number of the random stream of those others, apart from those of the sampler's own
 
 
 def main_is_rare(labelled: np.ndarray, share: float) -> bool:
@@ -27,6 +28,9 @@ class RowStream:
         self._rows = rows
         self._seed = (seed, stream)
         self.seek(0, 0)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def seek(self, pass_number: int, position: int) -> None:
         """Continue at a position in a pass. The shuffle is computed when rows are drawn."""
@@ -91,7 +95,6 @@ class Sampler:
         self.batch_size = min(batch_size, N)
         self.steps_per_epoch = -(-N // self.batch_size)
         self.single_task = False
-        self.own_labels = False  # whether a single-task phase draws rows without a main label, too
         self.position = 0  # number of batches of the current epoch already drawn
         self.main_is_rare = main_is_rare(labelled, share)
         self._n_main = max(1, round(share * self.batch_size)) if self.main_is_rare else self.batch_size
@@ -104,6 +107,10 @@ class Sampler:
         self._identity |= {"share": share, "seed": seed, "fixed": self.fixed}
         row_sets = {"all": np.arange(N), "main": np.flatnonzero(labelled), "other": np.flatnonzero(~labelled)}
         self._streams = {name: RowStream(rows, seed, i) for i, (name, rows) in enumerate(row_sets.items())}
+        # The others in the order in which a model labels them: as many as the rest of a run draws.
+        self._to_label = RowStream(row_sets["other"], seed, OWN_STREAM)
+        self._own: RowStream | None = None
+        self._seed = seed
 
     def rows_a_batch(self, single_task: bool, own_labels: bool = False) -> int:
         """Return the rows of a batch in a single-task or multi-task phase, over all processes.
@@ -114,6 +121,19 @@ class Sampler:
             return self.batch_size
         return self._n_main * (2 if own_labels else 1)
 
+    def n_to_label(self, batches: int) -> int:
+        """Return how many rows without a main label `batches` batches of a single-task phase can draw."""
+        n_own = self.rows_a_batch(single_task=True, own_labels=True) - self._n_beside_own
+        return min(batches * n_own, len(self._to_label))
+
+    def rows_to_label(self, n_rows: int) -> np.ndarray:
+        """Return n_rows random rows without a main label, int64; fewer are the first of more."""
+        return self._to_label.order()[:n_rows]
+
+    def draw_own(self, n_rows: int) -> None:
+        """From the next batch on, a single-task phase also draws from `rows_to_label(n_rows)`; from none for 0."""
+        self._own = RowStream(self.rows_to_label(n_rows), self._seed, OWN_STREAM + 1) if n_rows else None
+
     def next_rows(self) -> np.ndarray:
         """Return this process's part of the rows of the next batch, int64."""
         first, step = self.part
@@ -123,10 +143,14 @@ class Sampler:
         self.position = (self.position + 1) % self.steps_per_epoch
         if not (self.main_is_rare or self.single_task):
             return self._streams["all"].draw(self.batch_size)
-        n_main = self._n_beside_own if self.own_labels else self._n_main
-        main_rows = self._streams["main"].draw(n_main)
-        n_other = self.rows_a_batch(self.single_task, self.own_labels) - n_main
-        return np.concatenate([main_rows, self._streams["other"].draw(n_other)]) if n_other else main_rows
+        if self.single_task and self._own is not None:
+            beside = self._own, self.rows_a_batch(single_task=True, own_labels=True) - self._n_beside_own
+            main_rows = self._streams["main"].draw(self._n_beside_own)
+        else:
+            beside = self._streams["other"], self.rows_a_batch(self.single_task) - self._n_main
+            main_rows = self._streams["main"].draw(self._n_main)
+        stream, n_beside = beside
+        return np.concatenate([main_rows, stream.draw(n_beside)]) if n_beside else main_rows
 
     def state_dict(self) -> dict[str, Any]:
         """Return the positions of the streams, in JSON's types."""
@@ -134,7 +158,7 @@ class Sampler:
         return {
             "position": self.position,
             "single_task": self.single_task,
-            "own_labels": self.own_labels,
+            "own": None if self._own is None else [len(self._own), self._own.pass_number, self._own.position],
             "streams": streams,
             **self._identity,
         }
@@ -151,7 +175,10 @@ class Sampler:
                     "checkpoint's data and settings"
                 )
         self.position, self.single_task = state["position"], state["single_task"]
-        self.own_labels = state.get("own_labels", False)
+        n_own, *place = state.get("own") or (0,)
+        self.draw_own(n_own)
+        if self._own is not None:
+            self._own.seek(*place)
         for name, stream in self._streams.items():
             stream.seek(*state["streams"][name])
 

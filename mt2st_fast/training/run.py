@@ -371,7 +371,7 @@ class Run:
 
     def _own_labels(self) -> str:
         """Label rows with all that the tasks have taught the encoder so far."""
-        labels, seconds = self._self_training.label()
+        labels, seconds = self._self_training.label(self.total_steps - self.steps_done)
         self._interval.choosing_seconds += seconds
         return labels
 

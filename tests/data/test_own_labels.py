@@ -64,7 +64,7 @@ def test_many_classes_survive_as_text(most):
 def test_a_single_task_phase_draws_three_rows_by_own_labels_to_each_labelled_one():
     batches = batches_of(corpus())
     batches.enter_phase(("main",))
-    assert batches.take_own_labels(batches.own_labels(logits_of)) == T - len(LABELLED)
+    assert batches.take_own_labels(batches.own_labels(logits_of, len(batches))) == 3 * len(batches)
     seen = set()
     for rows, labels in drawn(batches, len(batches)):
         assert len(rows) == 4 == batches.rows_a_batch(("main",), own_labels=True)
@@ -76,10 +76,24 @@ def test_a_single_task_phase_draws_three_rows_by_own_labels_to_each_labelled_one
     assert len(seen) == 3 * len(batches)
 
 
+def test_a_longer_run_draws_the_labelled_rows_again():
+    batches = batches_of(corpus())
+    batches.enter_phase(("main",))
+    assert batches.take_own_labels(batches.own_labels(logits_of, 2)) == 6
+    seen = {row for rows, _ in drawn(batches, 6) for row in rows[1:]}
+    assert len(seen) == 6
+
+
+def test_no_more_rows_are_labelled_than_there_are():
+    batches = batches_of(corpus())
+    batches.enter_phase(("main",))
+    assert batches.take_own_labels(batches.own_labels(logits_of, 1_000)) == T - len(LABELLED)
+
+
 def test_where_many_rows_are_labelled_their_share_of_a_batch_is_that_of_all_rows():
     batches = batches_of(corpus(labelled=range(45)))  # three quarters
     batches.enter_phase(("main",))
-    batches.take_own_labels(batches.own_labels(logits_of))
+    batches.take_own_labels(batches.own_labels(logits_of, 5))
     for rows, _ in drawn(batches, len(batches)):
         assert sum(row < 45 for row in rows) == 12
         assert len(rows) == 16
@@ -95,7 +109,7 @@ def test_without_own_labels_a_single_task_phase_draws_labelled_rows_only():
 def test_own_labels_end_with_their_phase():
     batches = batches_of(corpus())
     batches.enter_phase(("main",))
-    batches.take_own_labels(batches.own_labels(logits_of))
+    batches.take_own_labels(batches.own_labels(logits_of, 5))
     batches.enter_phase(("main", "aux"))
     for rows, labels in drawn(batches, len(batches)):
         assert [label != MISSING for label in labels] == [row in LABELLED for row in rows]
@@ -105,10 +119,11 @@ def test_batches_resume_with_the_same_own_labels():
     def begun():
         batches = batches_of(corpus())
         batches.enter_phase(("main",))
-        batches.take_own_labels(batches.own_labels(logits_of))
+        batches.take_own_labels(batches.own_labels(logits_of, 5))
         return batches, drawn(batches, 3)
 
-    batches, _ = begun()
+    batches, before = begun()
+    assert len({row for rows, _ in before for row in rows[1:]}) == 9
     state = json.loads(json.dumps(batches.state_dict()))
     resumed = batches_of(corpus())
     resumed.load_state_dict(state)
@@ -122,7 +137,7 @@ def test_parts_of_the_rows_have_the_same_own_labels():
         part.take_part(rank, 2)
     for each in (whole, *parts):
         each.enter_phase(("main",))
-        each.take_own_labels(each.own_labels(logits_of))
+        each.take_own_labels(each.own_labels(logits_of, 5))
     for of_whole, *of_parts in zip(drawn(whole, 4), *(drawn(part, 4) for part in parts), strict=True):
         for k in (0, 1):
             assert of_whole[k][0::2] == of_parts[0][k]
@@ -137,7 +152,7 @@ def test_sets_of_labels_and_documents():
     batches = BagBatches(documents, 8, "main", share=0.25, self_training=True)
     batches.enter_phase(("main",))
     batches.take_own_labels(
-        batches.own_labels(lambda inputs: torch.tensor([[-1.0, 1.0]] * len(inputs[1][1:])))
+        batches.own_labels(lambda inputs: torch.tensor([[-1.0, 1.0]] * len(inputs[1][1:])), 4)
     )
     for (_, _), targets in islice(batches, 4):
         assert targets["main"].tolist() == [[1, 0], [0, 1], [0, 1], [0, 1]]

@@ -294,12 +294,12 @@ class Source:
         """Whether the main task's loader also draws rows without a label, once the model has labelled them itself."""
         return bool(getattr(self.loaders[self.main].loader, "self_training", False))
 
-    def own_labels(self, logits_of: Callable[[Any], Tensor]) -> str:
-        """Return the model's labels of these rows, JSON-able.
+    def own_labels(self, logits_of: Callable[[Any], Tensor], steps: int) -> str:
+        """Return the model's labels of rows for the next `steps` steps, JSON-able.
 
         logits_of: from inputs to the logits (B, C) of the main task.
         """
-        labels: str = self.loaders[self.main].loader.own_labels(logits_of)
+        labels: str = self.loaders[self.main].loader.own_labels(logits_of, steps * self.accumulate)
         return labels
 
     def take_own_labels(self, labels: str) -> int:

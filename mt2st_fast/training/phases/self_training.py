@@ -36,9 +36,9 @@ class SelfTraining:
         """Return whether a phase of the tasks `active`, after one of `before`, is one of the main task alone."""
         return len(active) == 1 < len(before) and self._source.self_training
 
-    def label(self) -> tuple[str, float]:
-        """Return labels for `Source.take_own_labels`, and the seconds they took. Several processes take those of
-        process 0.
+    def label(self, steps: int) -> tuple[str, float]:
+        """Return labels for `Source.take_own_labels`, of as many rows as these steps can draw, and the seconds that it
+        took. Several processes take those of process 0.
         """
         # Compilation in a first call does not count, as for steps.
         started, compiled = time.perf_counter(), compile_seconds()
@@ -49,7 +49,7 @@ class SelfTraining:
                 evaluating(self._parts.encoder),
                 torch.autocast(device.type, dtype, enabled=dtype is not None),
             ):
-                labels = self._source.own_labels(self._logits)
+                labels = self._source.own_labels(self._logits, steps)
         finally:
             let_go_of_gathered(self._parts.encoder)
         if self._parts.processes.are_several and not self._parts.own_data:
