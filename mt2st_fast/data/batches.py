@@ -155,12 +155,14 @@ class TrainingBatches:
         self.enter_phase(self.tasks)
 
     def _check_can_self_train(self, all_labelled: bool) -> None:
-        reasons = {
-            f"every row has a label of {self.main}": all_labelled,
-            "fixed batches are composed before the run": self.fixed_batches,
-        }
-        for reason in (reason for reason, holds in reasons.items() if holds):
-            raise InputError(f"self_training is not possible: {reason}; leave it out")
+        if all_labelled:
+            raise InputError(
+                f"self_training is not possible: every row has a label of {self.main}; leave it out"
+            )
+        if self.fixed_batches:
+            raise InputError(
+                "self_training is not possible: fixed batches are composed before the run; leave it out"
+            )
 
     @property
     def batch_size(self) -> int:

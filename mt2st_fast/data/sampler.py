@@ -98,7 +98,10 @@ class Sampler:
         self.position = 0  # number of batches of the current epoch already drawn
         self.main_is_rare = main_is_rare(labelled, share)
         self._n_main = max(1, round(share * self.batch_size)) if self.main_is_rare else self.batch_size
-        self._n_beside_own = max(1, round(2 * self._n_main * max(LABELLED_SHARE, float(labelled.mean()))))
+        n_with_own = self.rows_a_batch(single_task=True, own_labels=True)
+        n_given = round(n_with_own * max(LABELLED_SHARE, float(labelled.mean())))
+        self._n_beside_own = min(max(1, n_given), n_with_own - 1)
+        self._n_own = n_with_own - self._n_beside_own
         self._identity: dict[str, float] = {
             "rows": N,
             "main_rows": int(labelled.sum()),
@@ -123,8 +126,7 @@ class Sampler:
 
     def n_to_label(self, batches: int) -> int:
         """Return how many rows without a main label `batches` batches of a single-task phase can draw."""
-        n_own = self.rows_a_batch(single_task=True, own_labels=True) - self._n_beside_own
-        return min(batches * n_own, len(self._to_label))
+        return min(batches * self._n_own, len(self._to_label))
 
     def rows_to_label(self, n_rows: int) -> np.ndarray:
         """Return n_rows random rows without a main label, int64; fewer are the first of more."""
@@ -144,13 +146,12 @@ class Sampler:
         if not (self.main_is_rare or self.single_task):
             return self._streams["all"].draw(self.batch_size)
         if self.single_task and self._own is not None:
-            beside = self._own, self.rows_a_batch(single_task=True, own_labels=True) - self._n_beside_own
-            main_rows = self._streams["main"].draw(self._n_beside_own)
-        else:
-            beside = self._streams["other"], self.rows_a_batch(self.single_task) - self._n_main
-            main_rows = self._streams["main"].draw(self._n_main)
-        stream, n_beside = beside
-        return np.concatenate([main_rows, stream.draw(n_beside)]) if n_beside else main_rows
+            return np.concatenate(
+                [self._streams["main"].draw(self._n_beside_own), self._own.draw(self._n_own)]
+            )
+        main_rows = self._streams["main"].draw(self._n_main)
+        n_other = self.rows_a_batch(self.single_task) - self._n_main
+        return np.concatenate([main_rows, self._streams["other"].draw(n_other)]) if n_other else main_rows
 
     def state_dict(self) -> dict[str, Any]:
         """Return the positions of the streams, in JSON's types."""

@@ -63,8 +63,8 @@ class Config:
     epochs: passes over all rows; None takes as many as make about 2,500 steps, between 1 and 10; for fewer than 1,600
     rows, up to 100, so that 16,000 rows are read. A step is a batch of `batch_size` rows. Where main labels are rare, a
     share `main_share` of a batch has one; once the main task is alone, all rows of a batch have one, given or, with
-    `self_training`, by the model itself. strategy_options: values of the
-    strategy's own options by name; others have the default that the strategy declares.
+    `self_training`, by the model itself. strategy_options: values of the strategy's own options by name; others have
+    the default that the strategy declares.
     """
 
     data: str = option(

@@ -51,10 +51,9 @@ def engine_of(phase: PhaseSummary) -> str:
 
 def trained_in(phase: PhaseSummary) -> str:
     """Say which tasks a phase has, how many rows have the model's own labels, and how its parts take turns."""
-    parts = [", ".join(phase["active"])]
-    if phase["own_labels"]:
-        parts.append(f"{counted(phase['own_labels'], 'row')} by own labels")
-    return "; ".join([*parts, *filter(None, [phase["turns"]])])
+    n_own = phase["own_labels"]
+    own = f"{counted(n_own, 'row')} by own labels" if n_own else ""
+    return "; ".join(part for part in (", ".join(phase["active"]), own, phase["turns"]) if part)
 
 
 def step_ms_of(phase: PhaseSummary) -> str:

@@ -115,6 +115,13 @@ def test_own_labels_end_with_their_phase():
         assert [label != MISSING for label in labels] == [row in LABELLED for row in rows]
 
 
+def test_where_nearly_all_rows_are_labelled_a_batch_still_has_one_of_the_others():
+    batches = batches_of(corpus(labelled=range(T - 1)))
+    batches.enter_phase(("main",))
+    assert batches.take_own_labels(batches.own_labels(logits_of, 3)) == 1
+    assert all(rows.count(T - 1) == 1 for rows, _ in drawn(batches, 3))
+
+
 def test_batches_resume_with_the_same_own_labels():
     def begun():
         batches = batches_of(corpus())
