@@ -42,6 +42,7 @@ else:
     )
     from .heads.pooling import POOLINGS, Pooling
     from .heads.reference import accepted_targets, head_correct, row_losses
+    from .log_linear.fitting import fit_log_linear
     from .machine.registry import NO_NUMBA, OPS, REFERENCE, Choice, Op, asked_for, choose_backend, is_set
     from .recurrent.gru import gru
     from .recurrent.lstm import lstm
@@ -145,6 +146,7 @@ __all__ = [
     "chosen_activation",
     "embedding_bag",
     "embedding_bag_of_types",
+    "fit_log_linear",
     "fuse_update",
     "gradient_model",
     "gru",

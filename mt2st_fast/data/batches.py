@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.data.corpus import Corpus, check_main
+from mt2st_fast.data.label_model import LabelModel, telling_tasks
 from mt2st_fast.data.own_labels import labels_from, packed, unpacked
 from mt2st_fast.data.resident import DeviceTargets, DeviceWindows, ResidentStream, memory_budget
 from mt2st_fast.data.sampler import FixedSampler, RowsAhead, Sampler, check_active
@@ -115,7 +116,8 @@ class TrainingBatches:
 
     With `self_training` a single-task phase also draws rows without a main label, three to each row with one, by the
     label that the model itself gave them when the phase began. `Trainer` does that by `own_labels` and
-    `take_own_labels`. Raises InputError where every row has a main label, and for fixed batches.
+    `take_own_labels`. Where the labels of other tasks tell the main task's, these rows are labelled by them as well
+    (`labelled_by` names these tasks). Raises InputError where every row has a main label, and for fixed batches.
 
     data_settings: what was done to the data, by name, and must be the same when a run is resumed.
     """
@@ -224,8 +226,18 @@ class TrainingBatches:
         column = self._corpus.column(self.main)
         rows = self.sampler.rows_to_label(self.sampler.n_to_label(batches))
         at_once = max(1, min(MOST_LABELLED_AT_ONCE, MOST_LOGITS // column.size))
-        blocks = np.split(rows, range(at_once, len(rows), at_once))
-        return packed(np.concatenate([labels_from(logits_of(self._inputs(b)), column.kind) for b in blocks]))
+        told = LabelModel(self._corpus, self.main, self.labelled_by) if self.labelled_by else None
+        found = []
+        for block in np.split(rows, range(at_once, len(rows), at_once)):
+            logits = logits_of(self._inputs(block))
+            logits = logits if told is None else told.with_evidence_of(logits, block)
+            found.append(labels_from(logits, column.kind))
+        return packed(np.concatenate(found))
+
+    @cached_property
+    def labelled_by(self) -> tuple[str, ...]:
+        """The tasks by whose labels rows are labelled in self-training, beside the model."""
+        return telling_tasks(self._corpus, self.main, self.tasks) if self.self_training else ()
 
     def take_own_labels(self, labels: str) -> int:
         """From the next batch of this single-task phase on, also draw rows with these labels; return how many there

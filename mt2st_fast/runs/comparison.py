@@ -72,6 +72,7 @@ def summarise_seed(
         "stopped": history.stopped,
         "taken_by": list(dict.fromkeys(phase.engine for phase in history.phases)),
         "own_labels": history.phases[-1].own_labels,
+        "labelled_by": list(history.phases[-1].labelled_by),
         # By task, if the schedule gives a reason for retiring it.
         "retired": {
             task: {"step": phase.first_step, "why": why}

@@ -293,8 +293,11 @@ def _own_labels(comparison: Comparison) -> str:
         name: max(run["own_labels"] for run in s["seeds"]) for name, s in comparison["strategies"].items()
     }
     told = [f"{name} (up to {counted(n, 'row')})" for name, n in rows.items() if n]
+    runs = [run for strategy in comparison["strategies"].values() for run in strategy["seeds"]]
+    tasks = ", ".join(dict.fromkeys(task for run in runs for task in run["labelled_by"]))
+    by = f"the model and the labels of {tasks}" if tasks else "the model"
     return (
-        f"Once alone, the main task also trained by the model's own labels: {', '.join(told)}."
+        f"Once alone, the main task also trained with rows labelled by {by}: {', '.join(told)}."
         if told
         else ""
     )

@@ -10,6 +10,7 @@ import torch
 
 from mt2st_fast.data import READERS, Splits, parse_spec
 from mt2st_fast.data.batches import batch_size_for, batch_size_where_main_is_rare
+from mt2st_fast.data.label_model import telling_tasks
 from mt2st_fast.data.sampler import MAIN_SHARE, main_is_rare
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import OPS
@@ -19,6 +20,7 @@ from mt2st_fast.training.run_options import Backward, Precision
 from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, strategies, strategy_options
 
 MOST_STEPS_BY_DEFAULT = 2500
+EARLY_SWITCH = 0.3  # of a run in which labels of auxiliary tasks tell those of the main task
 LEAST_BATCH = 16
 MOST_EPOCHS_BY_DEFAULT = 10.0
 # Ten passes over a few hundred rows are a few hundred steps, in which hardly anything is learned.
@@ -63,8 +65,8 @@ class Config:
     epochs: passes over all rows; None takes as many as make about 2,500 steps, between 1 and 10; for fewer than 1,600
     rows, up to 100, so that 16,000 rows are read. A step is a batch of `batch_size` rows. Where main labels are rare, a
     share `main_share` of a batch has one; once the main task is alone, all rows of a batch have one, given or, with
-    `self_training`, by the model itself. strategy_options: values of the strategy's own options by name; others have
-    the default that the strategy declares.
+    `self_training`, by the model itself and by the labels of auxiliary tasks. strategy_options: values of the
+    strategy's own options by name; others have the default that the strategy declares.
     """
 
     data: str = option(
@@ -105,8 +107,8 @@ class Config:
     self_training: bool | None = option(
         None,
         "Strategy",
-        "once the main task trains alone, also train with rows without its label, by the label that the model gave "
-        "them at that point; the default where main labels are rare and have classes",
+        "once the main task trains alone, also train with rows without its label, by the label that the model and the "
+        "labels of other tasks gave them at that point; the default where main labels are rare and have classes",
     )
     against: str | None = option(
         None,
@@ -240,10 +242,28 @@ class Config:
         # Names stay as the user gave them: a csv task includes its kind (rating:regression).
         main = splits.main if self.main is None else self.main
         aux = splits.auxiliary if self.aux is None else self.aux
+        self_training = self._self_trains(splits)
+        options = (
+            {**self._early_switch(splits), **self.strategy_options}
+            if self_training
+            else self.strategy_options
+        )
         return replace(
             self, main=main, aux=aux, epochs=epochs, batch_size=batch_size,
-            self_training=self._self_trains(splits),
+            self_training=self_training, strategy_options=options,
         )  # fmt: skip
+
+    def _early_switch(self, splits: Splits) -> dict[str, float]:
+        """Return the option of an early switch, for a strategy that takes it and data with labels that tell main ones.
+
+        Before the switch, most of a step goes into what other labels teach the encoder; after it, they teach the main
+        task itself.
+        """
+        takes = {option.name for option in find_strategy(self.strategy).options}
+        if "switch_at" not in takes or "eta" in self.strategy_options or splits.main is None:
+            return {}
+        tells = telling_tasks(splits.train, splits.main, splits.tasks)
+        return {"switch_at": EARLY_SWITCH} if tells else {}
 
     def _self_trains(self, splits: Splits) -> bool:
         retires = find_strategy(self.strategy).retires

@@ -50,9 +50,10 @@ def engine_of(phase: PhaseSummary) -> str:
 
 
 def trained_in(phase: PhaseSummary) -> str:
-    """Say which tasks a phase has, how many rows have the model's own labels, and how its parts take turns."""
+    """Say which tasks a phase has, how many rows were labelled by what, and how its parts take turns."""
     n_own = phase["own_labels"]
-    own = f"{counted(n_own, 'row')} by own labels" if n_own else ""
+    labelled_by = ", ".join(("the model", *phase["labelled_by"]))
+    own = f"{counted(n_own, 'row')} labelled by {labelled_by}" if n_own else ""
     return "; ".join(part for part in (", ".join(phase["active"]), own, phase["turns"]) if part)
 
 

@@ -90,6 +90,7 @@ def _phase(phase: PhaseRecord, history: History) -> PhaseSummary:
         "active": list(phase.active),
         "turns": phase.turns,
         "own_labels": phase.own_labels,
+        "labelled_by": list(phase.labelled_by),
         "engine": phase.engine,
         "passed_over": phase.passed_over,
         "graph": phase.graph,

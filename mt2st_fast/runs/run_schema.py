@@ -157,7 +157,8 @@ class Retirement(TypedDict):
 class RunSummary(TypedDict):
     """A finished run as comparisons see it; retired: by task, if the schedule gives a reason.
 
-    own_labels: the rows that trained with the model's own label at the end (self-training).
+    own_labels: the rows that trained with the model's own label at the end (self-training); labelled_by: the tasks by
+    whose labels these rows were labelled as well.
     """
 
     best: float
@@ -170,6 +171,7 @@ class RunSummary(TypedDict):
     stopped: str | None
     taken_by: list[str]
     own_labels: int
+    labelled_by: list[str]
     retired: dict[str, Retirement]
     curve: list[CurvePoint]
 
@@ -207,6 +209,7 @@ class PhaseSummary(TypedDict):
     active: list[str]
     turns: str
     own_labels: int
+    labelled_by: list[str]
     engine: str
     passed_over: dict[str, str]
     graph: str | None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class PhaseRecord:
     """A stretch of training with one set of active tasks, main task first.
 
     turns: how shared and task parameters take turns, "" if all of them train; step records say which part trained.
-    own_labels: how many rows train with the label that the model itself gave them (self-training).
+    own_labels: how many rows train with the label that the model itself gave them (self-training). labelled_by: the
+    tasks by whose labels they were labelled as well.
     engine: the engine that took the steps. passed_over: why the engines earlier in the order did not, by name; for
     the engine itself, why it left some steps to the last one. graph: with `Trainer(graph=True)`, "captured" or
     "not captured: ..." with the reason; otherwise None.
@@ -59,6 +60,7 @@ class PhaseRecord:
     reasons: dict[str, str] = field(default_factory=dict)  # why tasks retired, if the schedule says so
     turns: str = ""
     own_labels: int = 0
+    labelled_by: tuple[str, ...] = ()
     # How it was computed, not what:
     engine: str = field(default="", compare=False)
     passed_over: dict[str, str] = field(default_factory=dict, compare=False)
@@ -162,7 +164,7 @@ class History:
             main=stored["main"],
             steps=[StepRecord(**record) for record in stored["steps"]],
             evaluations=[Evaluation(**record) for record in stored["evaluations"]],
-            phases=[PhaseRecord(**{**phase, "active": tuple(phase["active"])}) for phase in stored["phases"]],
+            phases=[_phase(**phase) for phase in stored["phases"]],
             selections=[SelectionRecord.from_json(record) for record in stored["selections"]],
             stopped=stored["stopped"],
             joules=[(step, joules) for step, joules in stored["joules"]],
@@ -196,7 +198,7 @@ class History:
             kind, line = line["kind"], {name: value for name, value in line.items() if name != "kind"}
             if kind == "phase":
                 first_step = line.pop("step")
-                history.phases.append(PhaseRecord(first_step, **{**line, "active": tuple(line["active"])}))
+                history.phases.append(_phase(first_step=first_step, **line))
             elif kind == "step":
                 numbers = {name: _numbers(line[name]) for name in ("losses", "weights")}
                 history.steps.append(StepRecord(**{**line, **numbers, "total": _number(line["total"])}))
@@ -218,3 +220,8 @@ def _number(stored: float | None) -> float:
 
 def _numbers(stored: Mapping[str, float | None]) -> dict[str, float]:
     return {name: _number(value) for name, value in stored.items()}
+
+
+def _phase(*, active: Sequence[str], labelled_by: Sequence[str] = (), **record: Any) -> PhaseRecord:
+    """Return a stored phase, whose tuples JSON has as lists; before rows were labelled by tasks, none is named."""
+    return PhaseRecord(active=tuple(active), labelled_by=tuple(labelled_by), **record)

@@ -341,11 +341,13 @@ class Run:
             enter_phase(active, self.encoder, self.heads, self.optimizer, self.source)
             self._check_trains(active)
             self._phase_active = active
-            n_own = 0 if own is None else self.source.take_own_labels(own)
+            n_own, labelled_by = (0, ()) if own is None else self.source.take_own_labels(own)
             told = reasons_of(self._options.schedule)
             reasons = {name: told[name] for name in before if name not in active and name in told}
             turns = turns_of(self._options.schedule)
-            self.history.phases.append(PhaseRecord(self.steps_done, active, reasons, turns, n_own))
+            self.history.phases.append(
+                PhaseRecord(self.steps_done, active, reasons, turns, n_own, labelled_by)
+            )
             self.engine.choose(self.history.phases)
             self._listener.on_phase(self.history.phases[-1])
         if self._takes_turns:

@@ -38,6 +38,7 @@ def run_of(seed, *qualities, seconds=1.0, test=0.5, span_f1=None, joules=None, r
         "stopped": None,
         "taken_by": ["eager"],
         "own_labels": 0,
+        "labelled_by": [],
         "retired": retired or {},
         "curve": curve,
         **last,

@@ -302,10 +302,12 @@ class Source:
         labels: str = self.loaders[self.main].loader.own_labels(logits_of, steps * self.accumulate)
         return labels
 
-    def take_own_labels(self, labels: str) -> int:
-        """Draw these rows as well in the main task's phase; return how many there are."""
-        n_rows: int = self.loaders[self.main].loader.take_own_labels(labels)
-        return n_rows
+    def take_own_labels(self, labels: str) -> tuple[int, tuple[str, ...]]:
+        """Draw these rows as well in the main task's phase; return how many there are, and the tasks by whose labels
+        they were labelled beside the model.
+        """
+        loader = self.loaders[self.main].loader
+        return loader.take_own_labels(labels), tuple(getattr(loader, "labelled_by", ()))
 
     def reside_on(self, device: torch.device) -> None:
         """From now on take batches as rows of data on the device, from loaders that offer it (`resident_on`)."""

@@ -112,7 +112,11 @@ def required(values: Mapping[str, float | None], name: str) -> float:
 # Options that several strategies share.
 AUX_WEIGHT = StrategyOption("aux_weight", "initial weight of each auxiliary task", 1.0, low=0.0)
 SWITCH_AT = StrategyOption(
-    "switch_at", "fraction of the run at which auxiliary tasks retire", 0.6, low=0.0, high=1.0
+    "switch_at",
+    "fraction of the run at which auxiliary tasks retire; with self-training by their labels, 0.3 by default",
+    0.6,
+    low=0.0,
+    high=1.0,
 )
 FLOOR = StrategyOption(
     "floor", "an auxiliary task retires when its weight falls below this", LEAST_WEIGHT, low=0.0

@@ -1,0 +1,1 @@
+"""Passes of AdaGrad on a CPU."""

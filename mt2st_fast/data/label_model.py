@@ -1,0 +1,157 @@
+"""What the labels of other tasks say about a row's main label: a label model for self-training.
+
+Where few rows have a main label, the others still have labels of other tasks, and these often tell it: a part of speech
+nearly tells the chunk. The encoder cannot see them, as they are not there when it predicts; but the labels that it is
+trained with may be chosen by them (privileged information: Vapnik and Vashist, Neural Networks 2009; a teacher that
+sees more than its student: Lopez-Paz et al., "Unifying distillation and privileged information", ICLR 2016,
+arXiv 1511.03643).
+
+The label model is log-linear in clues: the row's word (of tokens), and the labels of other tasks at the row and its
+neighbours. It is fitted to the rows that have a main label. Clues and inputs are taken as independent, given the main
+label, so their evidence adds up (a product of experts, Hinton 1999), without counting the frequency of classes twice:
+
+    log p(c | inputs, clues) = MODEL_SHARE * (log p(c | inputs) - log p(c)) + log p(c | clues) + constant
+
+The model's evidence counts half. It has memorized the labelled rows, so it is surer of the others than it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mt2st_fast.data.corpus import MISSING, Corpus, TargetColumn
+from mt2st_fast.kernels import fit_log_linear
+
+MODEL_SHARE = 0.5
+NEIGHBOURS = (-1, 0, 1)
+RATE, PASSES = 0.2, 5
+MOST_NUMBERS = 25_000_000  # that a pass moves; with more, fewer rows are read
+# Whether a task tells something: every HELD_OUT-th unit is kept from the fit, and there its clues must lower the loss
+# by this share, and by this many standard errors.
+HELD_OUT, LEAST_TOLD, ERRORS = 5, 0.1, 2.0
+
+# By corpus, main task and other tasks: a configuration asks, and then its batches.
+_TOLD: WeakKeyDictionary[Corpus, dict[tuple[str, ...], tuple[str, ...]]] = WeakKeyDictionary()
+
+
+def telling_tasks(corpus: Corpus, main: str, tasks: Sequence[str]) -> tuple[str, ...]:
+    """Return those of `tasks` whose labels tell the main task's on held-out units, beyond what a row's word tells.
+
+    Only tasks of classes can, and only for a main task of classes.
+    """
+    known = _TOLD.setdefault(corpus, {})
+    key = (main, *tasks)
+    if key not in known:
+        known[key] = _telling_tasks(corpus, main, tasks)
+    return known[key]
+
+
+def _telling_tasks(corpus: Corpus, main: str, tasks: Sequence[str]) -> tuple[str, ...]:
+    column = corpus.column(main)
+    candidates = [task for task in tasks if task != main and corpus.column(task).kind == "classes"]
+    if column.kind != "classes" or not candidates:
+        return ()
+    rows = np.flatnonzero(column.labelled())
+    _, unit = np.unique(corpus.unit_of_row[rows], return_inverse=True)
+    held_out = rows[unit % HELD_OUT == HELD_OUT - 1]
+    if len(held_out) < 2:
+        return ()
+    fitted = rows[unit % HELD_OUT != HELD_OUT - 1]
+    given = torch.from_numpy(column.values[held_out])
+
+    def losses(*with_tasks: str) -> np.ndarray:
+        told = LabelModel(corpus, main, with_tasks, fitted).log_probabilities(held_out)
+        return functional.nll_loss(told, given, reduction="none").numpy()
+
+    without = losses()
+    return tuple(task for task in candidates if _is_lower(losses(task), without))
+
+
+def _is_lower(losses: np.ndarray, without: np.ndarray) -> bool:
+    """Return whether losses (N,) are below those without a task by enough, and not by chance."""
+    gains = without - losses
+    error = gains.std() / np.sqrt(len(gains))
+    return bool(gains.mean() >= max(LEAST_TOLD * without.mean(), ERRORS * error))
+
+
+class LabelModel:
+    """A log-linear model of the main task's class by the labels of other tasks and by the word.
+
+    rows: those to fit it to, int64; all that have a main label by default.
+    """
+
+    def __init__(
+        self, corpus: Corpus, main: str, tasks: Sequence[str], rows: np.ndarray | None = None
+    ) -> None:
+        column = corpus.column(main)
+        rows = np.flatnonzero(column.labelled()) if rows is None else rows
+        self._clues = _Clues(corpus, tasks)
+        per_row = column.size * self._clues.n_columns
+        rows = rows[:: -(-len(rows) * per_row // MOST_NUMBERS)]
+        ids_nk, classes_n = self._clues.of(rows), column.values[rows]
+        # Only clues that these rows have get weights; 0 stands for all others, and its weights stay 0.
+        seen = np.unique(ids_nk)
+        self._place_of = np.zeros(self._clues.n_ids, np.int64)
+        self._place_of[seen] = np.arange(1, len(seen) + 1)
+        self._weights_vc = torch.from_numpy(
+            fit_log_linear(
+                self._place_of[ids_nk], classes_n, len(seen) + 1, column.size, rate=RATE, passes=PASSES
+            )
+        )
+        counts_c = np.bincount(classes_n, minlength=column.size) + 1
+        self._log_prior_c = torch.from_numpy(np.log(counts_c / counts_c.sum()).astype(np.float32))
+
+    def log_probabilities(self, rows: np.ndarray) -> Tensor:
+        """Return log p(c | clues) of rows, float32 (B, C)."""
+        ids_bk = torch.from_numpy(self._place_of[self._clues.of(rows)])
+        return functional.embedding_bag(ids_bk, self._weights_vc, mode="sum").log_softmax(1)
+
+    def with_evidence_of(self, logits: Tensor, rows: np.ndarray) -> Tensor:
+        """Return log p(c | inputs, clues), up to a constant per row, float32 (B, C) on the CPU.
+
+        logits: (B, C), what a model says of the inputs of these rows.
+        """
+        of_inputs = logits.to("cpu", torch.float32) - self._log_prior_c
+        return MODEL_SHARE * of_inputs + self.log_probabilities(rows)
+
+
+class _Clues:
+    """The clues of rows, as numbers in [0, n_ids): one for all rows, then of the word, then of every label."""
+
+    def __init__(self, corpus: Corpus, tasks: Sequence[str]) -> None:
+        self._corpus, self._columns = corpus, [corpus.column(task) for task in tasks]
+        self._has_words = corpus.level == "token"
+        self._n_words = int(corpus.tokens.max(initial=-1)) + 1 if self._has_words else 0
+        self._offsets = NEIGHBOURS if self._has_words else (0,)
+        # Of each column, two more than its classes: no label, and no such neighbour.
+        sizes = [1, self._n_words, *(c.size + 2 for c in self._columns for _ in self._offsets)]
+        *self._begins, self.n_ids = np.cumsum([0, *sizes]).tolist()
+        self.n_columns = 1 + self._has_words + len(self._columns) * len(self._offsets)
+
+    @cached_property
+    def _unit_of_row(self) -> np.ndarray:
+        return self._corpus.unit_of_row
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the clues of rows, int64 (B, n_columns)."""
+        begin_of_all, begin_of_words, *begins = self._begins
+        found = [np.full(len(rows), begin_of_all)]
+        if self._has_words:
+            found.append(self._corpus.tokens[rows] + begin_of_words)
+        of_columns = [self._labels(column, rows, o) for column in self._columns for o in self._offsets]
+        found += [labels + begin for labels, begin in zip(of_columns, begins, strict=True)]
+        return np.stack(found, axis=1).astype(np.int64, copy=False)
+
+    def _labels(self, column: TargetColumn, rows: np.ndarray, offset: int) -> np.ndarray:
+        at = np.clip(rows + offset, 0, len(column) - 1)
+        is_there = (at == rows + offset) & (self._unit_of_row[at] == self._unit_of_row[rows])
+        labels = column.values[at]
+        labels = np.where(labels == MISSING, column.size, labels)
+        return np.where(is_there, labels, column.size + 1)
