@@ -66,7 +66,15 @@ def test_every_kind_of_line_is_read_again(tmp_path):
         evaluations=[Evaluation(2, 0.5, {"tag": 0.25, "aux": math.nan}, 0.011)],
         phases=[
             PhaseRecord(
-                0, ("tag", "aux"), {"aux": "said so"}, "turns", "eager", {"graph": "why not"}, "captured"
+                0,
+                ("tag", "aux"),
+                {"aux": "said so"},
+                "turns",
+                3,
+                ("aux",),
+                "eager",
+                {"graph": "why not"},
+                "captured",
             )
         ],
         selections=[SelectionRecord(2, "fisher", (part,), 0.5)],

@@ -1,8 +1,8 @@
 """AdaGrad on a multinomial log-linear model, one row after the other: log p(c | row) = sum_k W[ids[row, k], c] - log Z.
 
 Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR 2011,
-figure 1 with the diagonal: every weight moves by rate * gradient / sqrt(the sum of its squared gradients). So the weights
-of a rare id keep large steps.
+figure 1 with the diagonal: every weight moves by rate * gradient / sqrt(the sum of its squared gradients). So those of
+a rare id keep large steps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ...machine.jit import entry
 
 @entry
 def adagrad_pass(ids_nk, classes_n, order, weights_vc, squares_vc, rate):
-    """Train weights_vc, float32 (V, C), on rows of ids_nk, int64 (N, K), in an order; squares_vc are the sums so far."""
+    """Train weights_vc, float32 (V, C), on rows of ids_nk, int64 (N, K); squares_vc: the sums so far."""
     K, C = ids_nk.shape[1], weights_vc.shape[1]
     slopes = np.empty(C, np.float32)
     for row in order:

@@ -1,0 +1,107 @@
+"""The label model: which tasks tell the main task's labels, and what it says of rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mt2st_fast.data import MISSING, Corpus, TargetColumn, TokenBatches
+from mt2st_fast.data.label_model import MODEL_SHARE, LabelModel, telling_tasks
+
+N, LENGTH = 4_000, 10
+
+
+def classes(values, n):
+    return TargetColumn("classes", tuple(map(str, range(n))), np.asarray(values, np.int64))
+
+
+def corpus(level="token", *, share=0.1):
+    """Rows whose class is told by a task at the row, by one at the next row, or by none.
+
+    Words are numbered at random, so that they tell nothing. Whole sentences have main labels, or none.
+    """
+    numbers = np.random.default_rng(0)
+    truth = numbers.integers(0, 4, N)
+    tag = (truth + 1) % 4
+    before = np.roll(truth, 1)  # the next row's label is this row's class
+    bounds = np.arange(0, N + 1, LENGTH) if level == "token" else np.arange(N + 1)
+    labelled = np.arange(N) % (LENGTH * round(1 / share)) < LENGTH
+    columns = {
+        "main": classes(np.where(labelled, truth, MISSING), 4),
+        "tag": classes(np.where(numbers.random(N) < 0.1, MISSING, tag), 4),
+        "before": classes(before, 4),
+        "random": classes(numbers.integers(0, 4, N), 4),
+        "sets": TargetColumn("labels", ("p",), np.zeros((N, 1), np.float32)),
+    }
+    return Corpus(numbers.integers(0, 50, N).astype(np.int32), bounds, columns, level), truth
+
+
+@pytest.mark.parametrize(("level", "telling"), [("token", ("tag", "before")), ("document", ("tag",))])
+def test_tasks_tell_by_their_labels_at_the_row_and_at_neighbours_in_a_sentence(level, telling):
+    found, _ = corpus(level)
+    assert telling_tasks(found, "main", tuple(found.targets)) == telling
+    assert telling_tasks(found, "main", ("random", "sets")) == ()
+    assert telling_tasks(found, "sets", ("tag", "before")) == ()  # only classes are told
+
+
+def test_few_labels_tell_nothing():
+    text, truth = corpus()
+    few = classes(np.where(np.arange(N) < LENGTH, truth, MISSING), 4)
+    assert (
+        telling_tasks(Corpus(text.tokens, text.bounds, {**text.targets, "main": few}), "main", ("tag",)) == ()
+    )
+
+
+def test_rows_are_labelled_by_other_labels():
+    text, truth = corpus()
+    other = np.flatnonzero(text.column("main").values == MISSING)
+    told = LabelModel(text, "main", ("tag", "before")).log_probabilities(other)
+    assert told.dtype == torch.float32
+    torch.testing.assert_close(told.exp().sum(1), torch.ones(len(other)))
+    at_end = other % LENGTH == LENGTH - 1  # of a sentence: no next row
+    right = told.argmax(1).numpy() == truth[other]
+    assert right[~at_end].mean() > 0.99
+    assert 0.85 < right[at_end].mean() < 0.97  # a tenth of these have neither
+
+
+def test_evidence_of_inputs_and_labels_adds_up_without_the_frequency_of_classes():
+    text, _ = corpus()
+    model = LabelModel(text, "main", ("tag",))
+    rows = np.arange(20, 60)
+    logits = torch.randn(40, 4)
+    labels = text.column("main").values
+    counts = np.bincount(labels[labels != MISSING], minlength=4) + 1
+    expected = MODEL_SHARE * (logits - torch.from_numpy(np.log(counts / counts.sum())).float())
+    expected = expected + model.log_probabilities(rows)
+    torch.testing.assert_close(model.with_evidence_of(logits.double(), rows), expected)
+
+
+def test_batches_label_rows_by_both():
+    text, truth = corpus()
+    batches = TokenBatches(text, 64, 1, "main", share=0.25, self_training=True)
+    assert batches.labelled_by == ("tag", "before")
+    batches.enter_phase(("main",))
+    batches.take_own_labels(batches.own_labels(lambda inputs: torch.zeros(len(inputs), 4), 1_000))
+    own = batches.active_columns()["main"]
+    assert (own == truth).mean() > 0.98
+    without = TokenBatches(text, 64, 1, "main", tasks=("main", "random"), share=0.25, self_training=True)
+    assert without.labelled_by == ()
+
+
+def test_fewer_rows_are_read_where_all_take_too_long(monkeypatch):
+    from mt2st_fast.data import label_model
+
+    text, _ = corpus()
+    read = []
+    fit = label_model.fit_log_linear
+
+    def counted(ids_nk, *args, **options):
+        read.append(len(ids_nk))
+        return fit(ids_nk, *args, **options)
+
+    monkeypatch.setattr(label_model, "fit_log_linear", counted)
+    for most in (10**9, 4 * 5 * 150):  # classes, columns, rows
+        monkeypatch.setattr(label_model, "MOST_NUMBERS", most)
+        LabelModel(text, "main", ("tag",))
+    assert read == [400, 134]
