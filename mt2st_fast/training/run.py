@@ -253,11 +253,12 @@ class Run:
         epoch, n_before = self.steps_done / self.steps_per_epoch, len(self.history.evaluations)
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
         last_step, held_out = self._batches_of_last_step(), Paired(held_out, self.heads.names)
-        left = self._rate.left(self.steps_done)
         with self.processes.doing("Run.note_evaluation"):
             look_at_held_out(
-                self._options.schedule, self._parts, evaluation, held_out, n_before, last_step, left
-            )
+                self._options.schedule, self._parts, evaluation, held_out, n_before, last_step,
+                rate_left=self._rate.left(self.steps_done), share_done=self.steps_done / self.total_steps,
+                labelled_by=self.source.labelled_by,
+            )  # fmt: skip
         self.history.evaluations.append(evaluation)
         return evaluation
 
@@ -341,13 +342,11 @@ class Run:
             enter_phase(active, self.encoder, self.heads, self.optimizer, self.source)
             self._check_trains(active)
             self._phase_active = active
-            n_own, labelled_by = (0, ()) if own is None else self.source.take_own_labels(own)
+            n_own = 0 if own is None else self.source.take_own_labels(own)
             told = reasons_of(self._options.schedule)
             reasons = {name: told[name] for name in before if name not in active and name in told}
-            turns = turns_of(self._options.schedule)
-            self.history.phases.append(
-                PhaseRecord(self.steps_done, active, reasons, turns, n_own, labelled_by)
-            )
+            turns, by = turns_of(self._options.schedule), self.source.labelled_by if n_own else ()
+            self.history.phases.append(PhaseRecord(self.steps_done, active, reasons, turns, n_own, by))
             self.engine.choose(self.history.phases)
             self._listener.on_phase(self.history.phases[-1])
         if self._takes_turns:

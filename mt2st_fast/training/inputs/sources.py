@@ -302,12 +302,15 @@ class Source:
         labels: str = self.loaders[self.main].loader.own_labels(logits_of, steps * self.accumulate)
         return labels
 
-    def take_own_labels(self, labels: str) -> tuple[int, tuple[str, ...]]:
-        """Draw these rows as well in the main task's phase; return how many there are, and the tasks by whose labels
-        they were labelled beside the model.
-        """
-        loader = self.loaders[self.main].loader
-        return loader.take_own_labels(labels), tuple(getattr(loader, "labelled_by", ()))
+    @property
+    def labelled_by(self) -> tuple[str, ...]:
+        """The tasks by whose labels, beside the model, rows are labelled in self-training."""
+        return tuple(getattr(self.loaders[self.main].loader, "labelled_by", ()))
+
+    def take_own_labels(self, labels: str) -> int:
+        """Draw these rows as well in the main task's phase; return how many there are."""
+        n_rows: int = self.loaders[self.main].loader.take_own_labels(labels)
+        return n_rows
 
     def reside_on(self, device: torch.device) -> None:
         """From now on take batches as rows of data on the device, from loaders that offer it (`resident_on`)."""

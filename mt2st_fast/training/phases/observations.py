@@ -45,7 +45,10 @@ def look_at_held_out(
     batches: Iterable[Batch],
     n_before: int,
     last_step: Sequence[Batch],
+    *,
     rate_left: float | None = None,
+    share_done: float | None = None,
+    labelled_by: tuple[str, ...] = (),
 ) -> None:
     """Show an evaluation to a schedule that observes them; n_before: the number of earlier evaluations."""
     if not isinstance(schedule, ObservingHeldOut):
@@ -59,8 +62,9 @@ def look_at_held_out(
         own = task_gradients(parts, trained[:1], (main,))
         if own and gradients and gradients[main].row_norm > 0:
             freshness = own[main].row_norm / gradients[main].row_norm
+    step, metrics, epoch = evaluation.step, evaluation.metrics, evaluation.epoch
     schedule.observe_held_out(
-        HeldOut(evaluation.step, main, evaluation.metrics, gradients, freshness, evaluation.epoch, rate_left)
+        HeldOut(step, main, metrics, gradients, freshness, epoch, rate_left, share_done, labelled_by)
     )
 
 

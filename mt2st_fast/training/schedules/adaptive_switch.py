@@ -1,6 +1,6 @@
 """A switch that sets itself: every auxiliary task trains for as long as held-out rows say that it helps.
 
-Four signs are read at every evaluation:
+Five signs are read at every evaluation:
 
     alignment   the cosine of a task's gradient on the shared features with the main task's (Du et al. 2018, "Adapting
                 Auxiliary Losses Using Gradient Similarity", arXiv 1812.02224): where the task pulls the features. On
@@ -16,12 +16,16 @@ Four signs are read at every evaluation:
     progress    whether the main task still gets better (the plateau of early stopping, Prechelt 1998). If the learning
                 rate falls linearly, a plateau counts only after half of it is gone: until then, the rise that a low
                 rate brings is still to come
+    own labels  whether the labels of auxiliary tasks tell those of the main task, so that self-training labels other
+                rows by them once the main task is alone. These rows then teach it directly what the tasks teach it
+                through the encoder; so all tasks retire as soon as the main task's error falls slowly: by less than
+                SLOW from one stretch of the run (WINDOW) to the next
 
 A task rests if it pulls against the main task, or if it is neither aligned with it nor learnt. A learnt task may be
 worth its place without alignment, as it shapes the encoder below the features. If the main task's own labels stay
 fresh, or if it has stopped getting better, all remaining tasks rest. A resting task has weight 0 and costs only the
 reading of its labels. Some evaluations later it retires for good; or, if the main task has become worse, it comes back,
-once. A task on words, which has no gradient on the features, is judged by the last two signs.
+once. A task on words, which has no gradient on the features, is judged by the last three signs.
 """
 
 from __future__ import annotations
@@ -46,6 +50,9 @@ RATE_OF_PLATEAU = 0.5  # of the first step's rate: how much may be left when a p
 # Of a main task whose labels still teach it: about 0.9 with all labels of a treebank, below 0.5 with 5 %.
 FRESH = 0.75
 ERRORS = 2.0  # standard errors that a mean has to be away from zero
+WINDOW = 0.15  # of the run
+SLOW = 0.2  # of the error
+ROUNDED = 6  # digits of a share of the run: two thirds of 0.15 are 0.1
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ class AdaptiveSwitch(AuxiliaryWeights):
     _cosines: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
     _learnt: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
     _metrics: list[float] = field(default_factory=list, init=False, repr=False)
+    # The share of the run that was done at each evaluation; None if unknown.
+    _shares_done: list[float | None] = field(default_factory=list, init=False, repr=False)
     # The number of evaluations when its rest began.
     _resting: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _why: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # why they rest
@@ -133,7 +142,13 @@ class AdaptiveSwitch(AuxiliaryWeights):
         """Judge every auxiliary task; the decision takes effect at the next step."""
         n_before, metric = len(self._metrics), seen.metrics[seen.main]
         self._metrics.append(metric)
+        self._shares_done.append(seen.share_done)
         auxiliary = [n for n in dict.fromkeys((*seen.metrics, *self._auxiliary)) if n != seen.main]
+        if reason := self._taught_by_own_labels(seen):
+            self._retire_all(
+                [name for name in auxiliary if name not in self.reasons], f"{reason} at step {seen.step}"
+            )
+            return
         for name in auxiliary:
             if name in self._resting:
                 self._end_rest(name, seen.step)
@@ -169,6 +184,39 @@ class AdaptiveSwitch(AuxiliaryWeights):
         else:
             self.reasons[name] = self._why[name]
             self.evidence.append(f"step {step}: {name} retires; {seen}")
+
+    def _taught_by_own_labels(self, seen: HeldOut) -> str | None:
+        """Return the reason if rows labelled by other tasks' labels now teach the main task more than these tasks."""
+        if (
+            not seen.labelled_by
+            or seen.share_done is None
+            or round(seen.share_done - 2 * WINDOW, ROUNDED) < 0
+        ):
+            return None
+        recent, before = self._error_in(seen.share_done), self._error_in(seen.share_done - WINDOW)
+        if (
+            recent is None or before is None or not recent > (1 - SLOW) * before
+        ):  # a NaN metric decides nothing
+            return None
+        return (
+            f"the labels of {', '.join(seen.labelled_by)} tell the main task's, and its error only fell from "
+            f"{before:.4f} to {recent:.4f}"
+        )
+
+    def _error_in(self, end: float) -> float | None:
+        """Return 1 - the mean metric in the stretch of WINDOW before a share of the run; None without evaluations."""
+        seen = [
+            metric
+            for done, metric in zip(self._shares_done, self._metrics, strict=True)
+            if done is not None and round(end - WINDOW, ROUNDED) < round(done, ROUNDED) <= round(end, ROUNDED)
+        ]
+        return 1 - fmean(seen) if seen else None
+
+    def _retire_all(self, names: Sequence[str], reason: str) -> None:
+        for name in names:
+            self._resting.pop(name, None)
+            self.reasons[name] = reason
+            self.evidence.append(f"{name} retires, as {reason}")
 
     def _unhelpful(self, name: str) -> str | None:
         """Return why a task does not help, or None if it does or it is too early to tell."""
@@ -230,6 +278,7 @@ _STATE = (
     "_learnt",
     "_freshness",
     "_metrics",
+    "_shares_done",
     "_resting",
     "_why",
     "_came_back",

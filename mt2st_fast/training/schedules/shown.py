@@ -52,7 +52,9 @@ class HeldOut:
     gradients: as in `Observation`, on some rows of one held-out batch, a different one each time. freshness: what the
     rows of the last training step still teach the main task: its row_norm on them, over its row_norm on held-out rows.
     It is about 1 if the task learns from both alike, and tends to 0 as it memorizes its training rows; None if unknown.
-    rate_left: the learning rate over that of the first step, if it falls linearly to zero; else None.
+    rate_left: the learning rate over that of the first step, if it falls linearly to zero; else None. share_done: the
+    share of the run's steps; None if unknown. labelled_by: the tasks by whose labels, with self-training, other rows
+    are labelled when the main task is alone.
     """
 
     step: int
@@ -62,6 +64,8 @@ class HeldOut:
     freshness: float | None = None
     epoch: float = 0.0
     rate_left: float | None = None
+    share_done: float | None = None
+    labelled_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

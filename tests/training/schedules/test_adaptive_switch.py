@@ -192,6 +192,46 @@ def test_tasks_without_gradients_on_the_features_are_let_go_by_the_plateau_alone
     assert weights(schedule, "words") == {"a": 1.0}
 
 
+def show_told(schedule, metrics, *, every=0.05, labelled_by=("b",)):
+    for i, metric in enumerate(metrics, 1):
+        gradients = {"a": TaskGradient(1.0, 1.0), "b": TaskGradient(1.0, 0.3), "c": TaskGradient(1.0, 0.3)}
+        seen = {"a": metric, "b": 0.5, "c": 0.5}
+        place = {"share_done": every * i, "labelled_by": labelled_by}
+        schedule.observe_held_out(HeldOut(10 * i, "a", seen, gradients, **place))
+
+
+SLOWING = [0.5, 0.6, 0.7, 0.8, 0.82, 0.84, 0.85, 0.86, 0.87]
+
+
+def test_all_retire_once_the_error_falls_slowly_where_rows_are_labelled_by_their_labels():
+    schedule = AdaptiveSwitch()
+    show_told(schedule, SLOWING)  # to a mean error of 0.14, from 0.18
+    assert weights(schedule, "b", "c") == {"a": 1.0, "b": 1.0, "c": 1.0}
+    schedule = AdaptiveSwitch()
+    show_told(schedule, [*SLOWING, 0.87])
+    assert weights(schedule, "b", "c") == {"a": 1.0}
+    reason = "the labels of b tell the main task's, and its error only fell from 0.1633 to 0.1333 at step 100"
+    assert schedule.reasons == {"b": reason, "c": reason}
+    assert schedule.evidence == [f"b retires, as {reason}", f"c retires, as {reason}"]
+
+
+@pytest.mark.parametrize("every", [0.05, 0.025, 0.15])
+def test_two_stretches_of_the_run_are_compared_however_often_it_is_evaluated(every):
+    schedule = AdaptiveSwitch()
+    n = round(0.3 / every)
+    show_told(schedule, [0.9] * (n - 1), every=every)
+    assert weights(schedule)["b"] == 1.0
+    schedule = AdaptiveSwitch()
+    show_told(schedule, [0.9] * n, every=every)
+    assert weights(schedule) == {"a": 1.0}
+
+
+def test_without_such_labels_tasks_stay_as_the_error_falls_slowly():
+    schedule = AdaptiveSwitch()
+    show_told(schedule, [*SLOWING, 0.87, 0.88], labelled_by=())
+    assert weights(schedule)["b"] == 1.0
+
+
 def test_its_state_is_json_and_goes_on():
     metrics = [*[0.8] * 12, 0.7, 0.75]
     through, stopped = AdaptiveSwitch(), AdaptiveSwitch()
