@@ -35,7 +35,7 @@ RATE, PASSES = 0.2, 5
 MOST_NUMBERS = 25_000_000  # that a pass moves; with more, fewer rows are read
 # Whether a task tells something: every HELD_OUT-th unit is kept from the fit, and there its clues must lower the loss
 # by this share, and by this many standard errors.
-HELD_OUT, LEAST_TOLD, ERRORS = 5, 0.1, 2.0
+HELD_OUT, LEAST_TOLD, ERRORS = 5, 0.2, 2.0
 
 # By corpus, main task and other tasks: a configuration asks, and then its batches.
 _TOLD: WeakKeyDictionary[Corpus, dict[tuple[str, ...], tuple[str, ...]]] = WeakKeyDictionary()
