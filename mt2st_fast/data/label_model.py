@@ -33,9 +33,9 @@ MODEL_SHARE = 0.5
 NEIGHBOURS = (-1, 0, 1)
 RATE, PASSES = 0.2, 5
 MOST_NUMBERS = 25_000_000  # that a pass moves; with more, fewer rows are read
-# Whether a task tells something: every HELD_OUT-th unit is kept from the fit, and there its clues must lower the loss
-# by this share, and by this many standard errors.
-HELD_OUT, LEAST_TOLD, ERRORS = 5, 0.2, 2.0
+# Whether tasks tell something: every HELD_OUT-th unit is kept from the fit, and there the clues of each must lower the
+# loss by LEAST_TOLD, and all together by LEAST_TOGETHER, and by this many standard errors.
+HELD_OUT, LEAST_TOLD, LEAST_TOGETHER, ERRORS = 5, 0.1, 1 / 3, 2.0
 
 # By corpus, main task and other tasks: a configuration asks, and then its batches.
 _TOLD: WeakKeyDictionary[Corpus, dict[tuple[str, ...], tuple[str, ...]]] = WeakKeyDictionary()
@@ -71,14 +71,15 @@ def _telling_tasks(corpus: Corpus, main: str, tasks: Sequence[str]) -> tuple[str
         return functional.nll_loss(told, given, reduction="none").numpy()
 
     without = losses()
-    return tuple(task for task in candidates if _is_lower(losses(task), without))
+    telling = [task for task in candidates if _are_lower(losses(task), without, LEAST_TOLD)]
+    return tuple(telling) if _are_lower(losses(*telling), without, LEAST_TOGETHER) else ()
 
 
-def _is_lower(losses: np.ndarray, without: np.ndarray) -> bool:
-    """Return whether losses (N,) are below those without a task by enough, and not by chance."""
+def _are_lower(losses: np.ndarray, without: np.ndarray, share: float) -> bool:
+    """Return whether losses (N,) are below those without the tasks by a share, and not by chance."""
     gains = without - losses
     error = gains.std() / np.sqrt(len(gains))
-    return bool(gains.mean() >= max(LEAST_TOLD * without.mean(), ERRORS * error))
+    return bool(gains.mean() >= max(share * without.mean(), ERRORS * error))
 
 
 class LabelModel:

@@ -45,6 +45,14 @@ def test_tasks_tell_by_their_labels_at_the_row_and_at_neighbours_in_a_sentence(l
     assert telling_tasks(found, "sets", ("tag", "before")) == ()  # only classes are told
 
 
+def test_tasks_that_tell_too_little_together_tell_nothing(monkeypatch):
+    from mt2st_fast.data import label_model
+
+    monkeypatch.setattr(label_model, "LEAST_TOGETHER", 0.999)
+    text, _ = corpus()
+    assert telling_tasks(text, "main", ("tag", "before")) == ()
+
+
 def test_few_labels_tell_nothing():
     text, truth = corpus()
     few = classes(np.where(np.arange(N) < LENGTH, truth, MISSING), 4)

@@ -178,3 +178,32 @@ def test_self_training_is_for_strategies_that_let_the_others_go():
     for_all = Config(self_training=True)
     found = [for_all.for_strategy(name).resolved(splits_of(100)).self_training for name in ("stl", "switch")]
     assert found == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("changed", "labelled", "expected"),
+    [
+        ({}, 799, {"switch_at": 0.3}),
+        ({"strategy": "selector"}, 799, {"switch_at": 0.3}),
+        ({"strategy_options": {"aux_weight": 0.5}}, 799, {"switch_at": 0.3, "aux_weight": 0.5}),
+        ({"strategy_options": {"switch_at": 0.5}}, 799, {"switch_at": 0.5}),
+        ({"strategy": "diminish", "strategy_options": {"eta": 1.0}}, 799, {"eta": 1.0}),
+        ({"strategy": "adaptive"}, 799, {}),
+        ({"self_training": False}, 799, {}),
+        ({}, 800, {}),
+    ],
+)
+def test_the_switch_is_early_where_rows_are_labelled_by_labels_that_tell_the_main_ones(
+    changed, labelled, expected
+):
+    assert Config(**changed).resolved(splits_of(labelled)).strategy_options == expected
+
+
+def test_the_switch_is_as_late_as_ever_where_other_labels_tell_nothing():
+    splits = splits_of(799)
+    unrelated = replace(splits.train.column("aux"), values=np.arange(4_000) // 2 % 2)
+    splits.train.targets["aux"] = unrelated
+    resolved = Config().resolved(splits)
+    assert resolved.self_training is True
+    assert resolved.strategy_options == {}
+    assert resolved.schedule() == Switch(at=0.6)
