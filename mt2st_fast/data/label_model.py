@@ -30,7 +30,7 @@ from mt2st_fast.data.corpus import MISSING, Corpus, TargetColumn
 from mt2st_fast.kernels import fit_log_linear
 
 MODEL_SHARE = 0.5
-NEIGHBOURS = (-1, 0, 1)
+NEIGHBOURS = (-1, 1)
 RATE, PASSES = 0.2, 5
 MOST_NUMBERS = 25_000_000  # that a pass moves; with more, fewer rows are read
 # Whether tasks tell something: every HELD_OUT-th unit is kept from the fit, and there the clues of each must lower the
@@ -42,7 +42,8 @@ _TOLD: WeakKeyDictionary[Corpus, dict[tuple[str, ...], tuple[str, ...]]] = WeakK
 
 
 def telling_tasks(corpus: Corpus, main: str, tasks: Sequence[str]) -> tuple[str, ...]:
-    """Return those of `tasks` whose labels tell the main task's on held-out units, beyond what a row's word tells.
+    """Return those of `tasks` whose labels tell the main task's on held-out units, beyond a row's word and whether
+    it begins or ends its unit.
 
     Only tasks of classes can, and only for a main task of classes.
     """
@@ -124,17 +125,25 @@ class LabelModel:
 
 
 class _Clues:
-    """The clues of rows, as numbers in [0, n_ids): one for all rows, then of the word, then of every label."""
+    """The clues of rows, as numbers in [0, n_ids).
+
+    Every row has one that all rows have. A token has its word, and whether there are tokens before and after it in its
+    unit. Then come the labels of tasks: at the row itself, and of tokens also at those two.
+    """
 
     def __init__(self, corpus: Corpus, tasks: Sequence[str]) -> None:
-        self._corpus, self._columns = corpus, [corpus.column(task) for task in tasks]
-        self._has_words = corpus.level == "token"
-        self._n_words = int(corpus.tokens.max(initial=-1)) + 1 if self._has_words else 0
-        self._offsets = NEIGHBOURS if self._has_words else (0,)
-        # Of each column, two more than its classes: no label, and no such neighbour.
-        sizes = [1, self._n_words, *(c.size + 2 for c in self._columns for _ in self._offsets)]
+        self._corpus = corpus
+        columns = [corpus.column(task) for task in tasks]
+        of_tokens = corpus.level == "token"
+        self._neighbours = NEIGHBOURS if of_tokens else ()
+        sizes = [1]
+        if of_tokens:
+            sizes += [int(corpus.tokens.max(initial=-1)) + 1, *(2 for _ in self._neighbours)]
+        # Two more than the classes: no label, and no such neighbour.
+        sizes += [column.size + 2 for column in columns for _ in (0, *self._neighbours)]
+        self._labels = [_with_no_row(column) for column in columns]
         *self._begins, self.n_ids = np.cumsum([0, *sizes]).tolist()
-        self.n_columns = 1 + self._has_words + len(self._columns) * len(self._offsets)
+        self.n_columns = len(sizes)
 
     @cached_property
     def _unit_of_row(self) -> np.ndarray:
@@ -142,17 +151,21 @@ class _Clues:
 
     def of(self, rows: np.ndarray) -> np.ndarray:
         """Return the clues of rows, int64 (B, n_columns)."""
-        begin_of_all, begin_of_words, *begins = self._begins
-        found = [np.full(len(rows), begin_of_all)]
-        if self._has_words:
-            found.append(self._corpus.tokens[rows] + begin_of_words)
-        of_columns = [self._labels(column, rows, o) for column in self._columns for o in self._offsets]
-        found += [labels + begin for labels, begin in zip(of_columns, begins, strict=True)]
-        return np.stack(found, axis=1).astype(np.int64, copy=False)
+        is_there = {offset: self._is_there(rows, offset) for offset in self._neighbours}
+        found = [np.zeros(len(rows), np.int64)]
+        if self._neighbours:
+            found += [self._corpus.tokens[rows], *is_there.values()]
+        for labels in self._labels:
+            found.append(labels[rows])
+            found += [labels[np.where(there, rows + o, -1)] for o, there in is_there.items()]
+        return np.stack([ids + begin for ids, begin in zip(found, self._begins, strict=True)], axis=1)
 
-    def _labels(self, column: TargetColumn, rows: np.ndarray, offset: int) -> np.ndarray:
-        at = np.clip(rows + offset, 0, len(column) - 1)
-        is_there = (at == rows + offset) & (self._unit_of_row[at] == self._unit_of_row[rows])
-        labels = column.values[at]
-        labels = np.where(labels == MISSING, column.size, labels)
-        return np.where(is_there, labels, column.size + 1)
+    def _is_there(self, rows: np.ndarray, offset: int) -> np.ndarray:
+        """Return whether rows + offset are rows of the same unit, bool (B,)."""
+        at = np.clip(rows + offset, 0, self._corpus.n_rows - 1)
+        return (at == rows + offset) & (self._unit_of_row[at] == self._unit_of_row[rows])
+
+
+def _with_no_row(column: TargetColumn) -> np.ndarray:
+    """Return the labels of all rows and of no row, int64 (N + 1,): C for no label, C + 1 for no row."""
+    return np.append(np.where(column.values == MISSING, column.size, column.values), column.size + 1)

@@ -109,7 +109,7 @@ def test_fewer_rows_are_read_where_all_take_too_long(monkeypatch):
         return fit(ids_nk, *args, **options)
 
     monkeypatch.setattr(label_model, "fit_log_linear", counted)
-    for most in (10**9, 4 * 5 * 150):  # classes, columns, rows
+    for most in (10**9, 4 * 7 * 150):  # classes, columns, rows
         monkeypatch.setattr(label_model, "MOST_NUMBERS", most)
         LabelModel(text, "main", ("tag",))
     assert read == [400, 134]

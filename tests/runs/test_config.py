@@ -201,7 +201,7 @@ def test_the_switch_is_early_where_rows_are_labelled_by_labels_that_tell_the_mai
 
 def test_the_switch_is_as_late_as_ever_where_other_labels_tell_nothing():
     splits = splits_of(799)
-    unrelated = replace(splits.train.column("aux"), values=np.arange(4_000) // 2 % 2)
+    unrelated = replace(splits.train.column("aux"), values=np.zeros(4_000, np.int64))
     splits.train.targets["aux"] = unrelated
     resolved = Config().resolved(splits)
     assert resolved.self_training is True
