@@ -226,13 +226,15 @@ class TrainingBatches:
         column = self._corpus.column(self.main)
         rows = self.sampler.rows_to_label(self.sampler.n_to_label(batches))
         at_once = max(1, min(MOST_LABELLED_AT_ONCE, MOST_LOGITS // column.size))
-        told = LabelModel(self._corpus, self.main, self.labelled_by) if self.labelled_by else None
-        found = []
-        for block in np.split(rows, range(at_once, len(rows), at_once)):
-            logits = logits_of(self._inputs(block))
-            logits = logits if told is None else told.with_evidence_of(logits, block)
-            found.append(labels_from(logits, column.kind))
-        return packed(np.concatenate(found))
+        blocks = np.split(rows, range(at_once, len(rows), at_once))
+
+        def logits(of_rows: np.ndarray) -> Tensor:
+            return logits_of(self._inputs(of_rows))
+
+        if not self.labelled_by:
+            return packed(np.concatenate([labels_from(logits(block), column.kind) for block in blocks]))
+        told = LabelModel(self._corpus, self.main, self.labelled_by)
+        return packed(np.concatenate([told.classes(block, logits) for block in blocks]))
 
     @cached_property
     def labelled_by(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mt2st_fast.data import MISSING, Corpus, TargetColumn, TokenBatches
-from mt2st_fast.data.label_model import MODEL_SHARE, LabelModel, telling_tasks
+from mt2st_fast.data.label_model import LOG_SURE, MODEL_SHARE, LabelModel, telling_tasks
 
 N, LENGTH = 4_000, 10
 
@@ -76,13 +76,25 @@ def test_rows_are_labelled_by_other_labels():
 def test_evidence_of_inputs_and_labels_adds_up_without_the_frequency_of_classes():
     text, _ = corpus()
     model = LabelModel(text, "main", ("tag",))
-    rows = np.arange(20, 60)
-    logits = torch.randn(40, 4)
+    rows = np.arange(20, 220)
+    logits = 8 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).double()
+    asked = []
+
+    def logits_of(some):
+        asked.extend(some)
+        return logits[some - 20]
+
     labels = text.column("main").values
     counts = np.bincount(labels[labels != MISSING], minlength=4) + 1
-    expected = MODEL_SHARE * (logits - torch.from_numpy(np.log(counts / counts.sum())).float())
-    expected = expected + model.log_probabilities(rows)
-    torch.testing.assert_close(model.with_evidence_of(logits.double(), rows), expected)
+    clues = model.log_probabilities(rows)
+    both = MODEL_SHARE * (logits - torch.from_numpy(np.log(counts / counts.sum()))) + clues
+    is_sure = clues.amax(1) >= LOG_SURE
+    expected = torch.where(is_sure, clues.argmax(1), both.argmax(1))
+    np.testing.assert_array_equal(model.classes(rows, logits_of), expected.numpy())
+    assert asked == rows[~is_sure.numpy()].tolist()
+    assert 20 < len(asked) < 180
+    assert (expected != clues.argmax(1)).any()
+    assert (both.argmax(1) != expected).any()
 
 
 def test_batches_label_rows_by_both():
