@@ -114,7 +114,7 @@ class TrainingBatches:
     With `fixed_batches` the batches of a phase are composed once and kept: every epoch has the same tensors in another
     order, so that a training loop can cache what it derives from a batch.
 
-    With `self_training` a single-task phase also draws rows without a main label, three to each row with one, by the
+    With `self_training` a single-task phase also draws rows without a main label, seven to each row with one, by the
     label that the model itself gave them when the phase began. `Trainer` does that by `own_labels` and
     `take_own_labels`. Where the labels of other tasks tell the main task's, these rows are labelled by them as well
     (`labelled_by` names these tasks). Raises InputError where every row has a main label, and for fixed batches.

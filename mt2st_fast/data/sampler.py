@@ -12,7 +12,7 @@ from mt2st_fast.errors import InputError
 MAIN_SHARE = 0.2
 # The least share of labelled rows in a single-task batch whose other rows the model has labelled itself. With more of
 # the few that are read again and again, a run that lets the other tasks go early ends lower.
-LABELLED_SHARE = 0.25
+LABELLED_SHARE = 1 / 8
 OWN_STREAM = 64  # the number of the random stream of those others, apart from those of the sampler's own
 
 
@@ -67,7 +67,7 @@ class Sampler:
 
     A single-task phase only draws rows with a main label, as many as a multi-task batch has of them: the other rows
     serve the other tasks. Once a model has labelled the others, too (`own_labels`), a batch has twice as many rows, of
-    which a quarter has a label that was given (or more, where more than a quarter of all rows has one). An epoch is
+    which an eighth has a label that was given (or more, where more than an eighth of all rows has one). An epoch is
     ceil(N / batch_size) batches in every phase, so that strategies compare step by step.
 
     If several processes draw the same batches, each returns its own part of the rows: part[0] of part[1] parts, that

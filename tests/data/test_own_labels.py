@@ -61,7 +61,7 @@ def test_many_classes_survive_as_text(most):
     np.testing.assert_array_equal(unpacked(packed(labels), labels), labels)
 
 
-def test_a_single_task_phase_draws_three_rows_by_own_labels_to_each_labelled_one():
+def test_a_single_task_phase_draws_rows_by_own_labels_beside_a_labelled_one():
     batches = batches_of(corpus())
     batches.enter_phase(("main",))
     assert batches.take_own_labels(batches.own_labels(logits_of, len(batches))) == 3 * len(batches)
@@ -74,6 +74,14 @@ def test_a_single_task_phase_draws_three_rows_by_own_labels_to_each_labelled_one
         assert labels[1:] == [row % 7 for row in rows[1:]]
         seen |= set(rows[1:])
     assert len(seen) == 3 * len(batches)
+
+
+def test_an_eighth_of_a_larger_batch_is_labelled():
+    batches = TokenBatches(corpus(), 32, 1, "main", share=0.5, self_training=True)
+    batches.enter_phase(("main",))
+    batches.take_own_labels(batches.own_labels(logits_of, 5))
+    for rows, _ in drawn(batches, len(batches)):
+        assert [row in LABELLED for row in rows] == [True] * 4 + [False] * 28
 
 
 def test_a_longer_run_draws_the_labelled_rows_again():
