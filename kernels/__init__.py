@@ -43,9 +43,7 @@ else:
     from .heads.pooling import POOLINGS, Pooling
     from .heads.reference import accepted_targets, head_correct, row_losses
     from .machine.registry import NO_NUMBA, OPS, REFERENCE, Choice, Op, asked_for, choose_backend, is_set
-    from .recurrent.gru import gru
-    from .recurrent.lstm import lstm
-    from .recurrent.op import recurrent_obstacle
+    from .recurrent.op import gru, lstm, recurrent_obstacle
     from .step.activations import ACTIVATIONS, chosen_activation, is_activation
     from .step.bags import bag_step, bag_step_obstacle
     from .step.common import Dropout, Updates
