@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from ..heads.upstream import is_batched
+from ..heads.upstream import gradients_by_torch, is_for_torch
 from ..machine.registry import REFERENCE, Op
 
 OP = Op("recurrent", __package__)
@@ -111,8 +111,8 @@ class _Layer(torch.autograd.Function):
         *given, rows, gates, extra, kept = ctx.saved_tensors
         if all(gradient is None for gradient in upstream):
             return (None,) * (1 + len(needs))
-        if torch.is_grad_enabled() or any(d is not None and is_batched(d) for d in upstream):
-            return None, *_gradients_by_torch(cell.oracle, given, needs, upstream)
+        if is_for_torch(upstream):
+            return None, *gradients_by_torch(cell.oracle, given, needs, upstream)
         inputs, *first, weight_inputs, weight_states, _, _ = given
         T, N, H = kept.shape
         weight, begin = weight_states.contiguous(), _contiguous(first)
@@ -168,19 +168,3 @@ class _UpstreamStates:
         if gradient is not None:
             step, row, _ = gradient.stride()
             self.strided = gradient.data_ptr(), step * gradient.itemsize, row * gradient.itemsize
-
-
-def _gradients_by_torch(
-    oracle: Callable[..., tuple[Tensor, ...]],
-    given: Sequence[Tensor | None],
-    needs: Sequence[bool],
-    upstream: Sequence[Tensor | None],
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients by torch's operators: of a backward pass that is differentiated, or under vmap."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        pairs = [(out, d) for out, d in zip(oracle(*given), upstream, strict=True) if d is not None]
-        wanted = [tensor for tensor, need in zip(given, needs, strict=True) if need and tensor is not None]
-        outputs, gradients = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=again))
-    return tuple(next(found) if need else None for need in needs)
