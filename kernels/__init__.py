@@ -28,6 +28,7 @@ else:
     from .bags.prepared import PreparedBags, prepare_bags
     from .bags.rules import RULES as ROW_RULES
     from .bags.rules import RowRule, RowRuleKind, RowState
+    from .convolution.op import conv1d, convolution_obstacle
     from .heads.apart import losses_apart
     from .heads.kind import HeadSpec, Kind, task_of_column
     from .heads.layout import HeadLayout
@@ -141,6 +142,8 @@ __all__ = [
     "choose_embedding_backend",
     "choose_plan",
     "chosen_activation",
+    "conv1d",
+    "convolution_obstacle",
     "embedding_bag",
     "embedding_bag_of_types",
     "fuse_update",

@@ -82,10 +82,7 @@ def _find(team, sizes_of, d_outputs, bounds_bc, places_bn):
     if bounds_bc[0, sizes.C] < 0:
         return False
     in_parallel(team, sizes.B, _find_in, (sizes, d_outputs, bounds_bc, places_bn))
-    for b in range(sizes.B):
-        if bounds_bc[b, sizes.C] < 0:
-            return False
-    return True
+    return bounds_bc[:, sizes.C].min() >= 0
 
 
 find = Kernel(_find, beside_torch=True)
