@@ -59,11 +59,11 @@ class _Conv1d(torch.autograd.Function):
         inputs, weight, bias = given = ctx.saved_tensors
         if is_for_torch([upstream]):
             found = gradients_by_torch(
-                lambda *own: (reference(*own, stride, padding),), given, needs, [upstream]
+                lambda *own: (reference(own[0], own[1], own[2], stride, padding),), given, needs, [upstream]
             )
             return *found, None, None
         d = upstream if upstream.stride(2) == 1 else upstream.contiguous()
-        gradients = _of_few(d, inputs, weight, stride, padding, needs)
+        gradients: Sequence[Tensor | None] | None = _of_few(d, inputs, weight, stride, padding, needs)
         if gradients is None:
             # Of images of one row, as torch's own call is.
             gradients = torch.ops.aten.convolution_backward(

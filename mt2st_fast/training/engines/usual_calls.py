@@ -13,7 +13,7 @@ _KIND = attrgetter("is_cpu", "dtype", "layout")
 _KERNELS = {(True, torch.float32, torch.strided)}
 
 
-def are_for_kernels(*tensors: Tensor) -> bool:
+def are_for_kernels(*tensors: Tensor | None) -> bool:
     """Return whether all of these are float32 on a CPU."""
     return set(map(_KIND, tensors)) == _KERNELS
 
