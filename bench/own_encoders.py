@@ -2,7 +2,8 @@
 
 One, three and eight heads of five classes, by AdamW, which moves the whole table of an EmbeddingBag in every step.
 Steps of the first six encoders are one kernel call each; those of the others are autograd's, around the kernels of
-the heads and of recurrent layers. Ratios above 1 mean that the Trainer is faster.
+the heads, of recurrent layers, and of convolutions below a maximum over time. Ratios above 1 mean that the Trainer is
+faster.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from bench.step_models import (
     layered_mlp_model,
     mlp_model,
     recurrent_model,
+    text_convolution_model,
 )
 from mt2st_fast import MultiTask
 
@@ -55,6 +57,7 @@ MODELS: dict[str, Callable[[int, int], StepModel]] = {
     "linear layers, BatchNorm1d": lambda K, N: _layered(K, N, lambda: (nn.BatchNorm1d(128), nn.ReLU())),
     "linear layers, SiLU": lambda K, N: _layered(K, N, lambda: (nn.SiLU(),)),
     "Conv1d, 24 positions": lambda K, N: convolution_model(K, N, CPU),
+    "TextCNN, 40 words": lambda K, N: text_convolution_model(K, N, CPU),
     "GRU, 12 positions": lambda K, N: recurrent_model(K, N, CPU),
     "LSTM, 12 positions": lambda K, N: recurrent_model(K, N, CPU, nn.LSTM),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -99,6 +99,28 @@ def convolution_model(K: int, N: int, device: torch.device) -> StepModel:
         return nn.Sequential(nn.Conv1d(8, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool1d(1), nn.Flatten())
 
     return _with_small_heads(encoder, (8, 24), 64, K, N, device)
+
+
+class _TextCNN(nn.Module):
+    """Convolutions of three widths over the embeddings of words, and the maximum of each over time."""
+
+    def __init__(self, V: int, E: int, C: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(V, E)
+        self.convolutions = nn.ModuleList(nn.Conv1d(E, C, width) for width in (3, 4, 5))
+
+    def forward(self, words: Tensor) -> Tensor:
+        """(N, 3 C) the features of words (N, L)."""
+        features = self.words(words).transpose(1, 2)
+        return torch.cat([torch.relu(each(features)).amax(2) for each in self.convolutions], 1)
+
+
+def text_convolution_model(K: int, N: int, device: torch.device, L: int = 40, C: int = 100) -> StepModel:
+    """Three convolutions over L words of a vocabulary of 5,000, as in text classifiers, under K heads of 5 classes."""
+    model = _with_small_heads(lambda: _TextCNN(5000, 64, C), (L,), 3 * C, K, N, device)
+    words = [torch.randint(5000, (N, L)).to(device) for _ in model.batches]
+    batches: list[Batch] = [(each, batch[1]) for each, batch in zip(words, model.batches, strict=True)]
+    return replace(model, batches=batches)
 
 
 def recurrent_model(K: int, N: int, device: torch.device, kind: type[nn.Module] = nn.GRU) -> StepModel:

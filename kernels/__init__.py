@@ -28,6 +28,7 @@ else:
     from .bags.prepared import PreparedBags, prepare_bags
     from .bags.rules import RULES as ROW_RULES
     from .bags.rules import RowRule, RowRuleKind, RowState
+    from .convolution.op import conv1d, convolution_obstacle
     from .heads.apart import losses_apart
     from .heads.kind import HeadSpec, Kind, task_of_column
     from .heads.layout import HeadLayout
@@ -44,9 +45,7 @@ else:
     from .heads.reference import accepted_targets, head_correct, row_losses
     from .log_linear.fitting import fit_log_linear
     from .machine.registry import NO_NUMBA, OPS, REFERENCE, Choice, Op, asked_for, choose_backend, is_set
-    from .recurrent.gru import gru
-    from .recurrent.lstm import lstm
-    from .recurrent.op import recurrent_obstacle
+    from .recurrent.op import gru, lstm, recurrent_obstacle
     from .step.activations import ACTIVATIONS, chosen_activation, is_activation
     from .step.bags import bag_step, bag_step_obstacle
     from .step.common import Dropout, Updates
@@ -144,6 +143,8 @@ __all__ = [
     "choose_embedding_backend",
     "choose_plan",
     "chosen_activation",
+    "conv1d",
+    "convolution_obstacle",
     "embedding_bag",
     "embedding_bag_of_types",
     "fit_log_linear",

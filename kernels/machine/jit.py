@@ -68,6 +68,17 @@ def helper(function: Callable) -> Any:
     return numba.njit(fastmath=_REORDERED, error_model="numpy", **_COUNTED, **_LINKED)(function)
 
 
+def inlined(function: Callable) -> Any:
+    """For a helper that takes functions: as part of its caller.
+
+    A function is known by its type. As an argument it is also an address of Python's, with which no code can be cached;
+    inlined, nothing is left of it.
+    """
+    return numba.njit(fastmath=_REORDERED, error_model="numpy", forceinline=True, **_COUNTED, **_LINKED)(
+        function
+    )
+
+
 def borrower(function: Callable) -> Any:
     """For a helper that is called for every row or tile: it counts no references to the arrays that it works on.
 

@@ -134,8 +134,10 @@ def _borrowed(context: Any, builder: Any, numba_type: Any, value: Any) -> Any:
     """Return a copy of the value with borrowed array references.
 
     If threads counted references whenever they pass an array to a helper, they would contend for its cache line each
-    time.
+    time. A function is known by its type; its value is an address of Python's, with which code cannot be cached.
     """
+    if isinstance(numba_type, types.Dispatcher):
+        return cgutils.get_null_value(value.type)
     if isinstance(numba_type, types.Array):
         array = context.make_array(numba_type)(context, builder, value)
         array.meminfo = cgutils.get_null_value(array.meminfo.type)

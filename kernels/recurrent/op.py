@@ -1,4 +1,4 @@
-"""What recurrent layers as autograd ops share: their backends, and the way of second derivatives.
+"""Layers of torch.nn.GRU and torch.nn.LSTM over whole sequences as ops.
 
 torch's own on a CPU are a dozen operators for each step of a sequence, and as many again in the backward pass: for
 small batches nearly all of their time is spent between these. Here the steps of a layer are one kernel call, and what
@@ -7,16 +7,15 @@ does not depend on the step before it is a few products of large matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from ..heads.upstream import is_batched
-from ..machine.registry import REFERENCE, Op
+from ..machine.registry import REFERENCE
+from . import reference
+from .layer import OP, Cell, computed
 
-OP = Op("recurrent", __package__)
+GRU = Cell("gru", reference.gru, gates=3, states=1)
+LSTM = Cell("lstm", reference.lstm, gates=4, states=2)
 
 
 def recurrent_obstacle(backend: str = "auto") -> str | None:
@@ -25,77 +24,42 @@ def recurrent_obstacle(backend: str = "auto") -> str | None:
     return chosen.reason if chosen.name == REFERENCE else None
 
 
-def in_whole_vectors(
-    states: Sequence[Tensor | None],
+def gru(
+    inputs: Tensor,
+    first: Tensor | None,
     weight_inputs: Tensor,
     weight_states: Tensor,
-    biases: Sequence[Tensor | None],
-    gates: int,
-) -> list[Tensor | None]:
-    """Return [*states, weight_inputs, weight_states, *biases] with states of whole vectors, as kernels read them.
+    bias_inputs: Tensor | None,
+    bias_states: Tensor | None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Return the states (T, N, H) of all steps, and the last one (N, H).
 
-    What is added to a state is 0, and its weights are: it begins as 0 and stays 0.
+    inputs: (T, N, F). first: (N, H); None: zeros. weight_inputs: (3 H, F). weight_states: (3 H, H). bias_inputs and
+    bias_states: (3 H,), both or neither. With kernels all are float32 on a CPU. A second derivative is computed by
+    torch's own operators.
     """
-    H = weight_states.shape[1]
-    more = OP.load("numba", "rows").beyond(H)
-    if not more:
-        return [*states, weight_inputs, weight_states, *biases]
-    wide = pad(weight_states.unflatten(0, (gates, H)), (0, more, 0, more)).flatten(0, 1)
-    return [
-        *(None if state is None else pad(state, (0, more)) for state in states),
-        pad(weight_inputs.unflatten(0, (gates, H)), (0, 0, 0, more)).flatten(0, 1),
-        wide,
-        *(
-            None if bias is None else pad(bias.unflatten(0, (gates, H)), (0, more)).flatten()
-            for bias in biases
-        ),
-    ]
+    given = inputs, first, weight_inputs, weight_states, bias_inputs, bias_states
+    states, last = computed(GRU, given, backend)
+    return states, last
 
 
-def of_width(outputs: Sequence[Tensor], hidden: int) -> list[Tensor]:
-    """Return outputs (..., H) without what `in_whole_vectors` has added."""
-    return [out if out.shape[-1] == hidden else out[..., :hidden].contiguous() for out in outputs]
+def lstm(
+    inputs: Tensor,
+    first: Tensor | None,
+    first_cell: Tensor | None,
+    weight_inputs: Tensor,
+    weight_states: Tensor,
+    bias_inputs: Tensor | None,
+    bias_states: Tensor | None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the states (T, N, H) of all steps, and the last state and cell (N, H).
 
-
-def address(tensor: Tensor | None) -> int:
-    """Return where a tensor lies; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def contiguous(tensor: Tensor | None) -> Tensor | None:
-    """Return a tensor without gaps, or None."""
-    return None if tensor is None else tensor.contiguous()
-
-
-class UpstreamStates:
-    """The gradient (T, N, H) of all states as kernels read it: from which address, in which strides, in bytes."""
-
-    def __init__(self, gradient: Tensor | None) -> None:
-        if gradient is not None and gradient.stride(2) != 1:
-            gradient = gradient.contiguous()
-        self._kept = gradient
-        self.address, self.of_step, self.of_row = address(gradient), 0, 0
-        if gradient is not None:
-            step, row, _ = gradient.stride()
-            self.of_step, self.of_row = step * gradient.itemsize, row * gradient.itemsize
-
-
-def take_torch(upstream: Sequence[Tensor | None]) -> bool:
-    """Return whether a backward pass is to be differentiated again, or has many gradients under vmap."""
-    return torch.is_grad_enabled() or any(d is not None and is_batched(d) for d in upstream)
-
-
-def gradients_by_torch(
-    layer: Callable[..., tuple[Tensor, ...]],
-    given: Sequence[Tensor | None],
-    needs: Sequence[bool],
-    upstream: Sequence[Tensor | None],
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients by torch's operators, of a layer as in `reference`."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        pairs = [(out, d) for out, d in zip(layer(*given), upstream, strict=True) if d is not None]
-        wanted = [tensor for tensor, need in zip(given, needs, strict=True) if need and tensor is not None]
-        outputs, gradients = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=again))
-    return tuple(next(found) if need else None for need in needs)
+    inputs: (T, N, F). first, first_cell: (N, H), both or neither; None: zeros. weight_inputs: (4 H, F). weight_states:
+    (4 H, H). bias_inputs and bias_states: (4 H,), both or neither. With kernels all are float32 on a CPU. A
+    second derivative is computed by torch's own operators.
+    """
+    given = inputs, first, first_cell, weight_inputs, weight_states, bias_inputs, bias_states
+    states, last, cell = computed(LSTM, given, backend)
+    return states, last, cell

@@ -16,7 +16,7 @@ from mt2st_fast.model.modes import keeping_buffers
 from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.freed_memory import keep_freed_memory
-from mt2st_fast.training.engines.recurrent_layers import layers_by_kernels
+from mt2st_fast.training.engines.layer_kernels import layers_by_kernels
 from mt2st_fast.training.engines.shares import Shares, labelled_in, shares_here
 from mt2st_fast.training.inputs.batch import Batch, PlainBatch, materialised, to_device
 from mt2st_fast.training.inputs.encoding import encode

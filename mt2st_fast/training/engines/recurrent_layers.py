@@ -1,82 +1,24 @@
-"""Recurrent layers of torch within an encoder of your own: in a step on a CPU their kernels compute them.
-
-An encoder calls its layers as it likes, so only the `forward` of such a layer gives way, for as long as the encoder
-runs, and only for calls that the kernels can take. Hooks of the layer and of its parameters are torch's as ever.
-"""
+"""Recurrent layers of torch within an encoder of your own: the calls that kernels can take, in torch's form."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
-from operator import attrgetter
-from types import MethodType, TracebackType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from mt2st_fast.kernels import asked_for, gru, lstm, recurrent_obstacle
-from mt2st_fast.training.engines.engine import StepParts
-
-_AS_IT_IS: AbstractContextManager[Any] = nullcontext()
-_PLAIN, _TENSORS = {nn.Parameter}, {nn.Parameter, Tensor}
-_KIND = attrgetter("is_cpu", "dtype", "layout")
-_KERNELS = {(True, torch.float32, torch.strided)}
+from mt2st_fast.kernels import gru, lstm, recurrent_obstacle
+from mt2st_fast.training.engines.usual_calls import PLAIN, TENSORS, are_for_kernels, is_recorded_as_usual
 
 
-def layers_by_kernels(parts: StepParts) -> AbstractContextManager[None]:
-    """Return the context in which an encoder of this run computes, and kernels compute its recurrent layers."""
-    wanted = parts.options.backward != "autograd" and asked_for(parts.heads.backend)[0] in ("auto", "numba")
-    if parts.device.type != "cpu" or not wanted:
-        return _AS_IT_IS
-    found = RecurrentLayers(parts.encoder, parts.heads.backend)
-    return found if found else _AS_IT_IS
-
-
-class RecurrentLayers(AbstractContextManager[None]):
-    """The recurrent layers of an encoder; within a `with` block, kernels compute them."""
-
-    def __init__(self, encoder: nn.Module, backend: str) -> None:
-        parts = list(encoder.modules())
-        # What is compiled has been traced, or will be, as it is.
-        is_compiled = any(_is_compiled(part) for part in parts)
-        found = [] if is_compiled else [part for part in parts if _is_for_kernels(part, backend)]
-        # Bound to their layers: an encoder that is copied while it runs has layers that compute with their own weights.
-        forward = _by_kernels(backend)
-        self._taken = [(vars(layer), MethodType(forward, layer)) for layer in found]
-
-    def __bool__(self) -> bool:
-        """Return whether there are any."""
-        return bool(self._taken)
-
-    def __enter__(self) -> None:
-        """Take the place of their `forward`."""
-        for own, forward in self._taken:
-            own.setdefault("forward", forward)  # somebody's own is theirs
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give it back."""
-        for own, forward in self._taken:
-            if own.get("forward") is forward:
-                del own["forward"]
-
-
-def _is_compiled(part: nn.Module) -> bool:
-    return type(part).__module__.startswith("torch._dynamo") or part._compiled_call_impl is not None
-
-
-def _is_for_kernels(part: nn.Module, backend: str) -> bool:
-    if type(part) is not nn.GRU and type(part) is not nn.LSTM:
-        return False
-    return part.proj_size == 0 and recurrent_obstacle(backend) is None
-
-
-def _by_kernels(backend: str) -> Callable[..., Any]:
-    """Return the `forward` of a layer that kernels compute where they can, and else torch."""
+def recurrent_forward(layer: nn.Module, backend: str) -> Callable[..., Any] | None:
+    """Return the `forward` of a layer that kernels compute where they can, and else torch; None for other layers."""
+    if (type(layer) is not nn.GRU and type(layer) is not nn.LSTM) or layer.proj_size != 0:
+        return None
+    if recurrent_obstacle(backend) is not None:
+        return None
 
     def forward(self: Any, *args: Any, **others: Any) -> Any:
         given = (*args, others["hx"]) if len(args) == 1 and others.keys() == {"hx"} else args
@@ -103,29 +45,17 @@ def _call_of(layer: nn.GRU | nn.LSTM, inputs: Any, begin: Any = None) -> _Call |
         return None
     weights = [[layer._parameters.get(name) for name in names] for names in layer._all_weights]
     of_all = list(chain.from_iterable(weights))
-    if not set(map(type, of_all)) <= _PLAIN or not inputs.numel():
+    if not set(map(type, of_all)) <= PLAIN or not inputs.numel():
         return None
     given = begin if isinstance(begin, tuple) else () if begin is None else (begin,)
     if given:
         rows = inputs.shape[0 if layer.batch_first else 1]
         wanted = [(len(weights), rows, layer.hidden_size)] * (2 if type(layer) is nn.LSTM else 1)
-        if not set(map(type, given)) <= _TENSORS or [tuple(state.shape) for state in given] != wanted:
+        if not set(map(type, given)) <= TENSORS or [tuple(state.shape) for state in given] != wanted:
             return None
-    if set(map(_KIND, (inputs, *given, *of_all))) != _KERNELS or not _is_recorded_as_usual():
+    if not are_for_kernels(inputs, *given, *of_all) or not is_recorded_as_usual():
         return None
     return _Call(inputs, given, weights)  # type: ignore[arg-type]
-
-
-def _is_recorded_as_usual() -> bool:
-    return (
-        torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        # A checkpoint computes the layer again later, by torch's operators, and compares what they keep.
-        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None  # type: ignore[attr-defined]
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-    )
 
 
 def _states_of(layer: nn.GRU | nn.LSTM, call: _Call, backend: str) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mt2st_fast import Classification, MultiTask, MultiTaskHeads, Trainer
 from mt2st_fast.training.engines import recurrent_layers
-from mt2st_fast.training.engines.recurrent_layers import RecurrentLayers
+from mt2st_fast.training.engines.layer_kernels import LayersByKernels
 
 N, T, F, H = 9, 7, 5, 20
 
@@ -90,11 +90,11 @@ def test_a_layer_returns_what_torchs_does(kind, batch_first, calls):
     begin = torch.randn(4, N, H) if kind is nn.GRU else (torch.randn(4, N, H), torch.randn(4, N, H))
     for args in ((inputs,), (inputs, begin)):
         theirs = outputs(layer, *args)
-        with RecurrentLayers(layer, "auto"):
+        with LayersByKernels(layer, "auto"):
             ours = outputs(layer, *args)
         assert [out.shape for out in ours] == [out.shape for out in theirs]
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
-        with RecurrentLayers(layer, "auto"):
+        with LayersByKernels(layer, "auto"):
             by_name = layer(args[0], hx=args[-1] if len(args) == 2 else None)[0]
         assert by_name.shape == ours[0].shape
     assert len(calls) == 16
@@ -104,7 +104,7 @@ def test_a_first_state_that_is_learned(calls):
     layer, begin = nn.GRU(F, H), nn.Parameter(torch.randn(1, N, H))
     inputs = torch.randn(T, N, F)
     theirs = torch.autograd.grad(layer(inputs, begin)[0].square().sum(), begin)[0]
-    with RecurrentLayers(layer, "auto"):
+    with LayersByKernels(layer, "auto"):
         ours = torch.autograd.grad(layer(inputs, begin)[0].square().sum(), begin)[0]
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     assert calls
@@ -112,7 +112,7 @@ def test_a_first_state_that_is_learned(calls):
 
 def test_its_forward_is_its_own_outside_and_after_an_error(calls):
     layer = nn.GRU(F, H)
-    layers = RecurrentLayers(layer, "auto")
+    layers = LayersByKernels(layer, "auto")
     with pytest.raises(RuntimeError, match="input"), layers:
         layer(torch.randn(T, N, F + 1))
     with pytest.raises(RuntimeError, match="hidden"), layers:
@@ -124,7 +124,7 @@ def test_its_forward_is_its_own_outside_and_after_an_error(calls):
 
 def test_a_copy_that_is_made_meanwhile_computes_with_its_own_weights(calls):
     layer = nn.GRU(F, H)
-    with RecurrentLayers(layer, "auto"):
+    with LayersByKernels(layer, "auto"):
         other = copy.deepcopy(layer)
     inputs = torch.randn(T, N, F)
     before = other(inputs)[0]
@@ -208,7 +208,7 @@ def test_other_layers_and_calls_are_torchs(name, calls):
 
 
 def test_projected_states_are_torchs():
-    assert not RecurrentLayers(nn.LSTM(F, 30, proj_size=H), "auto")
+    assert not LayersByKernels(nn.LSTM(F, 30, proj_size=H), "auto")
 
 
 def test_weights_that_are_computed_are_torchs(calls):
@@ -232,7 +232,7 @@ def test_the_backend_that_is_asked_for(backend, calls, monkeypatch):
 
 def test_a_compiled_encoder_is_left_alone():
     encoder = Own(nn.GRU(F, H))
-    assert RecurrentLayers(encoder, "auto")
-    assert not RecurrentLayers(torch.compile(encoder, backend="eager"), "auto")
+    assert LayersByKernels(encoder, "auto")
+    assert not LayersByKernels(torch.compile(encoder, backend="eager"), "auto")
     encoder.compile(backend="eager")
-    assert not RecurrentLayers(encoder, "auto")
+    assert not LayersByKernels(encoder, "auto")

@@ -1,0 +1,1 @@
+"""Convolutions over sequences: torch.nn.Conv1d."""
