@@ -300,12 +300,17 @@ class HeadSpec:
         """Raise TypeError for targets of a type that this head does not accept."""
         if self.kind.takes_classes:
             if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+                # Tables hold whole numbers as floats as soon as one is missing: long() alone makes a number of NaN.
+                known = f"nan_to_num({self.ignore_index})." if target.is_floating_point() else ""
+                missing = ", in which NaN is a missing label" if known else ""
                 raise TypeError(
-                    f"targets of {name} must be integers, not {target.dtype}; pass classes as target.long()"
+                    f"targets of {name} must be integers, not {target.dtype}; pass classes as target.{known}long()"
+                    f"{missing}"
                 )
         elif not target.is_floating_point():
             raise TypeError(
-                f"targets of {name} must be floating point, not {target.dtype}; pass values as target.float()"
+                f"targets of {name} must be floating point, not {target.dtype}; pass values as target.float(), with "
+                "NaN where one is missing"
             )
 
     def target_shape(self, N: int) -> tuple[int, ...]:

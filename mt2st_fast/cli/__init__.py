@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mt2st_fast.cli.launched import SaidElsewhereError, be_quiet_unless_first, is_first, refusal
 from mt2st_fast.cli.terminal import in_ascii
@@ -41,6 +42,21 @@ if TYPE_CHECKING:
     app: typer.Typer
 
 
+class _InterruptedError(Exception):
+    """Ctrl-C within a command."""
+
+
+class _Commands(TyperGroup):
+    """All commands, which end by an error of ours on Ctrl-C: some versions of typer turn it into a silent exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command of the arguments."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _InterruptedError from error
+
+
 def __getattr__(name: str) -> Any:
     """Make `app`, which has all commands, when it is asked for."""
     if name != "app":
@@ -63,6 +79,7 @@ def _app_of(names: Iterable[str]) -> typer.Typer:
         add_completion=False,
         rich_markup_mode="markdown",
         callback=_begin,
+        cls=_Commands,
     )
     for name in names:
         module, function = COMMANDS[name]
@@ -118,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         where = f"{error.filename}: " if error.filename else ""
         fix = "send it elsewhere" if error.filename == STANDARD_OUTPUT else "choose another --out"
         _leave(f"{where}{error.strerror or error}; {fix} or free some space there")
-    except (KeyboardInterrupt, typer.Abort):
+    except (_InterruptedError, KeyboardInterrupt, typer.Abort):
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
     else:

@@ -156,7 +156,9 @@ class _Source:
     @property
     def lines(self) -> tuple[Iterator[bytes], str]:
         """The bytes of a text, and its name."""
-        return _chunks(self.path), "standard input" if self.path is None else str(self.path)
+        from mt2st_fast.serving.reading import STANDARD_INPUT
+
+        return _chunks(self.path), STANDARD_INPUT if self.path is None else str(self.path)
 
     @property
     def is_text(self) -> bool:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import TracebackType
 from typing import Any
 
+from mt2st_fast.cli.launched import is_first
 from mt2st_fast.training.callbacks.callback import Callback, Training
+
+# The step may take long, such as one that compiles kernels.
+STOPPING = "mt2st-fast: stopping after this step; Ctrl-C again ends at once"
 
 
 class StoppingOnSignals(Callback):
     """Ends a run after the current step at the first Ctrl-C or SIGTERM (sent by schedulers), and at once at the second.
+
+    It says at once that it has received Ctrl-C.
 
     It is a context manager, and a callback of every trainer that should stop. received: the signals received so far;
     one that arrives between two runs stops the second run before its first step.
@@ -49,5 +56,7 @@ class StoppingOnSignals(Callback):
     def _note(self, number: int, frame: Any) -> None:
         del frame
         self.received.append(number)
+        if number == signal.SIGINT and is_first():
+            os.write(2, f"{STOPPING}\n".encode())  # not by `print`, which this may have interrupted
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

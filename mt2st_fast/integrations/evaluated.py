@@ -90,6 +90,11 @@ class Evaluated:
         found |= {name: labels[name] for name in sorted(labels) if name not in found}
         return found
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether no batch had labels by task."""
+        return self._n_batches == 0
+
     def parts(self) -> Tensor:
         """Return numbers (3, K) float64, which processes may add up.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from torch import nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 
+logger = logging.getLogger("mt2st_fast")
 ORIGINAL = "original_module"  # where peft keeps the original beside the copy that it trains
 
 
@@ -23,3 +26,18 @@ def heads_of(model: nn.Module) -> MultiTaskHeads:
             f"a model needs exactly one MultiTaskHeads for its phases, but {type(model).__name__} has {several}"
         )
     return next(iter(found.values()))
+
+
+def say_frozen(heads: MultiTaskHeads) -> None:
+    """Warn of active tasks whose heads have parameters, none of which trains: peft freezes all but its adapters."""
+    frozen = []
+    for name in heads.active:
+        parameters = list(heads.linear(name).parameters()) if name in heads.tasks else []
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            frozen.append(name)
+    if frozen:
+        logger.warning(
+            "the heads of %s are frozen, so they stay as they are now; to train them beside adapters of peft, pass "
+            'modules_to_save=["heads"] to its configuration',
+            ", ".join(frozen),
+        )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,12 +85,9 @@ def _placed(where: str, task: Task, labels: Any, span: TokenSpan) -> Tensor:
     dtype = placed.dtype
     if labels is None:
         return placed
-    try:
-        given = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"the labels of {where} must be numbers of one shape, not {labels!r}") from None
-    if classes and (given.is_floating_point() or given.dtype == torch.bool):
-        raise InputError(f"the labels of {where} must be whole numbers, not {given.dtype}")
+    given = _tensor_of(labels, where)
+    if classes:
+        given = _classes(given, head.ignore_index, where)
     wanted = ((span.tokens,) if of_tokens else ()) + of_one
     if of_one == (1,) and given.shape == wanted[:-1]:
         given = given.unsqueeze(-1)
@@ -100,3 +98,27 @@ def _placed(where: str, task: Task, labels: Any, span: TokenSpan) -> Tensor:
         return given.to(dtype)
     placed[span.first : span.first + span.tokens] = given.to(dtype)
     return placed
+
+
+def _tensor_of(labels: Any, where: str) -> Tensor:
+    """Return labels as a tensor, in which those that are None are NaN."""
+    if isinstance(labels, list) and any(label is None for label in labels):
+        labels = [math.nan if label is None else label for label in labels]
+    try:
+        if isinstance(labels, np.ndarray):
+            return torch.tensor(labels, device="cpu")  # a copy: arrays of data sets cannot be written to
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"the labels of {where} must be numbers of one shape, not {labels!r}") from None
+
+
+def _classes(given: Tensor, ignore_index: int, where: str) -> Tensor:
+    """Return classes as integers; tables hold whole numbers as floats as soon as one, NaN, is missing."""
+    if given.is_floating_point():
+        missing = given.isnan()
+        whole = given.masked_fill(missing, 0).to(torch.int64)
+        if bool(((whole == given) | missing).all()):
+            return whole.masked_fill(missing, ignore_index)
+    if given.is_floating_point() or given.dtype == torch.bool:
+        raise InputError(f"the labels of {where} must be whole numbers, not {given.dtype}")
+    return given

@@ -6,7 +6,7 @@
         callbacks=[PhaseCallback(Switch(at=0.6))],
     )
 
-A row is the output of the tokenizer and "labels": {task: labels}; the labels of any task may be missing.
+A row is the output of the tokenizer and "labels": {task: labels}, or a column per task; any labels may be missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
@@ -37,11 +37,12 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.integrations.collating import DataCollatorForMultiTask, check_labels_arrive
 from mt2st_fast.integrations.counted import check_counts, row_of, step_counts, sums_of
 from mt2st_fast.integrations.encoder_making import AUTO, Making, made, making_of, way_to_load
 from mt2st_fast.integrations.evaluated import Evaluated, common_widths
-from mt2st_fast.integrations.finding import heads_of
-from mt2st_fast.integrations.padding import TokenSpan, label_batch, with_active
+from mt2st_fast.integrations.finding import heads_of, say_frozen
+from mt2st_fast.integrations.padding import with_active
 from mt2st_fast.integrations.together import check_steps
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
@@ -55,6 +56,10 @@ UNKNOWN_REPEATS = (
     "the rows that fill the last batches of this evaluation's stream may count twice, as every process reads it and "
     'none knows its length; with accelerator_config={"dispatch_batches": True, "split_batches": True}, one process '
     "reads it, and every row counts once"
+)
+NO_LABELS = (
+    'no row of the first step has a label of %s, so the step trains nothing; rows need "labels": {task: labels}, or a '
+    "column per task, which transformers keeps with MultiTaskTrainer or remove_unused_columns=False"
 )
 
 __all__ = [
@@ -257,6 +262,7 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._evaluated: Evaluated | None = None
+        self._labels_checked = False  # whether the first step has labels
         super().__init__(*args, **options)
         _check_smoothing(self.args)
         _check_one_device(self.args)
@@ -279,7 +285,16 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
                 own = sums_of(heads, of_all)
         if not batches or not are_by_task:
             return batches, counted
+        self._check_labels(heads, own)
         return batches, {name: count.to(device) for name, count in own.items()}
+
+    def _check_labels(self, heads: MultiTaskHeads, counts: Mapping[str, Tensor]) -> None:
+        """Warn of a first step without any label of an active task; later ones may be without: labels can be rare."""
+        if self._labels_checked:
+            return
+        self._labels_checked = True
+        if not any(float(count) for count in counts.values()) and self.is_world_process_zero():
+            logger.warning(NO_LABELS, ", ".join(heads.active))
 
     def compute_loss(
         self,
@@ -368,8 +383,11 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         if self.args.world_size > 1:
             parts = self.accelerator.reduce(parts.to(self.accelerator.device), "sum")
         loss, name = evaluated.loss(parts), f"{metric_key_prefix}_loss"
-        if loss is not None and output.metrics is not None and name in output.metrics:
-            output.metrics[name] = loss
+        if output.metrics is not None and name in output.metrics and not evaluated.is_untouched:
+            if loss is None:
+                del output.metrics[name]  # transformers' own is 0 without a label: the best that there is
+            else:
+                output.metrics[name] = loss
             for task, of_task in evaluated.losses(parts).items():
                 output.metrics.setdefault(f"{metric_key_prefix}_{task}_loss", of_task)
         evaluated.mark(output.label_ids)
@@ -380,8 +398,10 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         known = self._signature_columns is not None
         super()._set_signature_columns_if_needed()
         model = _bare(self.accelerator.unwrap_model(self.model))
+        columns: Any = self._signature_columns
+        if not known and isinstance(self.data_collator, DataCollatorForMultiTask):
+            columns += list(self.data_collator.tasks)
         if not known and isinstance(model, MultiTaskModel):
-            columns: Any = self._signature_columns
             columns += list(inspect.signature(_bare(model.encoder).forward).parameters)
 
 
@@ -412,8 +432,8 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
 
     A retired task has no forward pass, no gradient and, with `prune`, no optimizer state. A resumed run continues bit
     for bit. Under DDP with activation checkpointing, set ddp_find_unused_parameters=True. Raises InputError for a
-    schedule with state, which checkpoints of transformers do not store, for a label_smoothing_factor, for processes
-    whose loaders differ in length, and what PhaseController raises.
+    schedule with state, which checkpoints of transformers do not store, for a label_smoothing_factor, for rows that
+    have lost their labels, for processes whose loaders differ in length, and what PhaseController raises.
     """
 
     def __init__(self, schedule: Schedule, *, prune: bool = True) -> None:
@@ -433,6 +453,8 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
         model = others["model"]
         if args.world_size > 1:
             _check_together(state.max_steps, _steps_per_epoch(args, state, others))
+        check_labels_arrive(others.get("train_dataloader"))
+        say_frozen(heads_of(model))
         self.controller = PhaseController(heads_of(model), self.schedule, encoder=model, prune=self.prune)
         self._step(args, state, others)
 
@@ -463,30 +485,3 @@ def _steps_per_epoch(args: TrainingArguments, state: TrainerState, others: Mappi
     except TypeError:  # a stream without a length: all of it is one epoch
         return int(state.max_steps)
     return max(1, math.ceil(batches / args.gradient_accumulation_steps))
-
-
-@dataclass
-class DataCollatorForMultiTask:
-    """Pads rows of a tokenizer that have "labels": {task: labels}, in which a task may be None or missing.
-
-    A task on tokens has one label per token, a task that pools one per row. Places without a label are marked: by the
-    task's ignore_index for classes, by NaN for values.
-    """
-
-    tokenizer: Any
-    tasks: Mapping[str, Task]
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return {inputs, "labels": {task: tensor}}. Raises InputError, naming task and row, for labels of another
-        length.
-        """
-        labels = [dict(row.get("labels") or {}) for row in rows]
-        inputs = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
-        batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
-        places = batch["input_ids"].shape[1]
-        left = getattr(self.tokenizer, "padding_side", "right") == "left"
-        spans = [
-            TokenSpan(places - n if left else 0, n, places) for n in (len(row["input_ids"]) for row in inputs)
-        ]
-        batch["labels"] = label_batch(self.tasks, labels, spans)
-        return batch

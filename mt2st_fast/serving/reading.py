@@ -4,7 +4,9 @@ tables and columns as the readers of training data read them.
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -14,6 +16,7 @@ from mt2st_fast.data.readers import READERS
 from mt2st_fast.data.readers.conllu import FIRST_ID, check_form, is_word
 from mt2st_fast.data.readers.files import extension_of
 from mt2st_fast.data.readers.request import ReadRequest
+from mt2st_fast.data.readers.table import TEXT_COLUMNS
 from mt2st_fast.data.text.lines import TextLines
 from mt2st_fast.data.text.tokenizers import Cut
 from mt2st_fast.errors import InputError
@@ -22,6 +25,8 @@ from mt2st_fast.spelling import in_shell
 log = logging.getLogger("mt2st_fast")
 WORDS_AT_ONCE = 8192
 LEAST_LINES = 5  # fewer lines that look like columns may do so by chance
+MOST_LINES = 100  # lines that are looked at
+STANDARD_INPUT = "standard input"  # how messages name it
 CONLLU_COLUMNS = 10
 
 _Lines = Iterator[tuple[int, list[str]]]
@@ -104,9 +109,10 @@ def _check_is_text(lines: Sequence[str], where: str) -> None:
     of_name = [name for name, reader in READERS.items() if ending in reader.extensions]
     kinds = [name for name in of_name if READERS[name].unlabelled is not None]
     if not kinds or kinds != of_name:  # such as .txt, which may be anything
-        kinds = ["columns"] if _look_like_columns(lines) else []
+        kinds = [name for name, look_like in _BY_LINES.items() if look_like(lines[:MOST_LINES])][:1]
     if kinds:
-        specs = " or ".join(in_shell(f"{name}:{where if Path(where).exists() else 'FILE'}") for name in kinds)
+        path = where if Path(where).exists() else "/dev/stdin" if where == STANDARD_INPUT else "FILE"
+        specs = " or ".join(in_shell(f"{name}:{path}") for name in kinds)
         raise InputError(
             f"{where}: does not look like text with one unit per line; use {specs} to label what is in it, or "
             "--input text to label each line"
@@ -120,6 +126,29 @@ def _look_like_columns(lines: Sequence[str]) -> bool:
     first = next((i for i, line in enumerate(lines) if line.strip()), 0)
     between = any(not line.strip() for line in lines[first : first + len(filled)])
     return len(filled) >= LEAST_LINES and between and len(widths) == 1 and widths.pop() > 1
+
+
+def _look_like_objects(lines: Sequence[str]) -> bool:
+    """Whether all lines are JSON objects with keys."""
+    return all(_is_object(line) for line in lines if line.strip())
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return line.lstrip().startswith("{") and bool(json.loads(line))
+    except ValueError:
+        return False
+
+
+def _look_like_table(lines: Sequence[str]) -> bool:
+    """Whether the first line is a header of several names without blanks, one of which is a table's text column."""
+    header = next((line for line in lines if line.strip()), "").lstrip("\ufeff")
+    cells = [cell.strip('"').lower() for cell in re.split(r"[,;\t|]", header)]
+    named = all(cell and not re.search(r"\s", cell) for cell in cells)
+    return named and len(cells) > 1 and any(cell in TEXT_COLUMNS for cell in cells)
+
+
+_BY_LINES = {"jsonl": _look_like_objects, "csv": _look_like_table, "columns": _look_like_columns}
 
 
 def _sentences(lines: _Lines, where: str) -> Iterator[Unit]:

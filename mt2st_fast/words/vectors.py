@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import reprlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from mt2st_fast.files import writing
 from mt2st_fast.words import vector_formats
 from mt2st_fast.words.cosines import nearest_rows, unit_rows
 
+SHOWN = 5  # words that a console shows of a table
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class WordVectors:
     """T words and their float32 vectors (T, D), in order of frequency where the file or `counts` say so.
 
@@ -28,7 +31,7 @@ class WordVectors:
     words: Sequence[str]
     vectors: np.ndarray
     counts: np.ndarray | None = None
-    index_of: dict[str, int] = field(init=False, repr=False)
+    index_of: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         vectors = np.asarray(self.vectors, dtype=np.float32).view()
@@ -55,6 +58,12 @@ class WordVectors:
 
     def __len__(self) -> int:
         return len(self.words)
+
+    def __repr__(self) -> str:
+        first = ", ".join(map(reprlib.repr, self.words[:SHOWN]))
+        return (
+            f"WordVectors({len(self):,} words of {self.dim} numbers: {first}{', ...' * (len(self) > SHOWN)})"
+        )
 
     @property
     def dim(self) -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mt2st_fast.cli import main
+
 SLOW = """
 import pathlib, time
 pathlib.Path(__file__).with_name("begun").touch()
@@ -49,6 +51,18 @@ def test_an_interrupt_while_torch_is_imported_is_one_line(command: str, kind: st
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=30)
     assert (process.returncode, out, error) == (130, "", "mt2st-fast: interrupted\n")
+
+
+def test_an_interrupt_within_a_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mt2st_fast.cli.info.info", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["info"])
+    assert (ended.value.code, *capsys.readouterr()) == (130, "", "mt2st-fast: interrupted\n")
 
 
 def test_the_package_alone_imports_no_torch_and_has_all_names() -> None:

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from mt2st_fast.cli.signals import StoppingOnSignals
+from mt2st_fast.cli.signals import STOPPING, StoppingOnSignals
 from mt2st_fast.folder_lock import holding
 from tests.cli.running import QUICK, fails
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_the_run_to_stop_and_the_handlers_come_back(number: int) -> None:
+def test_a_signal_asks_the_run_to_stop_and_the_handlers_come_back(
+    number: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     trainer = types.SimpleNamespace(stop_requested=False)
     with StoppingOnSignals() as stopping:
@@ -25,6 +27,7 @@ def test_a_signal_asks_the_run_to_stop_and_the_handlers_come_back(number: int) -
         assert not trainer.stop_requested
         signal.raise_signal(number)
         assert stopping.received == [number]
+        assert capfd.readouterr().err == (f"{STOPPING}\n" if number == signal.SIGINT else "")
         assert stopping.exit_code == 128 + number
         stopping.on_fit_start(trainer)  # type: ignore[arg-type]
         assert trainer.stop_requested

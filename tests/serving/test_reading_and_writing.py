@@ -222,3 +222,40 @@ def test_options_out_of_range_are_named():
         Wanted(("pos",), "conllu", k=2)
     with pytest.raises(InputError, match="a model of documents answers as labels or jsonl, not as 'conllu'"):
         check_format(made("document"), "conllu")
+
+
+OBJECTS = b'{"text": "a soup", "tone": "good"}\n\n{"text": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (OBJECTS, "jsonl"),
+        (b"id,Text,tone\n1,a soup,good\n", "csv"),
+        (b'\xef\xbb\xbf"sentence"\t"tone"\na soup\tgood\n', "csv"),
+        (b"a DET\nsoup NOUN\nis VERB\n\nb DET\nc NOUN\n", "columns"),
+    ],
+)
+def test_what_other_commands_write_into_a_pipe_is_no_text(content, kind):
+    for where, path in ((reading.STANDARD_INPUT, "/dev/stdin"), ("of-another-name", "FILE")):
+        with pytest.raises(
+            InputError, match=f"{where}: does not look like text .*; use {kind}:{path} to label"
+        ):
+            list(read_units([content], where, str.split))
+    assert next(read_units([content], "x", str.split, "text"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        OBJECTS + b"and a line of text\n",
+        b"{}\n",
+        b"{1, 2} is a set\n",
+        b"text, sentence and review\n",
+        b"text\n",
+        b"tone,topic\n",
+    ],
+)
+def test_lines_that_are_like_those_of_a_table_only_in_part_are_text(content):
+    units = [unit for block in read_units([content], "x", str.split) for unit in block]
+    assert len(units) == len(content.splitlines())

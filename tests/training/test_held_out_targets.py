@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -37,6 +38,20 @@ def trainer(task=None, name="a", **options):
 def test_targets_that_do_not_fit_are_refused(targets, error, line):
     with pytest.raises(error, match=line):
         trainer().evaluate([(INPUTS, targets)])
+
+
+def test_the_fix_for_classes_among_which_some_are_nan_keeps_these_missing():
+    floats = CLASSES.float()
+    floats[::4] = float("nan")
+    with pytest.raises(
+        TypeError, match=r"pass classes as target\.nan_to_num\(-7\)\.long\(\), in which NaN is"
+    ) as said:
+        trainer(Classification(3, ignore_index=-7)).evaluate([(INPUTS, {"a": floats})])
+    fix = re.search(r"target\.(\S+\(\))", str(said.value))
+    fixed = eval(fix[0], {"target": floats})
+    assert torch.equal(fixed, CLASSES.where(torch.arange(64) % 4 > 0, -7))
+    with pytest.raises(TypeError, match=r"target\.float\(\), with NaN where one is missing"):
+        trainer(Regression(1)).evaluate([(INPUTS, {"a": CLASSES[:, None]})])
 
 
 def test_targets_of_sequences_are_not_turned_around():

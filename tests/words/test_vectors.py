@@ -370,3 +370,12 @@ def test_fasttexts_own_model_is_named(tmp_path: Path) -> None:
         InputError, match=r"m.bin: is a fastText model, not word2vec binary; use the .vec file"
     ):
         WordVectors.read(tmp_path / "m.bin")
+
+
+def test_a_console_shows_the_size_and_a_few_words():
+    words = ["x" * 1000, *map(str, range(99_999))]
+    shown = repr(WordVectors(words, np.zeros((len(words), 2), dtype=np.float32)))
+    assert shown.startswith("WordVectors(100,000 words of 2 numbers: 'xxxxx")
+    assert shown.endswith("'0', '1', '2', '3', ...)")
+    assert len(shown) < 120
+    assert repr(WordVectors(["a"], np.zeros((1, 2)))) == "WordVectors(1 words of 2 numbers: 'a')"

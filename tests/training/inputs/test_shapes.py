@@ -69,6 +69,26 @@ def test_what_is_no_input_is_named(with_held_out):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (
+            X.tolist(),
+            "the inputs of a batch are a list of numbers, not a tensor, and Linear does not take it",
+        ),
+        (X.numpy(), "the inputs of a batch are an array of NumPy, not a tensor"),
+        ({"x": X, "more": X.tolist()}, "the input more of a batch is a list of numbers, not a tensor"),
+    ],
+    ids=["list", "array", "one of two"],
+)
+def test_numbers_outside_of_tensors_are_named(inputs, message):
+    heads = MultiTaskHeads(8, {"a": Classification(2)}, "a")
+    trainer = Trainer(nn.Linear(3, 8), heads, schedule=SingleTask(), device="cpu")
+    with pytest.raises(TypeError, match=message + r'.* with_format\("torch"\) .*\(\w+Error: ') as refused:
+        trainer.fit([(inputs, {"a": Y})], epochs=1)
+    assert "\n" not in str(refused.value)
+
+
 class Returning(nn.Linear):
     """An encoder that returns what another library's does."""
 
