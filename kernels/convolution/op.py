@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv1d as reference
 
 from ..heads.upstream import gradients_by_torch, is_for_torch
 from ..machine.registry import REFERENCE, Op
+from . import reference
 
 # One gradient in this many may be another than 0: with more, products of matrices are as fast.
 FEW = 4
@@ -37,7 +37,7 @@ def conv1d(
     With kernels all are float32 on a CPU. A second derivative is computed by torch's own operators.
     """
     if OP.choose(inputs.device.type, inputs.dtype, backend).name == REFERENCE:
-        return reference(inputs, weight, bias, stride, padding)
+        return reference.conv1d(inputs, weight, bias, stride, padding)
     return _Conv1d.apply(inputs, weight, bias, stride, padding)  # type: ignore[no-any-return]
 
 
@@ -49,7 +49,7 @@ class _Conv1d(torch.autograd.Function):
         ctx.stride, ctx.padding = stride, padding
         ctx.save_for_backward(inputs, weight, bias)
         ctx.set_materialize_grads(False)
-        return reference(inputs, weight, bias, stride, padding)
+        return reference.conv1d(inputs, weight, bias, stride, padding)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -59,7 +59,10 @@ class _Conv1d(torch.autograd.Function):
         inputs, weight, bias = given = ctx.saved_tensors
         if is_for_torch([upstream]):
             found = gradients_by_torch(
-                lambda *own: (reference(own[0], own[1], own[2], stride, padding),), given, needs, [upstream]
+                lambda *own: (reference.conv1d(own[0], own[1], own[2], stride, padding),),
+                given,
+                needs,
+                [upstream],
             )
             return *found, None, None
         d = upstream if upstream.stride(2) == 1 else upstream.contiguous()
