@@ -19,6 +19,8 @@ from . import reference
 
 # One gradient in this many may be another than 0: with more, products of matrices are as fast.
 FEW = 4
+# Products of a forward pass from which on it does not count what looking at gradients takes, also where all are wanted.
+LEAST_PRODUCTS = 20_000_000
 
 OP = Op("convolution", __package__)
 
@@ -34,9 +36,12 @@ def conv1d(
 ) -> Tensor:
     """Return the outputs (B, C, T) of inputs (B, E, L) for weight (C, E, K) and bias (C,), as torch's conv1d.
 
-    With kernels all are float32 on a CPU. A second derivative is computed by torch's own operators.
+    With kernels all are float32 on a CPU. Small ones are torch's own with any backend, and so is a second
+    derivative.
     """
-    if OP.choose(inputs.device.type, inputs.dtype, backend).name == REFERENCE:
+    T = (inputs.shape[2] + 2 * padding - weight.shape[2]) // stride + 1
+    is_small = len(inputs) * T * weight.numel() < LEAST_PRODUCTS
+    if is_small or OP.choose(inputs.device.type, inputs.dtype, backend).name == REFERENCE:
         return reference.conv1d(inputs, weight, bias, stride, padding)
     return _Conv1d.apply(inputs, weight, bias, stride, padding)  # type: ignore[no-any-return]
 
