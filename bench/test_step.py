@@ -19,7 +19,13 @@ from bench.step_cases import (
     multi_and_single,
     switched_and_stl,
 )
-from bench.step_models import convolution_model, layered_mlp_model, mlp_model, recurrent_model
+from bench.step_models import (
+    convolution_model,
+    layered_mlp_model,
+    mlp_model,
+    recurrent_model,
+    text_convolution_model,
+)
 
 
 def _layer_norm() -> tuple[nn.Module, ...]:
@@ -38,6 +44,7 @@ TINY = (
     StepCase("tiny, with LayerNorm", lambda device: layered_mlp_model(_layer_norm, 2, 20, device)),
     StepCase("tiny, with BatchNorm1d", lambda device: layered_mlp_model(_batch_norm, 2, 20, device)),
     StepCase("tiny, with a Conv1d", lambda device: convolution_model(2, 20, device)),
+    StepCase("tiny, a TextCNN", lambda device: text_convolution_model(2, 20, device, L=12, C=16)),
     StepCase("tiny, with a GRU", lambda device: recurrent_model(2, 20, device)),
 )
 CASES = [

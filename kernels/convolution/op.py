@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv1d as reference
 
 from ..heads.upstream import gradients_by_torch, is_for_torch
 from ..machine.registry import REFERENCE, Op
+from . import reference
 
 # One gradient in this many may be another than 0: with more, products of matrices are as fast.
 FEW = 4
+# Products of a forward pass from which on it does not count what looking at gradients takes, also where all are wanted.
+LEAST_PRODUCTS = 20_000_000
 
 OP = Op("convolution", __package__)
 
@@ -34,10 +36,13 @@ def conv1d(
 ) -> Tensor:
     """Return the outputs (B, C, T) of inputs (B, E, L) for weight (C, E, K) and bias (C,), as torch's conv1d.
 
-    With kernels all are float32 on a CPU. A second derivative is computed by torch's own operators.
+    With kernels all are float32 on a CPU. Small ones are torch's own with any backend, and so is a second
+    derivative.
     """
-    if OP.choose(inputs.device.type, inputs.dtype, backend).name == REFERENCE:
-        return reference(inputs, weight, bias, stride, padding)
+    T = (inputs.shape[2] + 2 * padding - weight.shape[2]) // stride + 1
+    is_small = len(inputs) * T * weight.numel() < LEAST_PRODUCTS
+    if is_small or OP.choose(inputs.device.type, inputs.dtype, backend).name == REFERENCE:
+        return reference.conv1d(inputs, weight, bias, stride, padding)
     return _Conv1d.apply(inputs, weight, bias, stride, padding)  # type: ignore[no-any-return]
 
 
@@ -49,7 +54,7 @@ class _Conv1d(torch.autograd.Function):
         ctx.stride, ctx.padding = stride, padding
         ctx.save_for_backward(inputs, weight, bias)
         ctx.set_materialize_grads(False)
-        return reference(inputs, weight, bias, stride, padding)
+        return reference.conv1d(inputs, weight, bias, stride, padding)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -59,7 +64,10 @@ class _Conv1d(torch.autograd.Function):
         inputs, weight, bias = given = ctx.saved_tensors
         if is_for_torch([upstream]):
             found = gradients_by_torch(
-                lambda *own: (reference(own[0], own[1], own[2], stride, padding),), given, needs, [upstream]
+                lambda *own: (reference.conv1d(own[0], own[1], own[2], stride, padding),),
+                given,
+                needs,
+                [upstream],
             )
             return *found, None, None
         d = upstream if upstream.stride(2) == 1 else upstream.contiguous()

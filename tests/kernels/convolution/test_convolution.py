@@ -19,6 +19,12 @@ MARGIN, SMALLEST = 2.0, 3e-7
 NAMES = ("outputs", "inputs", "weight", "bias")
 
 
+@pytest.fixture(autouse=True)
+def small_ones(monkeypatch):
+    """The kernel takes these small ones, too."""
+    monkeypatch.setattr(op, "LEAST_PRODUCTS", 0)
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """How often the kernel has computed the gradients."""
@@ -100,6 +106,13 @@ def test_the_share_of_gradients_below_which_the_kernel_computes_them(calls):
         results(conv1d, given, lambda out, n=n: out[..., :n])
         assert bool(calls) == is_few
         del calls[:]
+
+
+def test_small_ones_are_torchs(calls, monkeypatch):
+    monkeypatch.setattr(op, "LEAST_PRODUCTS", 2 * 15 * 6 * 4 * 3)
+    for L, is_torchs in ((16, True), (17, False)):
+        results(conv1d, arguments((2, 4, L, 6, 3, 1, 0)), longest)
+        assert bool(calls) != is_torchs
 
 
 def test_the_bits_do_not_depend_on_threads_or_on_what_memory_held(calls):

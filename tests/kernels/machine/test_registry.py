@@ -61,5 +61,5 @@ def test_it_says_what_it_cannot_serve(op):
 
 
 def test_every_op_has_its_room():
-    assert set(OPS) == {"heads", "bags", "context", "recurrent", "step"}
+    assert set(OPS) == {"heads", "bags", "context", "convolution", "recurrent", "step"}
     assert all({"numba"} <= set(op.backends) <= {"numba", "triton"} for op in OPS.values())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mt2st_fast import Classification, MultiTask, MultiTaskHeads, Trainer
+from mt2st_fast.kernels.convolution import op
 from mt2st_fast.kernels.convolution.on_numba import few_gradients
 from mt2st_fast.training.engines import convolution_layers
 from mt2st_fast.training.engines.layer_kernels import LayersByKernels
@@ -27,6 +28,12 @@ class TextCNN(nn.Module):
     def forward(self, words):
         features = self.words(words).transpose(1, 2)
         return torch.cat([torch.relu(each(features)).amax(2) for each in self.convolutions], 1)
+
+
+@pytest.fixture(autouse=True)
+def small_ones(monkeypatch):
+    """The kernel takes these small ones, too."""
+    monkeypatch.setattr(op, "LEAST_PRODUCTS", 0)
 
 
 @pytest.fixture
