@@ -106,7 +106,7 @@ class SelectionRecord:
         return tuple(value / total if total else 0.0 for value in values)
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """Everything that happened in `fit`, in order; `main` is the main task.
 
@@ -124,6 +124,17 @@ class History:
     stopped: str | None = None
     joules: list[tuple[int, float]] = field(default_factory=list, compare=False)
     tasks_trained: list[str] = field(default_factory=list, compare=False)
+
+    def __repr__(self) -> str:
+        phases = "; ".join(f"{', '.join(phase.active)} from step {phase.first_step}" for phase in self.phases)
+        said = [
+            f"main={self.main!r}",
+            f"{self.steps[-1].step if self.steps else 0:,} steps",
+            phases or "no phase",
+        ]
+        if all(self.main in evaluation.metrics for evaluation in self.evaluations) and (best := self.best):
+            said.append(f"best {best.metrics[self.main]:.4f} after {best.step:,}")
+        return f"History({' | '.join(said)})"
 
     @property
     def best(self) -> Evaluation | None:
