@@ -1,8 +1,8 @@
 """Tuning before a comparison: the same number of trials for every strategy, on a seed that no reported run has.
 
-The first trial has the values as they were given, and the defaults of others. The others are a Latin hypercube (McKay, Beckman and Conover 1979):
-each number's range is cut into as many parts as there are other trials, and each part is tried once, at a random place
-in it. The same trial of two strategies has the same learning rate.
+The first trial has the values as they were given, and the defaults of others. The others are a Latin hypercube (McKay,
+Beckman and Conover 1979): each number's range is cut into as many parts as there are other trials, and each part is
+tried once, at a random place in it. The same trial of two strategies has the same learning rate.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def trials_of(config: Config, strategy: str, n: int, fixed: Collection[str]) -> 
     # Drawn for all numbers, used or not, so that trials of different strategies have the same rate.
     places = {name: (chance.permutation(n - 1) + chance.random(n - 1)) / (n - 1) for name in TUNED}
     of_run = set(BY_DATA) - set(config.strategy_options)
-    first = {name: float(value) for name in taken if name not in of_run and (value := given[name]) is not None}
+    first = {
+        name: float(value) for name in taken if name not in of_run and (value := given[name]) is not None
+    }
     others = [{name: ranges[name].at(places[name][trial]) for name in taken} for trial in range(n - 1)]
     return [first, *others]
 
