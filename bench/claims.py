@@ -84,7 +84,10 @@ def of_readme() -> list[str]:
     return table(heading, rows, words=2)
 
 
-NAMES = ("ewt", "ewt_tuned", "conll", "default", "context", "polarity", "hungarian", "chemicals")
+NAMES = (
+    "ewt", "ewt_tuned", "conll", "default", "context", "polarity", "hungarian", "chemicals",
+    "turkish", "turkish_relations",
+)  # fmt: skip
 TABLES: dict[str, Callable[[], list[str]]] = {"claims": of_readme} | {
     name: partial(of_strategies, name) for name in NAMES
 }
