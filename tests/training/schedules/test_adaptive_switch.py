@@ -192,8 +192,8 @@ def test_tasks_without_gradients_on_the_features_are_let_go_by_the_plateau_alone
     assert weights(schedule, "words") == {"a": 1.0}
 
 
-def show_told(schedule, metrics, *, every=0.05, labelled_by=("b",)):
-    for i, metric in enumerate(metrics, 1):
+def show_told(schedule, metrics, *, every=0.05, labelled_by=("b",), first=1):
+    for i, metric in enumerate(metrics, first):
         gradients = {"a": TaskGradient(1.0, 1.0), "b": TaskGradient(1.0, 0.3), "c": TaskGradient(1.0, 0.3)}
         seen = {"a": metric, "b": 0.5, "c": 0.5}
         place = {"share_done": every * i, "labelled_by": labelled_by}
@@ -224,6 +224,16 @@ def test_two_stretches_of_the_run_are_compared_however_often_it_is_evaluated(eve
     schedule = AdaptiveSwitch()
     show_told(schedule, [0.9] * n, every=every)
     assert weights(schedule) == {"a": 1.0}
+
+
+def test_a_run_that_goes_on_for_longer_has_its_stretches_in_its_new_length():
+    metrics = [*SLOWING, 0.87, *[0.88] * 10]
+    longer, straight = AdaptiveSwitch(), AdaptiveSwitch()
+    show_told(longer, metrics[:5])  # to a quarter of the run, which is then an eighth of it
+    show_told(longer, metrics[5:], every=0.025, first=6)
+    show_told(straight, metrics, every=0.025)
+    assert longer.reasons == straight.reasons
+    assert straight.reasons["b"].endswith(" at step 160")
 
 
 def test_without_such_labels_tasks_stay_as_the_error_falls_slowly():
