@@ -131,7 +131,7 @@ def test_fewer_rows_are_read_where_all_take_too_long(monkeypatch):
 @pytest.mark.parametrize("kept_out", [False, True])
 def test_labels_of_one_class_are_told_by_nothing(level, kept_out):
     """A model with more clues is surer of the only class, though the clues say nothing."""
-    text, truth = corpus(level)
+    text, _ = corpus(level)
     labelled = np.flatnonzero(text.column("main").values != MISSING)
     values = np.full(N, MISSING)
     values[labelled] = 1
