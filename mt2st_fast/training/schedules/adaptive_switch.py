@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_count
 from mt2st_fast.training.schedules.base import AuxiliaryWeights, Moment, PerTask, check, value_of
 from mt2st_fast.training.schedules.shown import HeldOut
@@ -270,7 +271,12 @@ class AdaptiveSwitch(AuxiliaryWeights):
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned. Raises InputError for that of another version."""
+        if state.keys() != set(_STATE):
+            raise InputError(
+                "the checkpoint's AdaptiveSwitch is of another version, which observed other things; start a new run "
+                "without resume"
+            )
         for name in _STATE:
             setattr(self, name, copy.deepcopy(state[name]))
 

@@ -255,6 +255,13 @@ def test_its_state_is_json_and_goes_on():
     assert weights(resumed) == weights(through)
 
 
+def test_the_state_of_another_version_is_refused_in_a_line():
+    state = AdaptiveSwitch().state_dict()
+    del state["_steps"]
+    with pytest.raises(InputError, match=r"of another version, .*; start a new run without resume"):
+        AdaptiveSwitch().load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
