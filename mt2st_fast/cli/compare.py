@@ -191,14 +191,19 @@ def _compare(
 def _kept(state: ComparisonState, first: Splits, output: OutputOptions) -> bytes:
     """Return the configuration file of a comparison. It leaves out options that are tuned and were not given."""
     tuned = set(TUNED) - set(state.fixed) if state.comparison.tune else set()
-    parts = (output, state.comparison, state.config.resolved(first))
+    parts = (output, state.comparison, _resolved(state.config, first))
     return kept_config("compare", *parts, without=tuple(tuned))
+
+
+def _resolved(config: Config, splits: Splits) -> Config:
+    """Fill in what the first seed's data decide, but no option of a strategy: every arm finds its own on every seed."""
+    return replace(config.resolved(splits), strategy_options=config.strategy_options)
 
 
 def _comparison(state: ComparisonState, experiment: Experiment) -> Comparison:
     """Return the content of compare.json; experiment: a run of the first arm."""
     splits, heads = experiment.splits, experiment.trainer.heads
-    options = state.config.resolved(splits).to_json()
+    options = _resolved(state.config, splits).to_json()
     facts: ComparisonFacts = {
         "main": heads.main,
         "metric": experiment.metric,

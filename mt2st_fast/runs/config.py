@@ -265,18 +265,19 @@ class Config:
         tells = telling_tasks(splits.train, splits.main, splits.tasks)
         return {"switch_at": EARLY_SWITCH} if tells else {}
 
-    def _self_trains(self, splits: Splits) -> bool:
+    def _self_trains(self, splits: Splits) -> bool | None:
+        """Return whether it does; None for a strategy that never can, so that another one decides (`for_strategy`)."""
         retires = find_strategy(self.strategy).retires
         if self.self_training and not retires:
             raise InputError(
                 f"--self-training begins when the main task trains alone after others, which strategy {self.strategy} "
                 "never does; leave it out, or use --strategy switch"
             )
-        if self.self_training is not None or splits.main is None:
-            return bool(self.self_training)
+        if self.self_training is not None or not retires or splits.main is None:
+            return self.self_training
         column, has_others = splits.train.column(splits.main), self.predict_context or len(splits.tasks) > 1
         is_rare = main_is_rare(column.labelled(), self.main_share)
-        return retires and has_others and is_rare and column.kind == "classes"
+        return has_others and is_rare and column.kind == "classes"
 
     def _batch_size_for(self, splits: Splits) -> int:
         usual = batch_size_for(splits.train.n_rows, LEAST_BATCH)

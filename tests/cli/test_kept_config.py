@@ -132,3 +132,24 @@ def test_the_kept_configuration_compares_the_same_again(treebank: str, tmp_path:
     assert list(ours["targets"]) == list(theirs["targets"]) == ["given", "stl_best"]
     for name in ("stl", "switch"):
         assert ours["strategies"][name]["test_median"] == theirs["strategies"][name]["test_median"]
+
+
+def test_a_comparison_keeps_no_option_of_a_strategy_that_its_data_decided(tmp_path: Path) -> None:
+    """Every arm finds the switch point anew for every seed, and not all arms take one."""
+    rows = [f"w{i * 7 % 61} {'ABCDEF'[i * i % 11 % 6]} {'XYZ'[i * i % 11 % 3]}" for i in range(2_000)]
+    sentences = ["\n".join(rows[i : i + 10]) for i in range(0, len(rows), 10)]
+    for name, some in (("train", sentences), ("dev", sentences[:20]), ("test", sentences[20:40])):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(some) + "\n")
+    columns = ["--data", f"columns:{tmp_path}", "--main", "col2", "--aux", "col1", "--label-fraction", "0.1"]
+    asked = [*columns, "--seeds", "1", "--epochs", "0.5", "--evaluations", "2", "--device", "cpu"]
+    for strategies in ("stl,mtl", "mtl,switch"):
+        first, second = tmp_path / f"{strategies} first", tmp_path / f"{strategies} second"
+        run("compare", *asked, "--strategies", strategies, "--out", str(first))
+        assert "switch-at" not in json.loads((first / "config.json").read_text())
+        run("compare", "--config", str(first / "config.json"), "--out", str(second))
+        compared = json.loads((second / "compare.json").read_text())
+        assert compared["config"]["strategy_options"] == {}
+        assert compared["config"]["self_training"] is True
+        if "switch" in strategies:
+            (one,) = compared["strategies"]["switch"]["seeds"]
+            assert one["labelled_by"] == ["col1"]

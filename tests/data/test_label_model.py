@@ -125,3 +125,36 @@ def test_fewer_rows_are_read_where_all_take_too_long(monkeypatch):
         monkeypatch.setattr(label_model, "MOST_NUMBERS", most)
         LabelModel(text, "main", ("tag",))
     assert read == [400, 134]
+
+
+@pytest.mark.parametrize("level", ["token", "document"])
+@pytest.mark.parametrize("kept_out", [False, True])
+def test_labels_of_one_class_are_told_by_nothing(level, kept_out):
+    """A model with more clues is surer of the only class, though the clues say nothing."""
+    text, _ = corpus(level)
+    labelled = np.flatnonzero(text.column("main").values != MISSING)
+    values = np.full(N, MISSING)
+    values[labelled] = 1
+    if not kept_out:  # the others are in units that are fitted, so that none kept out tells classes apart
+        _, unit = np.unique(text.unit_of_row[labelled], return_inverse=True)
+        values[labelled[unit % 5 == 0][:5]] = 2
+    text = Corpus(text.tokens, text.bounds, {**text.targets, "main": classes(values, 4)}, level)
+    assert telling_tasks(text, "main", ("random", "tag")) == ()
+
+
+def test_fewer_rows_are_held_out_where_there_are_many_classes(monkeypatch):
+    from mt2st_fast.data import label_model
+
+    seen = []
+    told = LabelModel.log_probabilities
+
+    def counted(self, rows):
+        seen.append(len(rows))
+        return told(self, rows)
+
+    monkeypatch.setattr(LabelModel, "log_probabilities", counted)
+    for most in (10**9, 4 * 30):  # classes, rows
+        monkeypatch.setattr(label_model, "MOST_HELD_OUT", most)
+        text, _ = corpus()
+        assert telling_tasks(text, "main", ("tag",)) == ("tag",)
+    assert set(seen) == {80, 27}

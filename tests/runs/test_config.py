@@ -150,8 +150,8 @@ def test_few_rows_are_read_often_enough_to_be_learned(rows, changed, expected):
         ({"main_share": 0.5}, 800, ("aux",), True),
         ({}, 799, (), False),
         ({"predict_context": True}, 799, (), True),
-        ({"strategy": "mtl"}, 799, ("aux",), False),
-        ({"strategy": "stl"}, 799, ("aux",), False),
+        ({"strategy": "mtl"}, 799, ("aux",), None),
+        ({"strategy": "stl"}, 799, ("aux",), None),
         ({"strategy": "adaptive"}, 799, ("aux",), True),
         ({"self_training": False}, 799, ("aux",), False),
         ({"self_training": True}, 800, ("aux",), True),
@@ -178,6 +178,15 @@ def test_self_training_is_for_strategies_that_let_the_others_go():
     for_all = Config(self_training=True)
     found = [for_all.for_strategy(name).resolved(splits_of(100)).self_training for name in ("stl", "switch")]
     assert found == [False, True]
+
+
+@pytest.mark.parametrize("own", ["stl", "mtl", "adaptive", "switch"])
+def test_a_kept_configuration_decides_for_another_strategy_as_the_given_one_did(own):
+    """As --against does in a run that goes on."""
+    splits, given = splits_of(100), Config(strategy=own)
+    expected = given.for_strategy("selector").resolved(splits)
+    assert expected.self_training is True
+    assert given.resolved(splits).for_strategy("selector").resolved(splits) == expected
 
 
 @pytest.mark.parametrize(

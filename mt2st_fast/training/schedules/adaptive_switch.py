@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_count
 from mt2st_fast.training.schedules.base import AuxiliaryWeights, Moment, PerTask, check, value_of
 from mt2st_fast.training.schedules.shown import HeldOut
@@ -100,8 +101,8 @@ class AdaptiveSwitch(AuxiliaryWeights):
     _cosines: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
     _learnt: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
     _metrics: list[float] = field(default_factory=list, init=False, repr=False)
-    # The share of the run that was done at each evaluation; None if unknown.
-    _shares_done: list[float | None] = field(default_factory=list, init=False, repr=False)
+    # Of each evaluation: its share of the run may change, as a run may go on for more epochs.
+    _steps: list[int] = field(default_factory=list, init=False, repr=False)
     # The number of evaluations when its rest began.
     _resting: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _why: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # why they rest
@@ -142,12 +143,11 @@ class AdaptiveSwitch(AuxiliaryWeights):
         """Judge every auxiliary task; the decision takes effect at the next step."""
         n_before, metric = len(self._metrics), seen.metrics[seen.main]
         self._metrics.append(metric)
-        self._shares_done.append(seen.share_done)
+        self._steps.append(seen.step)
         auxiliary = [n for n in dict.fromkeys((*seen.metrics, *self._auxiliary)) if n != seen.main]
-        if reason := self._taught_by_own_labels(seen):
-            self._retire_all(
-                [name for name in auxiliary if name not in self.reasons], f"{reason} at step {seen.step}"
-            )
+        left = [name for name in auxiliary if name not in self.reasons]
+        if left and (reason := self._taught_by_own_labels(seen)):
+            self._retire_all(left, f"{reason} at step {seen.step}")
             return
         for name in auxiliary:
             if name in self._resting:
@@ -193,7 +193,7 @@ class AdaptiveSwitch(AuxiliaryWeights):
             or round(seen.share_done - 2 * WINDOW, ROUNDED) < 0
         ):
             return None
-        recent, before = self._error_in(seen.share_done), self._error_in(seen.share_done - WINDOW)
+        recent, before = self._error_in(seen), self._error_in(seen, WINDOW)
         if (
             recent is None or before is None or not recent > (1 - SLOW) * before
         ):  # a NaN metric decides nothing
@@ -203,14 +203,19 @@ class AdaptiveSwitch(AuxiliaryWeights):
             f"{before:.4f} to {recent:.4f}"
         )
 
-    def _error_in(self, end: float) -> float | None:
-        """Return 1 - the mean metric in the stretch of WINDOW before a share of the run; None without evaluations."""
-        seen = [
+    def _error_in(self, seen: HeldOut, ago: float = 0.0) -> float | None:
+        """Return 1 - the mean metric in a stretch of WINDOW that ended some share of the run ago; None without
+        evaluations.
+        """
+        assert seen.share_done is not None
+        end, share_of_step = seen.share_done - ago, seen.share_done / seen.step
+        shares = (round(step * share_of_step, ROUNDED) for step in self._steps)
+        found = [
             metric
-            for done, metric in zip(self._shares_done, self._metrics, strict=True)
-            if done is not None and round(end - WINDOW, ROUNDED) < round(done, ROUNDED) <= round(end, ROUNDED)
+            for done, metric in zip(shares, self._metrics, strict=True)
+            if round(end - WINDOW, ROUNDED) < done <= round(end, ROUNDED)
         ]
-        return 1 - fmean(seen) if seen else None
+        return 1 - fmean(found) if found else None
 
     def _retire_all(self, names: Sequence[str], reason: str) -> None:
         for name in names:
@@ -266,7 +271,12 @@ class AdaptiveSwitch(AuxiliaryWeights):
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned. Raises InputError for that of another version."""
+        if state.keys() != set(_STATE):
+            raise InputError(
+                "the checkpoint's AdaptiveSwitch is of another version, which observed other things; start a new run "
+                "without resume"
+            )
         for name in _STATE:
             setattr(self, name, copy.deepcopy(state[name]))
 
@@ -278,7 +288,7 @@ _STATE = (
     "_learnt",
     "_freshness",
     "_metrics",
-    "_shares_done",
+    "_steps",
     "_resting",
     "_why",
     "_came_back",

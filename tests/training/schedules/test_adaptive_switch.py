@@ -192,8 +192,8 @@ def test_tasks_without_gradients_on_the_features_are_let_go_by_the_plateau_alone
     assert weights(schedule, "words") == {"a": 1.0}
 
 
-def show_told(schedule, metrics, *, every=0.05, labelled_by=("b",)):
-    for i, metric in enumerate(metrics, 1):
+def show_told(schedule, metrics, *, every=0.05, labelled_by=("b",), first=1):
+    for i, metric in enumerate(metrics, first):
         gradients = {"a": TaskGradient(1.0, 1.0), "b": TaskGradient(1.0, 0.3), "c": TaskGradient(1.0, 0.3)}
         seen = {"a": metric, "b": 0.5, "c": 0.5}
         place = {"share_done": every * i, "labelled_by": labelled_by}
@@ -226,6 +226,16 @@ def test_two_stretches_of_the_run_are_compared_however_often_it_is_evaluated(eve
     assert weights(schedule) == {"a": 1.0}
 
 
+def test_a_run_that_goes_on_for_longer_has_its_stretches_in_its_new_length():
+    metrics = [*SLOWING, 0.87, *[0.88] * 10]
+    longer, straight = AdaptiveSwitch(), AdaptiveSwitch()
+    show_told(longer, metrics[:5])  # to a quarter of the run, which is then an eighth of it
+    show_told(longer, metrics[5:], every=0.025, first=6)
+    show_told(straight, metrics, every=0.025)
+    assert longer.reasons == straight.reasons
+    assert straight.reasons["b"].endswith(" at step 160")
+
+
 def test_without_such_labels_tasks_stay_as_the_error_falls_slowly():
     schedule = AdaptiveSwitch()
     show_told(schedule, [*SLOWING, 0.87, 0.88], labelled_by=())
@@ -243,6 +253,13 @@ def test_its_state_is_json_and_goes_on():
         show(schedule, [0.74, 0.7], first=len(metrics))
     assert resumed == through
     assert weights(resumed) == weights(through)
+
+
+def test_the_state_of_another_version_is_refused_in_a_line():
+    state = AdaptiveSwitch().state_dict()
+    del state["_steps"]
+    with pytest.raises(InputError, match=r"of another version, .*; start a new run without resume"):
+        AdaptiveSwitch().load_state_dict(state)
 
 
 @pytest.mark.parametrize(
