@@ -149,6 +149,8 @@ class TrainingBatches:
         labelled = corpus.column(main).labelled()
         self.sampler = make(labelled, batch_size, share, seed)
         self.self_training = self_training
+        # The tasks by whose labels rows are labelled in self-training, beside the model.
+        self.labelled_by = telling_tasks(corpus, main, self.tasks) if self_training else ()
         self._own_labels: str | None = None
         if self_training:
             self._check_can_self_train(bool(labelled.all()))
@@ -236,11 +238,6 @@ class TrainingBatches:
         told = LabelModel(self._corpus, self.main, self.labelled_by)
         return packed(np.concatenate([told.classes(block, logits) for block in blocks]))
 
-    @cached_property
-    def labelled_by(self) -> tuple[str, ...]:
-        """The tasks by whose labels rows are labelled in self-training, beside the model."""
-        return telling_tasks(self._corpus, self.main, self.tasks) if self.self_training else ()
-
     def take_own_labels(self, labels: str) -> int:
         """From the next batch of this single-task phase on, also draw rows with these labels; return how many there
         are.
@@ -315,8 +312,7 @@ class TrainingBatches:
 
         Raises InputError for other data or settings.
         """
-        self.sampler.load_state_dict(state["sampler"])
-        self.ahead.forget()
+        self.sampler.check_is_of_these(state["sampler"])
         if state["data"] != self._digest:
             raise InputError(
                 "the training data has changed since the checkpoint (words, labels or class names differ); pass the "
@@ -325,7 +321,7 @@ class TrainingBatches:
         self.enter_phase(state["active"])
         if (labels := state.get("own_labels")) is not None:
             self.take_own_labels(labels)
-            self.sampler.load_state_dict(state["sampler"])  # the place among rows with these labels
+        self.sampler.load_state_dict(state["sampler"])
 
 
 class TokenBatches(TrainingBatches):

@@ -164,17 +164,18 @@ class Sampler:
             **self._identity,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
-
-        Raises InputError if the data, batch size, share or seed differ.
-        """
+    def check_is_of_these(self, state: dict[str, Any]) -> None:
+        """Raise InputError if a state is of other data, or of another batch size, share or seed."""
         for name, value in self._identity.items():
             if state.get(name) != value:
                 raise InputError(
                     f"the checkpoint's batches had {name}={state.get(name)}, but these have {value}; resume with the "
                     "checkpoint's data and settings"
                 )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken. Raises InputError as `check_is_of_these`."""
+        self.check_is_of_these(state)
         self.position, self.single_task = state["position"], state["single_task"]
         n_own, *place = state.get("own") or (0,)
         self.draw_own(n_own)
@@ -270,10 +271,6 @@ class RowsAhead:
             self._sampler.load_state_dict(self._before)
             for _ in range(self._used):
                 self._sampler.next_rows()
-        self.forget()
-
-    def forget(self) -> None:
-        """Discard what was drawn ahead, wherever the sampler is."""
         self._drawn = self._used = 0
 
 

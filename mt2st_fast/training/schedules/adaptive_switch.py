@@ -187,26 +187,20 @@ class AdaptiveSwitch(AuxiliaryWeights):
 
     def _taught_by_own_labels(self, seen: HeldOut) -> str | None:
         """Return the reason if rows labelled by other tasks' labels now teach the main task more than these tasks."""
-        if (
-            not seen.labelled_by
-            or seen.share_done is None
-            or round(seen.share_done - 2 * WINDOW, ROUNDED) < 0
-        ):
+        done = seen.share_done
+        if not seen.labelled_by or done is None or round(done - 2 * WINDOW, ROUNDED) < 0:
             return None
         recent, before = self._error_in(seen), self._error_in(seen, WINDOW)
-        if (
-            recent is None or before is None or not recent > (1 - SLOW) * before
-        ):  # a NaN metric decides nothing
+        is_slow = recent > (1 - SLOW) * before  # not of NaN: such a metric decides nothing
+        if not is_slow:
             return None
         return (
             f"the labels of {', '.join(seen.labelled_by)} tell the main task's, and its error only fell from "
             f"{before:.4f} to {recent:.4f}"
         )
 
-    def _error_in(self, seen: HeldOut, ago: float = 0.0) -> float | None:
-        """Return 1 - the mean metric in a stretch of WINDOW that ended some share of the run ago; None without
-        evaluations.
-        """
+    def _error_in(self, seen: HeldOut, ago: float = 0.0) -> float:
+        """Return 1 - the mean metric in a stretch of WINDOW that ended some share of the run ago; NaN without any."""
         assert seen.share_done is not None
         end, share_of_step = seen.share_done - ago, seen.share_done / seen.step
         shares = (round(step * share_of_step, ROUNDED) for step in self._steps)
@@ -215,7 +209,7 @@ class AdaptiveSwitch(AuxiliaryWeights):
             for done, metric in zip(shares, self._metrics, strict=True)
             if round(end - WINDOW, ROUNDED) < done <= round(end, ROUNDED)
         ]
-        return 1 - fmean(found) if found else None
+        return 1 - fmean(found) if found else math.nan
 
     def _retire_all(self, names: Sequence[str], reason: str) -> None:
         for name in names:
