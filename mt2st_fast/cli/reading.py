@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mt2st_fast.cli.terminal import plain_console
-from mt2st_fast.data import Splits, open_data
+from mt2st_fast.data import Splits, complete_labels, open_data
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import NO_NUMBA, is_set, tuned_tables
 from mt2st_fast.runs.config import Config
@@ -23,7 +23,7 @@ def read_data(config: Config) -> Splits:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task(f"read {config.data}", total=None)
-        return open_data(
+        splits = open_data(
             config.data,
             config.main,
             config.aux,
@@ -33,3 +33,4 @@ def read_data(config: Config) -> Splits:
             delimiter=config.delimiter,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
+    return complete_labels(splits) if config.complete_labels else splits

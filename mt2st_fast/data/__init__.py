@@ -2,6 +2,7 @@
 
 from mt2st_fast.data.batches import BagBatches, TokenBatches, evaluation_batches
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn, check_main, hide_labels
+from mt2st_fast.data.label_model import complete_labels
 from mt2st_fast.data.preparation import prepare
 from mt2st_fast.data.readers import READERS, open_data, parse_spec
 from mt2st_fast.data.sampler import Sampler
@@ -27,6 +28,7 @@ __all__ = [
     "Vocabulary",
     "analogy_batches",
     "check_main",
+    "complete_labels",
     "evaluation_batches",
     "hide_labels",
     "open_data",

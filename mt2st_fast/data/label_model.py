@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
@@ -28,8 +29,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mt2st_fast.data.corpus import MISSING, Corpus, TargetColumn
+from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
+from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import fit_log_linear
+from mt2st_fast.spelling import counted, listed
 
 MODEL_SHARE = 0.5
 LOG_SURE = math.log(0.99)
@@ -37,6 +40,7 @@ NEIGHBOURS = (-1, 1)
 RATE, PASSES = 0.2, 5
 MOST_NUMBERS = 25_000_000  # that a pass moves; with more, fewer rows are read
 MOST_HELD_OUT = 5_000_000  # logits; with more, fewer rows are held out
+ROWS_AT_ONCE = 8192
 # Whether tasks tell something: every HELD_OUT-th unit is kept from the fit, and there the clues of each must lower the
 # loss by LEAST_TOLD, and all together by LEAST_TOGETHER, and by this many standard errors.
 HELD_OUT, LEAST_TOLD, LEAST_TOGETHER, ERRORS = 5, 0.1, 1 / 3, 2.0
@@ -87,6 +91,34 @@ def _are_lower(losses: np.ndarray, without: np.ndarray, share: float) -> bool:
     gains = without - losses
     error = gains.std() / np.sqrt(len(gains))
     return bool(gains.mean() >= max(share * without.mean(), ERRORS * error))
+
+
+def complete_labels(splits: Splits) -> Splits:
+    """Return splits whose training rows without a main label have the one that the labels of other tasks tell.
+
+    So the other tasks teach the main one by their labels alone, without being trained: what is left for multi-task
+    training to add. Raises InputError where every row has a main label, where no task tells it, and without a main
+    task.
+    """
+    if splits.main is None:
+        raise InputError(f"{splits.name} has no labels that could be completed")
+    main, train = splits.main, splits.train
+    column = train.column(main)
+    rows = np.flatnonzero(~column.labelled())
+    if not len(rows):
+        raise InputError(f"every training row has a label of {main}, so there is nothing to complete")
+    telling = telling_tasks(train, main, splits.tasks)
+    if not telling:
+        raise InputError(
+            f"the labels of {listed(splits.auxiliary)} do not tell those of {main}, so they cannot complete them; "
+            "name other auxiliary tasks"
+        )
+    values, model = column.values.copy(), LabelModel(train, main, telling)
+    for block in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
+        values[block] = model.log_probabilities(block).argmax(1).numpy()
+    targets = {**train.targets, main: replace(column, values=values)}
+    note = f"{counted(len(rows), 'training row')} got the label for {main!r} that the labels of {listed(telling)} tell"
+    return replace(splits, train=replace(train, targets=targets), notes=(*splits.notes, note))
 
 
 class LabelModel:

@@ -100,6 +100,11 @@ class Config:
         min=0.0,
         max=1.0,
     )
+    complete_labels: bool = option(
+        False,
+        "Data",
+        "give training rows without a main label the one that their labels of auxiliary tasks tell",
+    )
     strategy: str = option(
         "switch", "Strategy", f"one of {', '.join(strategies())}", test=one_of(tuple(strategies()))
     )

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from mt2st_fast.data import MISSING, Corpus, TargetColumn, TokenBatches
+from mt2st_fast.data import (
+    MISSING,
+    Corpus,
+    Splits,
+    TargetColumn,
+    TokenBatches,
+    Vocabulary,
+    complete_labels,
+)
 from mt2st_fast.data.label_model import LOG_SURE, MODEL_SHARE, LabelModel, telling_tasks
+from mt2st_fast.errors import InputError
 
 N, LENGTH = 4_000, 10
 
@@ -158,3 +169,30 @@ def test_fewer_rows_are_held_out_where_there_are_many_classes(monkeypatch):
         text, _ = corpus()
         assert telling_tasks(text, "main", ("tag",)) == ("tag",)
     assert set(seen) == {80, 27}
+
+
+def splits_of(text, auxiliary=("tag", "before", "random")):
+    words = Vocabulary([f"w{i:02}" for i in range(50)], np.ones(50, np.int64))
+    return Splits(text, text, text, words, "made up", "main", auxiliary)
+
+
+def test_labels_are_completed_by_the_tasks_that_tell_them():
+    text, truth = corpus()
+    completed = complete_labels(splits_of(text))
+    found, given = completed.train.column("main").values, text.column("main").values
+    has_label = given != MISSING
+    assert (found[has_label] == given[has_label]).all()
+    assert (found[~has_label] == truth[~has_label]).mean() > 0.95
+    assert completed.dev is text  # held-out rows are measured by their own labels
+    assert completed.notes == ("3,600 training rows got the label for 'main' that the labels of tag, before tell",)
+
+
+def test_labels_that_cannot_be_completed_are_refused():
+    text, truth = corpus()
+    with pytest.raises(InputError, match="the labels of random do not tell those of main"):
+        complete_labels(splits_of(text, ("random",)))
+    all_labelled = replace(text, targets={**text.targets, "main": classes(truth, 4)})
+    with pytest.raises(InputError, match="every training row has a label of main"):
+        complete_labels(splits_of(all_labelled))
+    with pytest.raises(InputError, match="made up has no labels"):
+        complete_labels(replace(splits_of(text), main=None, auxiliary=()))
