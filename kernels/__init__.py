@@ -23,6 +23,7 @@ else:
         take_bags,
         unique_ids,
         update_all_rows,
+        update_distinct_rows,
         update_rows,
     )
     from .bags.prepared import PreparedBags, prepare_bags
@@ -187,5 +188,6 @@ __all__ = [
     "type_rows",
     "unique_ids",
     "update_all_rows",
+    "update_distinct_rows",
     "update_rows",
 ]

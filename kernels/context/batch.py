@@ -16,6 +16,7 @@ from torch import Tensor
 MODES = ("skipgram", "cbow")
 TILE = 16  # positions that share their negatives
 LEAST_SHARED = 8
+SPLIT_WORDS = 1024  # words of a batch; below it, a second thread costs more than it saves
 
 
 class WordSampler(NamedTuple):

@@ -184,7 +184,9 @@ def test_labels_are_completed_by_the_tasks_that_tell_them():
     assert (found[has_label] == given[has_label]).all()
     assert (found[~has_label] == truth[~has_label]).mean() > 0.95
     assert completed.dev is text  # held-out rows are measured by their own labels
-    assert completed.notes == ("3,600 training rows got the label for 'main' that the labels of tag, before tell",)
+    assert completed.notes == (
+        "3,600 training rows got the label for 'main' that the labels of tag, before tell",
+    )
 
 
 def test_labels_that_cannot_be_completed_are_refused():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...machine.jit import helper
 from ...machine.team import Kernel, in_parallel
-from ..batch import MODES, TILE, ContextBatch
+from ..batch import MODES, SPLIT_WORDS, TILE, ContextBatch
 from ..workspace import Workspace, make_workspace
 from .shard_rows import copy_in, forget_rows, number_rows
 from .tile import TileOptions, Vectors, Windows, scratch_of, tile_step
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 
 f32 = np.float32
 ZERO = f32(0)
-SPLIT_WORDS = 1024  # words of a batch; below it, a second thread costs more than it saves
 
 
 @helper
-def _run_split(p, windows, drawn, n, n_inputs, n_outputs, how, x, y, d_x, d_y, w, losses):
+def run_split(p, windows, drawn, n, n_inputs, n_outputs, how, x, y, d_x, d_y, w, losses):
     """Compute the loss of split p's tiles, and its gradients in d_x[p] and d_y[p]."""
     P, M, n_tiles = len(d_x), w.z.shape[1], -(-n // TILE)
     d_x[p, :n_inputs] = ZERO
@@ -36,6 +35,14 @@ def _run_split(p, windows, drawn, n, n_inputs, n_outputs, how, x, y, d_x, d_y, w
         first, last = k * TILE, min(n, (k + 1) * TILE)
         loss += tile_step(vectors, windows, first, last, drawn[k * M : (k + 1) * M], how, True, k, scratch)
     losses[p] = loss
+
+
+@helper
+def add_up_splits(d_x, n_inputs, d_y, n_outputs):
+    """Add the gradients of all splits to those of the first."""
+    for p in range(1, len(d_x)):
+        d_x[0, :n_inputs] += d_x[p, :n_inputs]
+        d_y[0, :n_outputs] += d_y[p, :n_outputs]
 
 
 def _gradients(team, mode, low, high, n, negatives, window, scale, inputs, outputs, d_x, d_y, w):
@@ -58,10 +65,8 @@ def _gradients(team, mode, low, high, n, negatives, window, scale, inputs, outpu
     losses = np.zeros(P)
     how = TileOptions(mode, f32(negatives / M), scale, window, True, False, inputs.shape[1])
     windows = Windows(slots, slots, low, high)
-    in_parallel(team, P, _run_split, (windows, drawn, n, n_inputs, n_outputs, how, x, y, d_x, d_y, w, losses))
-    for p in range(1, P):
-        d_x[0, :n_inputs] += d_x[p, :n_inputs]
-        d_y[0, :n_outputs] += d_y[p, :n_outputs]
+    in_parallel(team, P, run_split, (windows, drawn, n, n_inputs, n_outputs, how, x, y, d_x, d_y, w, losses))
+    add_up_splits(d_x, n_inputs, d_y, n_outputs)
     return losses.sum(), n_inputs, n_outputs
 
 

@@ -12,6 +12,7 @@ from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.kernel_calls.bag_training import BagTraining
 from mt2st_fast.training.engines.kernel_calls.calls import options_obstacle
+from mt2st_fast.training.engines.kernel_calls.context_gradients import ContextGradients
 from mt2st_fast.training.engines.kernel_calls.held_parameters import LOSSES_ALONE, MOVES
 from mt2st_fast.training.engines.kernel_calls.joined_rows import joined
 from mt2st_fast.training.engines.kernel_calls.stack_training import StackTraining
@@ -24,6 +25,7 @@ from mt2st_fast.training.engines.kernel_calls.word_gradients import (
 from mt2st_fast.training.engines.shares import labelled_in
 from mt2st_fast.training.inputs.batch import Batch, PlainBatch, materialised
 from mt2st_fast.training.learnt_weights import weights_by_losses
+from mt2st_fast.training.optimizers.row_sparse import RowSparseOptimizer
 from mt2st_fast.training.schedules.abilities import WeighsByLosses
 
 SEVERAL_BATCHES = "a step consists of several batches"
@@ -56,7 +58,10 @@ class OneCallSteps(Engine):
             self._training = BagTraining(*model, fixed_batches=parts.fixed_batches)
         else:
             self._training = TextTraining(*model, clip_norm=parts.options.clip_norm)
-            self._on_words = WordGradients(self._training.encoder, parts.heads)
+            assert isinstance(parts.optimizer, RowSparseOptimizer)
+            encoder = self._training.encoder
+            context = ContextGradients(encoder, parts.heads, parts.optimizer)
+            self._on_words = WordGradients(encoder, parts.heads, context)
 
     def _found_obstacle(self) -> str | None:
         parts = self._parts
@@ -143,8 +148,7 @@ class OneCallSteps(Engine):
         parts = self._parts
         losses_k, extra = self._on_words([materialised(batch) for batch in on_words], parts.state.weights_k)
         losses_k += self._training(inputs, targets, parts.state.weights_k, extra=extra)
-        parts.optimizer.step()
-        parts.optimizer.zero_grad(set_to_none=True)
+        self._on_words.move(parts.optimizer)
         return losses_k
 
     def _learn_weights(self, weights_k: Tensor, losses: Tensor, targets: Collection[str]) -> None:

@@ -27,6 +27,7 @@ from mt2st_fast.kernels import (
     RowState,
     fuse_update,
     update_all_rows,
+    update_distinct_rows,
     update_rows,
 )
 from mt2st_fast.kernels.bags import rules
@@ -212,11 +213,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         ]
         for group, table, gradient in row_sparse:
             moving = without_rows(gradient, self.frozen_rows(table))
-            state = self.row_state(table)
-            rule, steps = self.row_rule(table, group), self.table_steps(table)
-            if steps is not None:
-                steps += 1
-            update_rows(rule, table, moving, state)
+            update_rows(*self._for_a_step(table, group), moving, self.row_state(table))
             table.grad = None
         self._fuse_dense_steps()
         # torch's step can be differentiated through, if that is requested.
@@ -231,6 +228,26 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             for _, table, gradient in row_sparse:
                 table.grad = gradient
         return loss
+
+    @torch.no_grad()
+    def step_rows(self, table: Tensor, rows: Tensor, d_rows: Tensor) -> None:
+        """Take a step of some rows of a table, int64 (U,) and all distinct, by their gradients (U, D).
+
+        As `step` does by a sparse gradient.
+        """
+        group = next(group for group in self.param_groups if any(p is table for p in group["params"]))
+        if (frozen := self.frozen_rows(table)) is not None:
+            moving = ~frozen[rows]
+            rows, d_rows = rows[moving], d_rows[moving]
+        update_distinct_rows(*self._for_a_step(table, group), rows, d_rows, self.row_state(table))
+
+    def _for_a_step(self, table: Tensor, group: dict[str, Any]) -> tuple[RowRule, Tensor]:
+        """Return the rule of a step of a table, which is counted, and the table."""
+        self.row_state(table)  # which is made at the first step
+        rule, steps = self.row_rule(table, group), self.table_steps(table)
+        if steps is not None:
+            steps += 1
+        return rule, table
 
     def _check_not_moved_by_rows(self) -> None:
         """Raises InputError for a dense gradient of a table that was moved by rows, whose state torch cannot use."""
