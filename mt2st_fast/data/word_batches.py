@@ -88,8 +88,9 @@ class WordBatches:
 class ContextBatches:
     """Endless batches (LocalBatch, {task: nothing}) over a stream of tokens, which is repeated from its beginning.
 
-    A batch is `words` consecutive tokens. In every pass, frequent ones are subsampled, and windows and negatives are
-    drawn anew (as in word2vec; kernels/context/batch.py).
+    A batch is `words` consecutive tokens; sentence u is tokens[bounds[u] : bounds[u + 1]]. In every pass, frequent ones
+    are subsampled, and windows and negatives are drawn anew (as in word2vec; kernels/context/batch.py). Raises
+    InputError for a text that its bounds or counts do not fit.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class ContextBatches:
             raise InputError(
                 f"context batches need at least 1 word per batch (not {words}) and a text (not {len(tokens)} tokens)"
             )
+        _check_text(tokens, bounds, len(counts))
         self.task = task
         self._tokens, self._bounds = tokens, bounds
         self._sampler = word_sampler(np.asarray(counts), sample)
@@ -167,6 +169,18 @@ class ContextBatches:
         """Continue where `state_dict` was taken. Raises InputError for another text."""
         _check_same(self.task, state, self._digest)
         self._pass, self._batch = state["pass"], state["batch"]
+
+
+def _check_text(tokens: np.ndarray, bounds: np.ndarray, num_types: int) -> None:
+    """Raise InputError for a text by which kernels would read beyond an array. Mapped tokens are trusted."""
+    ends = (int(bounds[0]), int(bounds[-1])) if len(bounds) else ()
+    if ends != (0, len(tokens)) or (np.diff(bounds) < 0).any():
+        raise InputError(
+            f"the bounds of {len(tokens):,} tokens must rise from 0 to {len(tokens)}: where each sentence begins, and "
+            "the end of the last"
+        )
+    if not isinstance(tokens, np.memmap) and (most := int(tokens.max())) >= num_types:
+        raise InputError(f"the text contains the word type {most}, but there are counts of {num_types:,}")
 
 
 def digest_of(*arrays: np.ndarray) -> str:

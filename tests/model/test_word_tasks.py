@@ -335,3 +335,18 @@ def test_what_has_no_head_is_refused_where_one_is_needed():
     heads.set_active(["tone"])
     with pytest.raises(ValueError, match="similarity is not an active task on words"):
         heads.word_loss("similarity", lambda t: t, torch.zeros(1, 2), torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "counts", "message"),
+    [
+        ([0, 25, 50], 9, "the bounds of 60 tokens must rise from 0 to 60"),
+        ([0, 70, 60], 9, "must rise"),
+        ([], 9, "must rise"),
+        ([0, 60], 8, "contains the word type 8, but there are counts of 8"),
+    ],
+)
+def test_a_text_that_kernels_would_read_beyond_is_refused(bounds, counts, message):
+    tokens = np.arange(60, dtype=np.int32) % 9
+    with pytest.raises(InputError, match=message):
+        ContextBatches(tokens, np.array(bounds, np.int64), np.ones(counts), words=20)

@@ -367,3 +367,29 @@ def test_the_count_of_a_tables_steps_goes_with_its_state():
     inherited.load_state_dict(optimizer.state_dict())
     step(inherited, heir, 2)
     assert heir[2, 0].item() == pytest.approx(-0.1 * 25**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("make", [mt2st_fast.SGD, LazyAdam, RowwiseAdagrad])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_step_of_rows_is_that_of_a_sparse_gradient(make, frozen):
+    found = []
+    for by_rows in (False, True):
+        table = torch.nn.Parameter(model(sparse=True)[0].table.detach().clone())
+        optimizer = make([table], lr=0.1)
+        optimizer.freeze_rows(table, torch.arange(T) % 3 > 0 if frozen else None)
+        for seed in range(3):
+            generator = torch.Generator().manual_seed(seed)
+            rows = torch.randperm(T, generator=generator)[:20]
+            d_rows = torch.randn(20, 12, generator=generator)
+            if by_rows:
+                optimizer.step_rows(table, rows, d_rows)
+            else:
+                table.grad = torch.sparse_coo_tensor(
+                    rows.unsqueeze(0), d_rows, table.shape, check_invariants=True
+                )
+                optimizer.step()
+        found.append((table.detach(), optimizer.state_dict()["state"][0]))
+    (wanted, wanted_state), (moved, state) = found
+    assert torch.equal(moved, wanted)
+    assert state.keys() == wanted_state.keys()
+    assert all(torch.equal(state[name], wanted_state[name]) for name in state)

@@ -5,6 +5,7 @@ Autograd would spend ten times as long around these kernels as in them.
 
 from __future__ import annotations
 
+from operator import is_
 from typing import NamedTuple
 
 from torch import Tensor
@@ -36,20 +37,27 @@ class ContextGradients:
     ) -> None:
         self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
         self._of_task: dict[str, GradientsOfBatches] = {}  # gradients wait until all batches are done
+        self._known: dict[str, tuple[list[object], bool]] = {}  # by task: what was looked at, and the answer
         self._waiting: list[_Waiting] = []
 
     def takes(self, name: str) -> bool:
         """Return whether it can compute this task; other tasks on words are autograd's."""
         task = self._heads.word_tasks[name]
-        if type(task) is not ContextPrediction or task.backend not in ("auto", "numba"):
+        if type(task) is not ContextPrediction:
             return False
-        table, outputs = self._encoder.table, task.table
-        return (
-            id(outputs) in group_of(self._optimizer)
-            and not any(p is outputs for p in self._of_others(name))
-            and hook_obstacle([], [outputs], self._optimizer) is None
-            and gradients_obstacle(table, outputs, task.backend) is None
-        )
+        looked_at = [task.table, self._encoder.table, task.backend]
+        before, can = self._known.get(name, ([], False))
+        if len(before) != len(looked_at) or not all(map(is_, before, looked_at)):
+            can = self._can_read(name, task)
+            self._known[name] = looked_at, can
+        return can and hook_obstacle([], [task.table], self._optimizer) is None
+
+    def _can_read(self, name: str, task: ContextPrediction) -> bool:
+        if task.backend not in ("auto", "numba") or id(task.table) not in group_of(self._optimizer):
+            return False
+        if any(p is task.table for p in self._of_others(name)):
+            return False
+        return gradients_obstacle(self._encoder.table, task.table, task.backend) is None
 
     def _of_others(self, name: str) -> list[Tensor]:
         """Return the parameters of the encoder and of all other tasks on words."""

@@ -170,3 +170,39 @@ def test_a_task_with_a_table_of_its_own_keeps_steps_from_being_captured_until_it
     first, last = history.phases
     assert first.graph.startswith("not captured: the task context has other words in every batch")
     assert last.graph == "captured"
+
+
+def test_context_prediction_needs_no_autograd(monkeypatch):
+    """But where something else shares its output vectors, or wants their gradient, autograd computes it."""
+
+    def loss_by_autograd(*_):
+        raise AssertionError("by autograd")
+
+    def steps_of(change):
+        encoder, heads = made("windows")
+        change(heads.word_tasks["context"], heads)
+        given = {name: each for name, each in loaders("windows").items() if name in ("main", "context")}
+        Trainer(encoder, heads, device="cpu", lr=0.01).fit(given, epochs=1)
+
+    monkeypatch.setattr(ContextPrediction, "forward", loss_by_autograd)
+    steps_of(lambda task, heads: None)
+    changes = {
+        "shared": lambda task, heads: setattr(heads.word_tasks["pulled"], "point", task.table),
+        "hooked": lambda task, heads: task.table.register_hook(lambda gradient: gradient),
+        "another backend": lambda task, heads: setattr(task, "backend", "reference"),
+    }
+    for change in changes.values():
+        with pytest.raises(AssertionError, match="by autograd"):
+            steps_of(change)
+
+
+def test_a_frozen_output_table_stays():
+    encoder, heads = made("windows")
+    task = heads.word_tasks["context"]
+    torch.nn.init.normal_(task.table)
+    task.table.requires_grad_(False)
+    before, table = task.table.clone(), encoder.table.detach().clone()
+    given = {name: each for name, each in loaders("windows").items() if name in ("main", "context")}
+    Trainer(encoder, heads, device="cpu", lr=0.01).fit(given, epochs=1)
+    assert torch.equal(task.table, before)
+    assert not torch.equal(encoder.table, table)
