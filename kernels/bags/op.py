@@ -180,14 +180,17 @@ def update_rows(
     # Autograd drops the coalesced flag of a gradient on its way into .grad.
     if not (gradient.is_coalesced() or module.is_ascending(rows)):
         rows, values = module.sum_repeated(rows, values.contiguous(), len(table))
-    update_distinct_rows(rule, table, rows, values, state, backend)
+    module.update_rows(rule, table.detach(), rows, values.contiguous(), state)
+    increment_version(table)
 
 
 def update_distinct_rows(
     rule: RowRule, table: Tensor, rows: Tensor, values: Tensor, state: RowState, backend: str = "auto"
 ) -> None:
-    """Update the rows (U,) of a table, int64 and all distinct, by their gradients (U, D)."""
-    serving(table, backend).update_rows(rule, table.detach(), rows, values.contiguous(), state)
+    """Update the rows (U,) of a table, int64 and all distinct, by their gradients (U, D), among calls of kernels."""
+    serving(table, backend).update_rows(
+        rule, table.detach(), rows, values.contiguous(), state, beside_torch=False
+    )
     increment_version(table)
 
 

@@ -91,15 +91,31 @@ def sum_pieces(pieces: Sequence[tuple[Tensor, Tensor]], V: int) -> tuple[Tensor,
     return torch.from_numpy(rows), sums
 
 
-def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState) -> None:
+def update_rows(
+    rule: RowRule,
+    table: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    state: RowState,
+    *,
+    beside_torch: bool = True,
+) -> None:
     """Update the rows (U,), all distinct, by their gradients (U, D), in one step."""
-    _update_rows(rule, table, rows, gradient, state, pieces_of(gradient.numel(), PARALLEL_FLOATS))
+    n_splits = pieces_of(gradient.numel(), PARALLEL_FLOATS)
+    _update_rows(rule, table, rows, gradient, state, n_splits, beside_torch)
 
 
 def _update_rows(
-    rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState, n_splits: int
+    rule: RowRule,
+    table: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    state: RowState,
+    n_splits: int,
+    beside_torch: bool,
 ) -> None:
-    numba_row_updates.update_rows(
+    kernel = numba_row_updates.update_rows
+    (kernel if beside_torch else kernel.among_kernels)(
         packed((rule,)), table.data_ptr(), rows.numpy(), gradient.data_ptr(), table.shape[1],
         *_state(state), n_splits,
     )  # fmt: skip
