@@ -257,7 +257,7 @@ class Run:
             look_at_held_out(
                 self._options.schedule, self._parts, evaluation, held_out, n_before, last_step,
                 rate_left=self._rate.left(self.steps_done), share_done=self.steps_done / self.total_steps,
-                labelled_by=self.source.labelled_by,
+                self_training=self.source.self_training, labelled_by=self.source.labelled_by,
             )  # fmt: skip
         self.history.evaluations.append(evaluation)
         return evaluation

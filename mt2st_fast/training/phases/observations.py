@@ -48,6 +48,7 @@ def look_at_held_out(
     *,
     rate_left: float | None = None,
     share_done: float | None = None,
+    self_training: bool = False,
     labelled_by: tuple[str, ...] = (),
 ) -> None:
     """Show an evaluation to a schedule that observes them; n_before: the number of earlier evaluations."""
@@ -64,7 +65,18 @@ def look_at_held_out(
             freshness = own[main].row_norm / gradients[main].row_norm
     step, metrics, epoch = evaluation.step, evaluation.metrics, evaluation.epoch
     schedule.observe_held_out(
-        HeldOut(step, main, metrics, gradients, freshness, epoch, rate_left, share_done, labelled_by)
+        HeldOut(
+            step,
+            main,
+            metrics,
+            gradients,
+            freshness,
+            epoch,
+            rate_left,
+            share_done,
+            self_training,
+            labelled_by,
+        )
     )
 
 
@@ -107,17 +119,18 @@ def _own_gradients(
             features, mask = encode_shared(parts.encoder, inputs)
     finally:
         let_go_of_gathered(parts.encoder)
-    present = [name for name in tasks or heads.active if name in targets]
-    losses = {name: _loss_and_gradient(features, mask, name, targets[name], parts) for name in present}
-    main = losses[heads.main][1]
+    seen = {name: targets[name] for name in tasks or heads.active if name in targets}
+    losses, gradients = _losses_and_gradients(features, mask, seen, parts)
+    learnt = _learnt(losses, features, mask, seen, parts) if what_is_learnt else {}
+    main = gradients[heads.main]
     return {
         name: TaskGradient(
             float(gradient.norm()),
             float(nn.functional.cosine_similarity(gradient, main, dim=0)),
             _row_norm(gradient, features.shape[-1]),
-            _learnt(loss, features, mask, name, targets[name], parts) if what_is_learnt else None,
+            learnt.get(name),
         )
-        for name, (loss, gradient) in losses.items()
+        for name, gradient in gradients.items()
     }
 
 
@@ -127,16 +140,26 @@ def _row_norm(gradient: Tensor, D: int) -> float:
 
 
 def _learnt(
-    loss: float, features: Tensor, mask: Tensor | None, name: str, target: Tensor, parts: StepParts
-) -> float | None:
-    """Return `learnt` for a task with a head, else None: any other loss may depend on anything."""
-    task = parts.heads.tasks.get(name)
-    others = None if task is None else _labels_of_others(target, task.head)
-    if others is None:
-        return None
+    losses: Mapping[str, float],
+    features: Tensor,
+    mask: Tensor | None,
+    targets: Mapping[str, Tensor],
+    parts: StepParts,
+) -> dict[str, float]:
+    """Return `learnt` of the tasks with a head that it is known of: any other loss may depend on anything."""
+    heads = parts.heads
+    moved = {
+        name: _labels_of_others(target, heads.tasks[name].head)
+        for name, target in targets.items()
+        if name in heads.tasks
+    }
+    others = {name: target for name, target in moved.items() if target is not None}
+    if not others:
+        return {}
     with torch.no_grad(), parts.autocast():
-        among_others = float(parts.heads(features, {name: others}, mask=mask).total)
-    return (among_others - loss) / among_others if among_others > 0 else None
+        found = heads(features, others, mask=mask).losses.tolist()
+    among_others = {name: found[heads.active.index(name)] for name in others}
+    return {name: (loss - losses[name]) / loss for name, loss in among_others.items() if loss > 0}
 
 
 def _labels_of_others(target: Tensor, head: HeadSpec) -> Tensor | None:
@@ -157,12 +180,15 @@ def _labels_of_others(target: Tensor, head: HeadSpec) -> Tensor | None:
     return others
 
 
-def _loss_and_gradient(
-    features: Tensor, mask: Tensor | None, name: str, target: Tensor, parts: StepParts
-) -> tuple[float, Tensor]:
-    """Return one task's own loss, and its gradient (N * D,) float32."""
+def _losses_and_gradients(
+    features: Tensor, mask: Tensor | None, targets: Mapping[str, Tensor], parts: StepParts
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Return each task's own loss, and its gradient (N * D,) float32."""
     leaf = features.detach().requires_grad_()
     with torch.enable_grad(), parts.autocast():
-        total = parts.heads(leaf, {name: target}, mask=mask).total
-        (gradient,) = torch.autograd.grad(total, leaf)
-    return float(total.detach()), gradient.float().flatten()
+        losses = parts.heads.task_losses(leaf, targets, mask=mask)
+        gradients = {name: torch.autograd.grad(loss, leaf)[0] for name, loss in losses.items()}
+    return (
+        {name: float(loss.detach()) for name, loss in losses.items()},
+        {name: gradient.float().flatten() for name, gradient in gradients.items()},
+    )

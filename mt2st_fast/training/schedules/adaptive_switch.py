@@ -19,7 +19,8 @@ Five signs are read at every evaluation:
     own labels  whether the labels of auxiliary tasks tell those of the main task, so that self-training labels other
                 rows by them once the main task is alone. These rows then teach it directly what the tasks teach it
                 through the encoder; so all tasks retire as soon as the main task's error falls slowly: by less than
-                SLOW from one stretch of the run (WINDOW) to the next
+                SLOW from one stretch of the run (WINDOW) to the next. Where the model alone labels them, it should know
+                as much as it can before, and then have time to learn from them: the tasks retire at LATEST
 
 A task rests if it pulls against the main task, or if it is neither aligned with it nor learnt. A learnt task may be
 worth its place without alignment, as it shapes the encoder below the features. If the main task's own labels stay
@@ -53,6 +54,7 @@ FRESH = 0.75
 ERRORS = 2.0  # standard errors that a mean has to be away from zero
 WINDOW = 0.15  # of the run
 SLOW = 0.2  # of the error
+LATEST = 0.6  # of the run, as for `Switch`
 ROUNDED = 6  # digits of a share of the run: two thirds of 0.15 are 0.1
 
 
@@ -112,12 +114,15 @@ class AdaptiveSwitch(AuxiliaryWeights):
     # All auxiliary tasks, including those that no held-out row measures.
     _auxiliary: tuple[str, ...] = field(default=(), init=False, repr=False)
 
-    wants_held_out_gradients = True
-
     def __post_init__(self) -> None:
         check("weights", self.weights, 0.0)
         check("margin", self.margin, 0.0)
         check_count(2, patience=self.patience)
+
+    @property
+    def wants_held_out_gradients(self) -> bool:
+        """Whether there is a task left to judge by them: they take time at every evaluation."""
+        return not self._auxiliary or any(task not in self.reasons for task in self._auxiliary)
 
     def _check_tasks(self, auxiliary: Sequence[str]) -> None:
         unknown = [t for t in self.weights if t not in auxiliary] if isinstance(self.weights, Mapping) else []
@@ -186,9 +191,13 @@ class AdaptiveSwitch(AuxiliaryWeights):
             self.evidence.append(f"step {step}: {name} retires; {seen}")
 
     def _taught_by_own_labels(self, seen: HeldOut) -> str | None:
-        """Return the reason if rows labelled by other tasks' labels now teach the main task more than these tasks."""
+        """Return the reason if rows that self-training labels now teach the main task more than these tasks."""
         done = seen.share_done
-        if not seen.labelled_by or done is None or round(done - 2 * WINDOW, ROUNDED) < 0:
+        if not seen.self_training or done is None:
+            return None
+        if round(done - LATEST, ROUNDED) >= 0:
+            return f"self-training needs the last {100 * (1 - LATEST):.0f} % of the run"
+        if not seen.labelled_by or round(done - 2 * WINDOW, ROUNDED) < 0:
             return None
         recent, before = self._error_in(seen), self._error_in(seen, WINDOW)
         is_slow = recent > (1 - SLOW) * before  # not of NaN: such a metric decides nothing

@@ -53,8 +53,8 @@ class HeldOut:
     rows of the last training step still teach the main task: its row_norm on them, over its row_norm on held-out rows.
     It is about 1 if the task learns from both alike, and tends to 0 as it memorizes its training rows; None if unknown.
     rate_left: the learning rate over that of the first step, if it falls linearly to zero; else None. share_done: the
-    share of the run's steps; None if unknown. labelled_by: the tasks by whose labels, with self-training, other rows
-    are labelled when the main task is alone.
+    share of the run's steps; None if unknown. self_training: whether rows without a main label get one when the main
+    task is alone. labelled_by: the tasks by whose labels they get it then, beside the model.
     """
 
     step: int
@@ -65,6 +65,7 @@ class HeldOut:
     epoch: float = 0.0
     rate_left: float | None = None
     share_done: float | None = None
+    self_training: bool = False
     labelled_by: tuple[str, ...] = ()
 
 

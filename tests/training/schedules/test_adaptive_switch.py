@@ -192,11 +192,11 @@ def test_tasks_without_gradients_on_the_features_are_let_go_by_the_plateau_alone
     assert weights(schedule, "words") == {"a": 1.0}
 
 
-def show_told(schedule, metrics, *, every=0.05, labelled_by=("b",), first=1):
+def show_told(schedule, metrics, *, every=0.05, self_training=True, labelled_by=("b",), first=1):
     for i, metric in enumerate(metrics, first):
         gradients = {"a": TaskGradient(1.0, 1.0), "b": TaskGradient(1.0, 0.3), "c": TaskGradient(1.0, 0.3)}
         seen = {"a": metric, "b": 0.5, "c": 0.5}
-        place = {"share_done": every * i, "labelled_by": labelled_by}
+        place = {"share_done": every * i, "self_training": self_training, "labelled_by": labelled_by}
         schedule.observe_held_out(HeldOut(10 * i, "a", seen, gradients, **place))
 
 
@@ -240,6 +240,19 @@ def test_without_such_labels_tasks_stay_as_the_error_falls_slowly():
     schedule = AdaptiveSwitch()
     show_told(schedule, [*SLOWING, 0.87, 0.88], labelled_by=())
     assert weights(schedule)["b"] == 1.0
+
+
+def test_all_retire_in_time_for_rows_that_the_model_labels_alone():
+    rising = [0.01 * i for i in range(1, 21)]
+    schedule = AdaptiveSwitch()
+    show_told(schedule, rising[:11], labelled_by=())
+    assert weights(schedule)["b"] == 1.0
+    show_told(schedule, rising[11:12], labelled_by=(), first=12)
+    assert weights(schedule) == {"a": 1.0}
+    assert schedule.reasons["b"] == "self-training needs the last 40 % of the run at step 120"
+    without = AdaptiveSwitch()
+    show_told(without, rising, self_training=False, labelled_by=())
+    assert weights(without)["b"] == 1.0
 
 
 def test_its_state_is_json_and_goes_on():
@@ -364,3 +377,13 @@ def test_it_needs_held_out_batches():
         ValueError, match=r"AdaptiveSwitch decides based on held-out batches; pass fit\(val=...\)"
     ):
         trainer_of().fit(related_and_permuted(128), epochs=1)
+
+
+def test_no_gradients_are_wanted_once_all_tasks_have_retired():
+    schedule = AdaptiveSwitch()
+    assert schedule.wants_held_out_gradients
+    schedule.task_weights(Moment(0, 100, 1000), "main", ("a", "b"))
+    schedule.reasons["a"] = "it was enough"
+    assert schedule.wants_held_out_gradients
+    schedule.reasons["b"] = "it was enough"
+    assert not schedule.wants_held_out_gradients
