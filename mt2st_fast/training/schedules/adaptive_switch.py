@@ -52,10 +52,10 @@ RATE_OF_PLATEAU = 0.5  # of the first step's rate: how much may be left when a p
 # Of a main task whose labels still teach it: about 0.9 with all labels of a treebank, below 0.5 with 5 %.
 FRESH = 0.75
 ERRORS = 2.0  # standard errors that a mean has to be away from zero
-WINDOW = 0.15  # of the run
+WINDOW = 1 / 8  # of the run
 SLOW = 0.2  # of the error
 LATEST = 0.6  # of the run, as for `Switch`
-ROUNDED = 6  # digits of a share of the run: two thirds of 0.15 are 0.1
+ROUNDED = 6  # digits of a share of the run: five times 0.025 are 0.125
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def test_tasks_without_gradients_on_the_features_are_let_go_by_the_plateau_alone
     assert weights(schedule, "words") == {"a": 1.0}
 
 
-def show_told(schedule, metrics, *, every=0.05, self_training=True, labelled_by=("b",), first=1):
+def show_told(schedule, metrics, *, every=0.0625, self_training=True, labelled_by=("b",), first=1):
     for i, metric in enumerate(metrics, first):
         gradients = {"a": TaskGradient(1.0, 1.0), "b": TaskGradient(1.0, 0.3), "c": TaskGradient(1.0, 0.3)}
         seen = {"a": metric, "b": 0.5, "c": 0.5}
@@ -200,25 +200,25 @@ def show_told(schedule, metrics, *, every=0.05, self_training=True, labelled_by=
         schedule.observe_held_out(HeldOut(10 * i, "a", seen, gradients, **place))
 
 
-SLOWING = [0.5, 0.6, 0.7, 0.8, 0.82, 0.84, 0.85, 0.86, 0.87]
+SLOWING = [0.5, 0.6, 0.7, 0.8, 0.84, 0.86, 0.87]
 
 
 def test_all_retire_once_the_error_falls_slowly_where_rows_are_labelled_by_their_labels():
     schedule = AdaptiveSwitch()
-    show_told(schedule, SLOWING)  # to a mean error of 0.14, from 0.18
+    show_told(schedule, SLOWING)  # to a mean error of 0.135, from 0.18
     assert weights(schedule, "b", "c") == {"a": 1.0, "b": 1.0, "c": 1.0}
     schedule = AdaptiveSwitch()
-    show_told(schedule, [*SLOWING, 0.87])
+    show_told(schedule, [*SLOWING, 0.88])
     assert weights(schedule, "b", "c") == {"a": 1.0}
-    reason = "the labels of b tell the main task's, and its error only fell from 0.1633 to 0.1333 at step 100"
+    reason = "the labels of b tell the main task's, and its error only fell from 0.1500 to 0.1250 at step 80"
     assert schedule.reasons == {"b": reason, "c": reason}
     assert schedule.evidence == [f"b retires, as {reason}", f"c retires, as {reason}"]
 
 
-@pytest.mark.parametrize("every", [0.05, 0.025, 0.15])
+@pytest.mark.parametrize("every", [0.0625, 0.025, 0.125])
 def test_two_stretches_of_the_run_are_compared_however_often_it_is_evaluated(every):
     schedule = AdaptiveSwitch()
-    n = round(0.3 / every)
+    n = round(0.25 / every)
     show_told(schedule, [0.9] * (n - 1), every=every)
     assert weights(schedule)["b"] == 1.0
     schedule = AdaptiveSwitch()
@@ -227,27 +227,27 @@ def test_two_stretches_of_the_run_are_compared_however_often_it_is_evaluated(eve
 
 
 def test_a_run_that_goes_on_for_longer_has_its_stretches_in_its_new_length():
-    metrics = [*SLOWING, 0.87, *[0.88] * 10]
+    metrics = [*SLOWING, *[0.88] * 10]
     longer, straight = AdaptiveSwitch(), AdaptiveSwitch()
-    show_told(longer, metrics[:5])  # to a quarter of the run, which is then an eighth of it
-    show_told(longer, metrics[5:], every=0.025, first=6)
-    show_told(straight, metrics, every=0.025)
+    show_told(longer, metrics[:4])  # to a quarter of the run, which is then an eighth of it
+    show_told(longer, metrics[4:], every=0.03125, first=5)
+    show_told(straight, metrics, every=0.03125)
     assert longer.reasons == straight.reasons
-    assert straight.reasons["b"].endswith(" at step 160")
+    assert straight.reasons["b"].endswith(" at step 120")
 
 
 def test_without_such_labels_tasks_stay_as_the_error_falls_slowly():
     schedule = AdaptiveSwitch()
-    show_told(schedule, [*SLOWING, 0.87, 0.88], labelled_by=())
+    show_told(schedule, [*SLOWING, 0.88, 0.88], labelled_by=())
     assert weights(schedule)["b"] == 1.0
 
 
 def test_all_retire_in_time_for_rows_that_the_model_labels_alone():
     rising = [0.01 * i for i in range(1, 21)]
     schedule = AdaptiveSwitch()
-    show_told(schedule, rising[:11], labelled_by=())
+    show_told(schedule, rising[:11], every=0.05, labelled_by=())
     assert weights(schedule)["b"] == 1.0
-    show_told(schedule, rising[11:12], labelled_by=(), first=12)
+    show_told(schedule, rising[11:12], every=0.05, labelled_by=(), first=12)
     assert weights(schedule) == {"a": 1.0}
     assert schedule.reasons["b"] == "self-training needs the last 40 % of the run at step 120"
     without = AdaptiveSwitch()
