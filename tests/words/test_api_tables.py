@@ -25,10 +25,11 @@ TEXT = [["a", "b", "c"], ["b", "c"]] * 3
 
 
 def rows_of(section):
-    """(name, arguments, verdict, how) of each row."""
+    """(name, arguments, verdict, how) of each name in each row."""
     lines = [line for line in SECTIONS[section].splitlines() if line.startswith("| `")]
-    for name, arguments, verdict, how in map(_cells, lines):
-        yield name.strip("`"), re.findall(r"`(\w+)`", arguments), verdict, how
+    for names, arguments, verdict, how in map(_cells, lines):
+        for name in re.findall(r"`(\w+)`", names):
+            yield name, re.findall(r"`(\w+)`", arguments), verdict, how
 
 
 def _cells(line):
