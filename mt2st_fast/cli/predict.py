@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,18 +12,18 @@ from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TextColumn, TimeElapsedColumn
 
+from mt2st_fast.cli.bars import progress_bars
 from mt2st_fast.cli.paths import not_empty, out_file, path_argument
 from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
 from mt2st_fast.cli.tasks import tasks_named
-from mt2st_fast.cli.terminal import leave_unread, plain_console
+from mt2st_fast.cli.terminal import leave_unread
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import (
     STANDARD_OUTPUT,
     at_home,
     check_not_read,
-    is_packed,
     is_stream,
     naming,
     reading,
@@ -242,17 +243,11 @@ def _chunks(path: Path | None) -> Iterator[bytes]:
             raise InputError("standard input is closed; name a FILE to read")
         yield from iter(lambda: sys.stdin.buffer.read1(CHUNK_BYTES), b"")  # type: ignore[union-attr]
         return
-    console = plain_console(stderr=True)
-    shown = console.is_terminal and not is_packed(path)  # the text's length is unknown if compressed
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f}%"),
-        TimeElapsedColumn(),
-    )
+    columns = TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn()
     with (
         reading(path) as source,
-        Progress(*columns, console=console, transient=True, disable=not shown) as bar,
+        # The length of a text that is unpacked is unknown.
+        progress_bars(*columns, is_shown=not isinstance(source, gzip.GzipFile)) as bar,
     ):
         task = bar.add_task(f"label {path.name}", total=path.stat().st_size)
         for chunk in iter(lambda: source.read(CHUNK_BYTES), b""):

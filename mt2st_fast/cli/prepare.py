@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn, TimeRemainingColumn
 
+from mt2st_fast.cli.bars import progress_bars
 from mt2st_fast.cli.output import writable
 from mt2st_fast.cli.paths import out_file, path_argument
 from mt2st_fast.cli.terminal import plain_console, say
@@ -36,10 +37,8 @@ def prepare(
     """
     file = out_file(out)
     writable(file.parent)
-    console = plain_console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     start = time.perf_counter()
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+    with progress_bars(DownloadColumn(), TimeRemainingColumn()) as bars:
         bar_of = {stage: bars.add_task(text, total=None) for stage, text in STAGES.items()}
         try:
             done = prepare_corpus(

@@ -6,16 +6,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from mt2st_fast.cli.terminal import plain_console, say
+from mt2st_fast.cli.bars import progress_bars
+from mt2st_fast.cli.terminal import say
 from mt2st_fast.compiling import on_compile
 from mt2st_fast.runs.formatting import shown
 from mt2st_fast.training.callbacks.callback import Callback, Training
@@ -28,12 +22,10 @@ COMPILING = "compiling kernels for this machine (only the first time)"
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Show on a terminal what a command does within the block, for how long, and the kernel that is compiled."""
-    console = plain_console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with ExitStack() as shown:
-        progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        bar = shown.enter_context(progress).add_task(what, total=None)
-        if console.is_terminal:  # otherwise a single log message says so
+        progress = shown.enter_context(progress_bars())
+        bar = progress.add_task(what, total=None)
+        if progress.console.is_terminal:  # otherwise a single log message says so
             told = on_compile(
                 lambda kernel: progress.update(bar, description=f"{what}: {COMPILING}: {kernel.strip('_')}")
             )
@@ -45,17 +37,9 @@ class TrainingProgress(Callback):
     """Shows steps, losses, weights and the main task's quality on standard error; use it as a context manager."""
 
     def __init__(self, total_steps: int, label: str = "train") -> None:
-        self._console = plain_console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}", markup=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
-            transient=True,
-        )
+        state = TextColumn("{task.fields[state]}", markup=False)
+        self._progress = progress_bars(MofNCompleteColumn(), TimeRemainingColumn(), state)
+        self._console = self._progress.console
         self._bar = self._progress.add_task(label, total=total_steps, state="")
         self._losses, self._quality = "", ""
         self._compiled = 0
@@ -81,7 +65,7 @@ class TrainingProgress(Callback):
     def on_phase(self, trainer: Training, phase: PhaseRecord) -> None:
         """Print a permanent line for every change of the active tasks."""
         if self._console.is_terminal:
-            say(self._progress.console, f"step {phase.first_step}: training {', '.join(phase.active)}")
+            say(self._console, f"step {phase.first_step}: training {', '.join(phase.active)}")
 
     def on_record(self, trainer: Training, record: StepRecord) -> None:
         """Show loss × weight of the first tasks."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-from mt2st_fast.cli.terminal import plain_console
+from mt2st_fast.cli.bars import progress_bars
 from mt2st_fast.data import Splits, complete_labels, open_data
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import NO_NUMBA, is_set, tuned_tables
@@ -19,9 +17,7 @@ def read_data(config: Config) -> Splits:
         tuned_tables()  # which not every engine reads, but which may have been asked for
     except ValueError as error:
         raise InputError(str(error)) from None
-    console = plain_console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with progress_bars() as progress:
         bar = progress.add_task(f"read {config.data}", total=None)
         splits = open_data(
             config.data,

@@ -85,7 +85,8 @@ class BagFeatures:
         Each word is looked up and hashed once, however often it occurs in the documents.
         """
         if self.words_alone:
-            return self._words_alone(documents)
+            found = documents.in_vocabulary(self.vocabulary)
+            return known_words(found.ids, found.bounds)
         return self.bags_of(documents.ids, documents.bounds, self.parts_of(documents.vocabulary.words))
 
     @property
@@ -121,14 +122,6 @@ class BagFeatures:
             sizes.append(np.bincount(owner, minlength=n_documents))
         return np.concatenate(parts), bounds_of(np.concatenate(sizes))
 
-    def _words_alone(self, documents: Tokens) -> tuple[np.ndarray, np.ndarray]:
-        """Return bags of known words; they may share memory with the documents."""
-        found = documents.in_vocabulary(self.vocabulary)
-        known = found.ids != MISSING_WORD
-        if known.all():
-            return found.ids, found.bounds
-        return found.ids[known], bounds_of(known)[found.bounds]
-
     def ids_of(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids int32 (total,), bounds int64 (T + 1,)): each word's own id, if known, and its n-grams' ids."""
         own = self.vocabulary.lookup(words)
@@ -146,6 +139,12 @@ class BagFeatures:
             inside = document[: len(gram)] == document[n - 1 :]
             buckets = (gram[inside] % np.uint64(self.buckets)).astype(np.int32)
             yield len(self.vocabulary) + buckets, document[: len(gram)][inside]
+
+
+def known_words(ids: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return bags (ids, bounds) without missing words; of bags that have none, the same arrays."""
+    known = ids != MISSING_WORD
+    return (ids, bounds) if known.all() else (ids[known], bounds_of(known)[bounds])
 
 
 def _ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:

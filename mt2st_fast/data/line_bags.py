@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mt2st_fast.data.bag_features import BagFeatures
+from mt2st_fast.data.bag_features import BagFeatures, known_words
 from mt2st_fast.data.text.word_files import add_lines
-from mt2st_fast.data.tokens import MISSING_WORD, bounds_of
 from mt2st_fast.kernels import WordCounter, split_lines
 
 MOST_WORDS = 1 << 22  # maximum of cached words; the cache is then cleared
@@ -35,7 +34,7 @@ class LineBags:
         self._take_new_words()
         found = split_lines(numbers, self._id_of, self._is_label, keep_empty=True)
         if self._features.words_alone:
-            return _without_missing(found.ids, found.bounds)
+            return known_words(found.ids, found.bounds)
         return self._features.bags_of(found.ids, found.bounds, self._parts)
 
     def _begin(self) -> None:
@@ -56,8 +55,3 @@ class LineBags:
             new = np.arange(n_known, n_known + len(words), dtype=np.int32)
             self._parts = self._parts.joined(self._features.parts_of(words))
         self._id_of = np.append(self._id_of, new)
-
-
-def _without_missing(ids: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    known = ids != MISSING_WORD
-    return (ids, bounds) if known.all() else (ids[known], bounds_of(known)[bounds])

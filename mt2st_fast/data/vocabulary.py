@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -143,20 +142,6 @@ class Vocabulary:
         except (KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"the vocabulary is damaged ({type(error).__name__})") from None
         raise ValueError("the vocabulary is damaged: words must be strings and counts must not be negative")
-
-    def save(self, path: str | Path) -> None:
-        """Write the vocabulary as JSON."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Vocabulary":
-        """Read what `save` wrote. Raises InputError if the file is missing or is no vocabulary."""
-        try:
-            return cls.from_json(Path(path).read_bytes())
-        except OSError as error:
-            raise InputError(f"{path}: the vocabulary cannot be read ({error.strerror})") from None
-        except ValueError:
-            raise InputError(f"{path}: is not a vocabulary written by Vocabulary.save") from None
 
 
 def _id_order(words: Sequence[str], counts: np.ndarray) -> np.ndarray:

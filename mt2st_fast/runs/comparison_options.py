@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from mt2st_fast.errors import InputError
@@ -63,12 +63,8 @@ class ComparisonOptions:
         """Raise InputError for an option that cannot be used, naming it."""
         check_options(self)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the options in the form that JSON stores."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> ComparisonOptions:
-        """Return the options that `to_json` wrote."""
+        """Return the options that `asdict` gave, in the form that JSON stores."""
         lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
         return cls(**{**stored, **lists})

@@ -23,7 +23,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import Choice, choose_backend
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.subword_vectors import SubwordVectors
-from mt2st_fast.model.tasks import Task
+from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.model.word_tasks import WordTask
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment_parts import (
@@ -31,7 +31,6 @@ from mt2st_fast.runs.experiment_parts import (
     labelled_main,
     make_batches,
     make_encoder,
-    make_task,
     make_trainer,
     own_metrics,
     start_from_vectors,
@@ -109,7 +108,8 @@ class Experiment:
             encoder = make_encoder(config, splits, table)
             vectors = SubwordVectors(splits.vocabulary, table, encoder)
             coverage = start_from_vectors(encoder, config, splits)
-            of_columns = {name: make_task(splits.train.targets[name]) for name in splits.tasks}
+            columns = {name: splits.train.targets[name] for name in splits.tasks}
+            of_columns = {name: task_of_column(column.kind, column.size) for name, column in columns.items()}
             of_columns[main] = judged_by(config.metric, splits, of_columns[main])
             tasks: dict[str, Task | WordTask] = {**of_columns, **context_task(config, splits)}
             heads = MultiTaskHeads(encoder.out_features, tasks, main, backend=config.backend)

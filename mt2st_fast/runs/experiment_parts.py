@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from mt2st_fast.data import BagBatches, Corpus, Splits, SubwordTable, TargetColumn, TokenBatches
+from mt2st_fast.data import BagBatches, Corpus, Splits, SubwordTable, TokenBatches
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import at_home
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.plain import PlainHeads, plain_encoder, plain_optimizer
-from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.judging import SPAN_F1, SpanF1
 from mt2st_fast.runs.resumed_data import WORDS
@@ -43,12 +42,6 @@ def labelled_main(splits: Splits) -> str:
     if not splits.dev.targets[splits.main].labelled().any():
         raise InputError(f"no development row has a label of the main task {splits.main}; label some rows")
     return splits.main
-
-
-def make_task(column: TargetColumn) -> Task:
-    """Return the task for a target column."""
-    task: Task = task_of_column(column.kind, column.size)
-    return task
 
 
 def make_encoder(config: Config, splits: Splits, table: SubwordTable) -> WindowEncoder | BagEncoder:

@@ -26,12 +26,6 @@ from mt2st_fast.spelling import counted
 from mt2st_fast.training.history import History
 
 
-def run_page(report: RunReport, history: History) -> bytes:
-    """Return the report.html of a run."""
-    sections = run_sections(report, history)
-    return page(run_title(report), run_lead(report), sections, environment_line(report["environment"]))
-
-
 def run_title(report: RunReport) -> str:
     """Return the title of the report of a run."""
     return f"{report['main']['task']} on {report['data']['name']}, strategy {report['strategy']}"

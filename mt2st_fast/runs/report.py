@@ -5,17 +5,18 @@ A run that has selected the parts to train also has importance.png.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mt2st_fast.files import write_atomically
 from mt2st_fast.markdown import one_line
 from mt2st_fast.runs import baseline_run, chosen_parts
 from mt2st_fast.runs.json_files import json_bytes
-from mt2st_fast.runs.pages import environment_line, run_lead, run_page, run_sections, run_title
-from mt2st_fast.runs.plots import plot_curves, png
+from mt2st_fast.runs.pages import environment_line, run_lead, run_sections, run_title
+from mt2st_fast.runs.plots import png
 from mt2st_fast.runs.run_facts import read_facts, read_history
 from mt2st_fast.runs.run_schema import Against, PhaseSummary, RunFacts, RunReport, TaskFacts, TaskResult
-from mt2st_fast.runs.sections import Picture, sections_in_markdown
+from mt2st_fast.runs.sections import Section, page, sections_in_markdown
 from mt2st_fast.training.history import History, PhaseRecord
 
 OPTIONAL_PICTURES = (chosen_parts.PICTURE, baseline_run.PICTURE)
@@ -31,12 +32,14 @@ def write_report(folder: Path) -> RunReport:
     facts = read_facts(folder)
     history = read_history(folder, facts)
     report = make_report(facts, history, baseline_run.read_against(folder))
+    sections = run_sections(report, history)
+    pictures = [picture for section in sections for picture in section.pictures if picture.file]
+    environment = environment_line(report["environment"])
     files = {
-        "curves.png": png(plot_curves(history, report["main"]["metric"])),
-        **{picture.file: png(picture.draw()) for picture in _optional_pictures(report)},
+        **{picture.file: png(picture.draw()) for picture in pictures},
         "report.json": json_bytes(report),
-        "report.html": run_page(report, history),
-        "report.md": render(report, history).encode("utf-8", "replace"),
+        "report.html": page(run_title(report), run_lead(report), sections, environment),
+        "report.md": _in_markdown(report, sections).encode("utf-8", "replace"),
     }
     for name, content in files.items():
         write_atomically(folder / name, content)
@@ -128,25 +131,17 @@ def _retired_at(history: History, task: str) -> int | None:
 
 def pictures_of(report: RunReport) -> tuple[str, ...]:
     """Return the file names of a report's pictures."""
-    return ("curves.png", *(picture.file for picture in _optional_pictures(report)))
+    optional = {baseline_run.PICTURE: report["against"], chosen_parts.PICTURE: report["chosen_parts"]}
+    return ("curves.png", *(name for name, shown in optional.items() if shown is not None))
 
 
-def _optional_pictures(report: RunReport) -> list[Picture]:
-    sections = [
-        *baseline_run.sections_of(report["against"], report["main"]),
-        *chosen_parts.sections_of(report["chosen_parts"]),
-    ]
-    return [picture for section in sections for picture in section.pictures]
-
-
-def render(report: RunReport, history: History) -> str:
-    """Return the report as Markdown: the sections of its page."""
+def _in_markdown(report: RunReport, sections: Sequence[Section]) -> str:
     lines = [
         one_line(f"# {run_title(report)}"),
         "",
         one_line(run_lead(report)),
         "",
-        *sections_in_markdown(run_sections(report, history)),
+        *sections_in_markdown(sections),
         f"Environment: {environment_line(report['environment'])}.",
         "",
     ]

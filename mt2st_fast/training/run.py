@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -63,24 +62,13 @@ from mt2st_fast.training.schedules.abilities import (
 )
 
 
-class RunListener(Protocol):
-    """Notified of what happens in a run."""
-
-    def on_phase(self, phase: PhaseRecord) -> None:
-        """Called when the active tasks have changed."""
-        ...
-
-    def on_record(self, record: StepRecord) -> None:
-        """Called when losses were read."""
-        ...
-
-
 class Run:
     """Training of an encoder and its heads on one source of batches, a step at a time.
 
     Made by `Trainer.begin`. steps_done: optimizer steps so far. history: what happened; it contains losses once
     `record` has read them. processes: those that take these steps together; all of them call the same methods.
-    settings: of the data, which must not change between a checkpoint and its resumption.
+    notify: calls a hook of every callback, by its name. settings: of the data, which must not change between a
+    checkpoint and its resumption.
     """
 
     def __init__(
@@ -91,7 +79,7 @@ class Run:
         source: Source,
         total_steps: int,
         make_capturer: Callable[[], Capturer],
-        listener: RunListener,
+        notify: Callable[..., None],
         processes: Processes,
         *,
         resume: Checkpoint | None,
@@ -101,7 +89,7 @@ class Run:
         self.encoder, self.heads, self.source = encoder, heads, source
         self.steps_per_epoch, self.total_steps = source.steps_per_epoch, total_steps
         self.steps_done, self.history, self.is_closed = 0, History(heads.main), False
-        self._options, self._listener, self.processes = options, listener, processes
+        self._options, self._notify, self.processes = options, notify, processes
         self._phase_active: tuple[str, ...] = ()  # the tasks of losses and weights (K,)
         self._weight_values: list[float] = []
         self._given_weights: dict[str, float] | None = None  # by the schedule for the last step
@@ -220,7 +208,7 @@ class Run:
             look_at_losses(
                 self._options.schedule, self._parts, self.steps_done, record.epoch, means, last_step
             )
-        self._listener.on_record(record)
+        self._notify("on_record", record)
 
     def _note_trained(self, means: Mapping[str, float], weighted: Collection[str]) -> None:
         """Note which tasks the steps since the last record have trained: those with labels (a loss) and a weight.
@@ -348,7 +336,7 @@ class Run:
             turns, by = turns_of(self._options.schedule), self.source.labelled_by if n_own else ()
             self.history.phases.append(PhaseRecord(self.steps_done, active, reasons, turns, n_own, by))
             self.engine.choose(self.history.phases)
-            self._listener.on_phase(self.history.phases[-1])
+            self._notify("on_phase", self.history.phases[-1])
         if self._takes_turns:
             take_turn(self._parts, part_at(self._options.schedule, moment), moment.step)
         self._set_weights([weights[name] for name in active])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from mt2st_fast.training.checkpoints.saving import Saving
 from mt2st_fast.training.engines.graphs.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.given_parts import check_parts
-from mt2st_fast.training.history import History, PhaseRecord, StepRecord
+from mt2st_fast.training.history import History
 from mt2st_fast.training.inputs.batch import Batch
 from mt2st_fast.training.inputs.digest import held_out_digest
 from mt2st_fast.training.inputs.shapes import Paired, length_of
@@ -332,7 +332,7 @@ class Trainer:
             source,
             total_steps,
             self._make_capturer,
-            _Callbacks(self),
+            self._notify,
             processes,
             resume=stored,
             held_out=None if held_out is None else Paired(held_out, self.heads.names),
@@ -432,10 +432,10 @@ class Trainer:
             }
         )
         own_val = own_batches(val, run.processes, self.encoder)
-        self._each(lambda callback: callback.on_fit_start(self))
+        self._notify("on_fit_start")
         while self._goes_on(run, saving) and run.steps_done < run.total_steps:
             run.step()
-            self._each(lambda callback: callback.on_step(self))
+            self._notify("on_step")
             ended = run.steps_done == run.total_steps
             epoch_ends = run.steps_done % run.steps_per_epoch == 0 or ended
             due = run.steps_done % evaluate_every == 0 or ended
@@ -444,10 +444,10 @@ class Trainer:
                 run.record()
             if due and val is not None and own_val is not None:
                 evaluation = run.note_evaluation(self._evaluate(own_val, together=run.processes), val)
-                self._each(lambda callback: callback.on_evaluation(self, evaluation))  # noqa: B023 (called at once)
+                self._notify("on_evaluation", evaluation)
             saving.after_step(run, epoch_ends)
             if epoch_ends:
-                self._each(lambda callback: callback.on_epoch_end(self))
+                self._notify("on_epoch_end")
             if records:
                 run.admit_unfrozen()
         if self.stop_requested:
@@ -458,7 +458,7 @@ class Trainer:
                 "every loss of %s was 0, as where no row has a label, so no step trained the head; check the targets",
                 ", ".join(unlabelled),
             )
-        self._each(lambda callback: callback.on_fit_end(self))
+        self._notify("on_fit_end")
 
     def _goes_on(self, run: Run, saving: Saving) -> bool:
         """Return whether the run continues; several processes stop, and save, at the same step."""
@@ -470,21 +470,7 @@ class Trainer:
     def _make_capturer(self) -> Capturer:
         return CudaCapturer(self.device)
 
-    def _each(self, call: Callable[[Callback], None]) -> None:
+    def _notify(self, hook: str, *what: Any) -> None:
+        """Call a method of `Callback` of every callback."""
         for callback in self.callbacks:
-            call(callback)
-
-
-class _Callbacks:
-    """Notifies a trainer's callbacks of what happens in its run."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-
-    def on_phase(self, phase: PhaseRecord) -> None:
-        for callback in self._trainer.callbacks:
-            callback.on_phase(self._trainer, phase)
-
-    def on_record(self, record: StepRecord) -> None:
-        for callback in self._trainer.callbacks:
-            callback.on_record(self._trainer, record)
+            getattr(callback, hook)(self, *what)

@@ -60,26 +60,12 @@ def test_frequent_types_of_a_vocabulary_in_another_order():
         Vocabulary(["rare", "often"], [1, 9]).frequent(10)
 
 
-def test_save_and_load_keep_words_counts_and_ids(tmp_path):
+def test_json_keeps_words_counts_and_ids():
     vocabulary = Vocabulary.build(["ä", '"quoted"', "ä"], ["日本"])
-    vocabulary.save(tmp_path / "vocabulary.json")
-    loaded = Vocabulary.load(tmp_path / "vocabulary.json")
+    loaded = Vocabulary.from_json(vocabulary.to_json().encode())
     assert loaded.words == vocabulary.words
     assert loaded.counts.tolist() == vocabulary.counts.tolist()
     assert loaded.ids_of(["日本"]).tolist() == [2]
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"words": ["a", "a"], "counts": [1, 1]}'])
-def test_load_refuses_what_is_no_vocabulary(tmp_path, content):
-    path = tmp_path / "vocabulary.json"
-    path.write_text(content)
-    with pytest.raises(InputError, match=r"vocabulary\.json: is not a vocabulary"):
-        Vocabulary.load(path)
-
-
-def test_load_names_a_missing_file(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.json: the vocabulary cannot be read"):
-        Vocabulary.load(tmp_path / "gone.json")
 
 
 def test_ids_of_names_an_unknown_word():

@@ -58,6 +58,22 @@ def say_if_detached(encoder: nn.Module) -> None:
         )
 
 
+def step_optimizer(parts: StepParts) -> None:
+    """Step with the current gradients, and then drop them."""
+    if parts.options.clip_norm is not None:
+        parts.scaler.unscale_(parts.optimizer)
+        if isinstance(parts.optimizer, RowSparseOptimizer):
+            parts.optimizer.drop_frozen_rows()
+        held = group_of(parts.optimizer)
+        # Not the gradients of what a callback has unfrozen, which no step takes yet.
+        stepped = [p for p in parts.trainable() if id(p) in held]
+        clip_gradients(stepped, parts.options.clip_norm, parts.processes.add_up)
+    if parts.scaler.is_enabled() or not step_fused(parts.optimizer):
+        parts.scaler.step(parts.optimizer)
+    parts.scaler.update()
+    drop_gradients(parts.optimizer)
+
+
 class EagerSteps(Engine):
     """Steps by torch's operators and autograd; this is what a CUDA graph captures."""
 
@@ -91,7 +107,7 @@ class EagerSteps(Engine):
                 shares = shares_here(parts.heads, plain, parts.device)
                 losses = self._accumulate(plain, shares._replace(tasks=self._tasks_of(plain)))
         if self._moves:
-            self._step_optimizer()
+            step_optimizer(parts)
         elif parts.state.part == "all" and not self._has_said:
             self._has_said = True
             say_nothing_moves(plain)
@@ -133,22 +149,6 @@ class EagerSteps(Engine):
         if parts.learnt is None and not parts.adapted:
             return set()
         return labelled_in(parts.heads, micro_steps, parts.device)
-
-    def _step_optimizer(self) -> None:
-        """Step with the current gradients, and then drop them."""
-        parts = self._parts
-        if parts.options.clip_norm is not None:
-            parts.scaler.unscale_(parts.optimizer)
-            if isinstance(parts.optimizer, RowSparseOptimizer):
-                parts.optimizer.drop_frozen_rows()
-            held = group_of(parts.optimizer)
-            # Not the gradients of what a callback has unfrozen, which no step takes yet.
-            stepped = [p for p in parts.trainable() if id(p) in held]
-            clip_gradients(stepped, parts.options.clip_norm, parts.processes.add_up)
-        if parts.scaler.is_enabled() or not step_fused(parts.optimizer):
-            parts.scaler.step(parts.optimizer)
-        parts.scaler.update()
-        drop_gradients(parts.optimizer)
 
     def _backward(self, total: Tensor) -> None:
         # Nothing that these batches reach trains: it is frozen, or waits for its turn. torch would raise an error.

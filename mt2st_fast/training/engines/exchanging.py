@@ -19,9 +19,9 @@ from mt2st_fast.model.sharded import (
     sum_instead_of_mean,
     whole_shape,
 )
-from mt2st_fast.training.engines.eager import EagerSteps
+from mt2st_fast.training.engines.eager import EagerSteps, step_optimizer
 from mt2st_fast.training.engines.engine import StepParts
-from mt2st_fast.training.engines.gradient_calls import GradientCalls
+from mt2st_fast.training.engines.gradient_calls import GradientCallSteps
 from mt2st_fast.training.engines.posted_steps import PostedSteps, Told
 from mt2st_fast.training.engines.shares import Shares, label_numbers, shares_of_numbers
 from mt2st_fast.training.inputs.batch import Batch, PlainBatch, materialised
@@ -100,7 +100,7 @@ class ExchangingSteps(EagerSteps):
         self._parts.processes.take_all_back()  # every process steps all rows here
         sum_instead_of_mean(self._sharded, self._parts.processes.count)
         losses_k = self._exchange(own_losses_k)
-        self._step_optimizer()
+        step_optimizer(self._parts)
         return losses_k
 
     def _tells(self, micro_steps: list[list[PlainBatch]]) -> Told:
@@ -170,11 +170,11 @@ class ExchangingSteps(EagerSteps):
 class ExchangingGradientCalls(ExchangingSteps):
     """The same, with this process's gradients from one kernel call per batch; other processes may use another way."""
 
-    name = GradientCalls.name
+    name = GradientCallSteps.name
 
     def __init__(self, parts: StepParts) -> None:
         super().__init__(parts)
-        self._calls = GradientCalls(parts)
+        self._calls = GradientCallSteps(parts)
         self._posted = PostedSteps(parts)
         self._obstacle: str | None = None  # of this process, to one message in this step
 
@@ -194,10 +194,10 @@ class ExchangingGradientCalls(ExchangingSteps):
     def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
         # It does not support penalties of learned weights.
         if Told.CAN_POST not in self._told:
-            return self._calls(micro_steps, shares.labels_mk)
+            return self._calls.make(micro_steps, shares.labels_mk)
         assert self._calls.gradients is not None
         room = self._posted.begin(self._calls.gradients, self._told)
-        return self._calls(micro_steps, shares.labels_mk, hands_out=False, room=room)
+        return self._calls.make(micro_steps, shares.labels_mk, hands_out=False, room=room)
 
     def _tells(self, micro_steps: list[list[PlainBatch]]) -> Told:
         assert self._calls.gradients is not None

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
-from mt2st_fast.training.engines.eager import EagerSteps
-from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.eager import step_optimizer
+from mt2st_fast.training.engines.engine import Engine, StepParts
 from mt2st_fast.training.engines.kernel_calls.calls import options_obstacle
 from mt2st_fast.training.engines.kernel_calls.held_parameters import MOVES
 from mt2st_fast.training.engines.kernel_calls.text_gradients import TextGradients
@@ -26,8 +26,11 @@ from mt2st_fast.training.optimizers.row_sparse import RowSparseOptimizer
 from mt2st_fast.training.optimizers.upkeep import are_moved
 
 
-class GradientCalls:
-    """Makes the gradients of micro-steps, if `TextGradients` can do so in this phase."""
+class GradientCallSteps(Engine):
+    """Steps of one process that have several batches, use a rule of torch's own, or clip beside tasks on words.
+
+    Several processes exchange the gradients that it makes (`make`) before they step.
+    """
 
     name = "gradients in one kernel call"
 
@@ -43,7 +46,7 @@ class GradientCalls:
             self._make_row_state()
 
     def obstacle(self) -> str | None:
-        """Return why it cannot make the gradients of this phase, or None."""
+        """Return why it cannot take the steps of this phase, or None."""
         return self._obstacle
 
     def _make_row_state(self) -> None:
@@ -64,8 +67,8 @@ class GradientCalls:
             return "the weights of tasks are learned"
         return TextGradients.obstacle(parts.encoder, parts.heads, parts.optimizer)
 
-    def declines(self, micro_steps: list[list[Batch]]) -> str | None:
-        """Return why it cannot make the gradients of this step, or None."""
+    def declines(self, micro_steps: Any) -> str | None:
+        """Return why it cannot take this step, or None."""
         parts = self._parts
         split = [split_by_words(parts.heads, batches) for batches in micro_steps]
         if (len(micro_steps) > 1 or parts.processes.are_several) and (uncounted := parts.heads.uncounted):
@@ -82,7 +85,28 @@ class GradientCalls:
             self._on_words = WordGradients(self.gradients.encoder, parts.heads)
         return self.gradients.declines()
 
-    def __call__(
+    def features(self, inputs: Any) -> Tensor | None:
+        """Compute features with the gradient kernel; without autograd."""
+        return None if self.gradients is None else self.gradients.features(inputs)
+
+    def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Count with the gradient kernel."""
+        return None if self.gradients is None else self.gradients.count_correct(inputs, targets)
+
+    def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
+        """Take one step; returns the losses (K,)."""
+        plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
+        heads, device = self._parts.heads, self._parts.device
+        shares_mk = (
+            torch.ones(1, len(heads.active), dtype=torch.float32, device="cpu")
+            if len(plain) == 1
+            else shares_here(heads, plain, device).labels_mk
+        )
+        losses_k = self.make(plain, shares_mk)
+        step_optimizer(self._parts)
+        return losses_k
+
+    def make(
         self,
         micro_steps: list[list[PlainBatch]],
         shares_mk: Tensor,
@@ -114,48 +138,3 @@ class GradientCalls:
         if hands_out:
             self.gradients.hand_out()
         return torch.from_numpy(losses_k)
-
-
-class GradientCallSteps(EagerSteps):
-    """Steps of one process that have several batches, use a rule of torch's own, or clip beside tasks on words."""
-
-    name = GradientCalls.name
-
-    def __init__(self, parts: StepParts) -> None:
-        super().__init__(parts)
-        self._calls = GradientCalls(parts)
-
-    def enter_phase(self) -> None:
-        """Check model and optimizer again."""
-        self._calls.enter_phase()
-
-    def obstacle(self) -> str | None:
-        """Return why it cannot take the steps of this phase, or None."""
-        return self._calls.obstacle()
-
-    def declines(self, micro_steps: Any) -> str | None:
-        """Return why it cannot take this step, or None."""
-        return self._calls.declines(micro_steps)
-
-    def features(self, inputs: Any) -> Tensor | None:
-        """Compute features with the gradient kernel; without autograd."""
-        gradients = self._calls.gradients
-        return None if gradients is None else gradients.features(inputs)
-
-    def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Count with the gradient kernel."""
-        gradients = self._calls.gradients
-        return None if gradients is None else gradients.count_correct(inputs, targets)
-
-    def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
-        """Take one step; returns the losses (K,)."""
-        plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
-        heads, device = self._parts.heads, self._parts.device
-        shares_mk = (
-            torch.ones(1, len(heads.active), dtype=torch.float32, device="cpu")
-            if len(plain) == 1
-            else shares_here(heads, plain, device).labels_mk
-        )
-        losses_k = self._calls(plain, shares_mk)
-        self._step_optimizer()
-        return losses_k
