@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mt2st_fast.kernels.machine.compiling import clock, compile_seconds
@@ -12,6 +13,12 @@ LONGEST = "_step_on_text"
 
 # Within `with on_compile(listener)`, listener(name) is called whenever a kernel begins to be compiled.
 on_compile = clock.listening
+
+
+def stopwatch() -> Callable[[], float]:
+    """Return a function that returns the seconds since this call, without those in which kernels were compiled."""
+    started, compiled = time.perf_counter(), compile_seconds()
+    return lambda: time.perf_counter() - started - (compile_seconds() - compiled)
 
 
 @contextmanager
@@ -44,4 +51,11 @@ def _stamp(level: str) -> str:
     return f"precompiled.{level}"
 
 
-__all__ = ["compile_seconds", "counted_as_compiling", "is_first_on", "note_precompiled", "on_compile"]
+__all__ = [
+    "compile_seconds",
+    "counted_as_compiling",
+    "is_first_on",
+    "note_precompiled",
+    "on_compile",
+    "stopwatch",
+]

@@ -16,7 +16,7 @@ class Interval:
     """The steps since the last record.
 
     losses: (K,) of each step, on the device. weighted: tasks with a weight in some step. choosing_seconds: spent
-    choosing which parts train.
+    on choosing which parts train, on labelling rows, and on what a schedule wants to know of held-out rows.
     """
 
     losses: list[Tensor] = field(default_factory=list)

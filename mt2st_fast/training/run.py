@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mt2st_fast.compiling import compile_seconds
+from mt2st_fast.compiling import stopwatch
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.modes import check_autocast, check_records
@@ -183,10 +182,9 @@ class Run:
 
     def _step(self) -> Tensor:
         self._enter_phase_if_due()
-        # Compilation in a first call does not count as part of a step.
-        started, compiled = time.perf_counter(), compile_seconds()
+        seconds = stopwatch()
         losses = self._take_step(self.source.next_step(self.steps_done))
-        self._interval.step_seconds += time.perf_counter() - started - (compile_seconds() - compiled)
+        self._interval.step_seconds += seconds()
         return losses
 
     def record(self, *, after_step: bool = True) -> None:
@@ -254,10 +252,12 @@ class Run:
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
         last_step, held_out = self._batches_of_last_step(), Paired(held_out, self.heads.names)
         with self.processes.doing("Run.note_evaluation"):
-            look_at_held_out(
+            # What a schedule wants to know is part of its price; the evaluation itself is not.
+            self._interval.choosing_seconds += look_at_held_out(
                 self._options.schedule, self._parts, evaluation, held_out, n_before, last_step,
                 rate_left=self._rate.left(self.steps_done), share_done=self.steps_done / self.total_steps,
                 self_training=self.source.self_training, labelled_by=self.source.labelled_by,
+                shortcuts=self.engine,
             )  # fmt: skip
         self.history.evaluations.append(evaluation)
         return evaluation

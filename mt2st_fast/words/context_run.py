@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from mt2st_fast.compiling import compile_seconds
+from mt2st_fast.compiling import stopwatch
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import stream_key
@@ -117,7 +116,7 @@ class ContextRun:
         Raises InputError, naming epoch and rate, if a loss or a vector is no longer finite.
         """
         weights = self._enter_phase_if_due()
-        started, compiled = time.perf_counter(), compile_seconds()
+        seconds_since = stopwatch()
         epoch, chunk = divmod(self.steps_done, self.steps_per_epoch)
         rate = max(self._plan.least_rate, self._rate_after(epoch + chunk / self.steps_per_epoch))
         turns = self._tasks.take_turn(weights, rate, self.steps_per_epoch)
@@ -126,7 +125,7 @@ class ContextRun:
         self.steps_done += 1
         if self.steps_done % self.steps_per_epoch == 0:
             self._end_epoch()
-        seconds = time.perf_counter() - started - (compile_seconds() - compiled)
+        seconds = seconds_since()
         record = StepRecord(
             step=self.steps_done,
             epoch=self.steps_done / self.steps_per_epoch,

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.compiling import stopwatch
 from mt2st_fast.kernels import HeadSpec
 from mt2st_fast.model.modes import evaluating
 from mt2st_fast.model.sharded import has_sharded, let_go_of_gathered
 from mt2st_fast.training.engines import StepParts
+from mt2st_fast.training.evaluation import Shortcuts
 from mt2st_fast.training.history import Evaluation
 from mt2st_fast.training.inputs.batch import Batch, materialised, some_rows, tasks_of, to_device
 from mt2st_fast.training.inputs.encoding import encode_shared
@@ -50,17 +53,22 @@ def look_at_held_out(
     share_done: float | None = None,
     self_training: bool = False,
     labelled_by: tuple[str, ...] = (),
-) -> None:
-    """Show an evaluation to a schedule that observes them; n_before: the number of earlier evaluations."""
+    shortcuts: Shortcuts | None = None,
+) -> float:
+    """Show an evaluation to a schedule that observes them; return the seconds that it took, 0 for others.
+
+    n_before: the number of earlier evaluations. shortcuts: an engine that may be faster than the encoder.
+    """
     if not isinstance(schedule, ObservingHeldOut):
-        return
+        return 0.0
+    seconds = stopwatch()
     gradients, freshness, main = None, None, parts.heads.main
     if Ability.SEES_HELD_OUT_GRADIENTS in abilities_of(schedule):
         chosen = islice(batches, n_before % (length_of(batches) or 1), None)
         looked_at = [some_rows(batch) for batch in islice(chosen, 1)]
-        gradients = task_gradients(parts, looked_at, what_is_learnt=True)
+        gradients = task_gradients(parts, looked_at, what_is_learnt=True, shortcuts=shortcuts)
         trained = [some_rows(batch) for batch in last_step if main in tasks_of(batch)]
-        own = task_gradients(parts, trained[:1], (main,))
+        own = task_gradients(parts, trained[:1], (main,), shortcuts=shortcuts)
         if own and gradients and gradients[main].row_norm > 0:
             freshness = own[main].row_norm / gradients[main].row_norm
     step, metrics, epoch = evaluation.step, evaluation.metrics, evaluation.epoch
@@ -78,6 +86,7 @@ def look_at_held_out(
             labelled_by,
         )
     )
+    return seconds()
 
 
 def task_gradients(
@@ -86,6 +95,7 @@ def task_gradients(
     tasks: Sequence[str] | None = None,
     *,
     what_is_learnt: bool = False,
+    shortcuts: Shortcuts | None = None,
 ) -> dict[str, TaskGradient] | None:
     """Return the gradients of all tasks with a head (or of `tasks`, which include the main one), by task.
 
@@ -93,32 +103,31 @@ def task_gradients(
     processes, all get what process 0 has found on its batches.
     """
     if not parts.processes.are_several:
-        return _own_gradients(parts, batches, tasks, what_is_learnt)
+        return _own_gradients(parts, batches, tasks, what_is_learnt, shortcuts)
     if has_sharded(parts.encoder):  # all must pass through it together, or none
         none_here = not any(parts.heads.main in tasks_of(batch) for batch in batches)
         passes = not any(parts.processes.any_of_all(none_here))
     else:
         passes = parts.processes.rank == 0
-    own = _own_gradients(parts, batches, tasks, what_is_learnt) if passes else None
+    own = _own_gradients(parts, batches, tasks, what_is_learnt, shortcuts) if passes else None
     told = {name: astuple(gradient) for name, gradient in (own or {}).items()}
     found = parts.processes.from_first(told)
     return {name: TaskGradient(*numbers) for name, numbers in found.items()} or None
 
 
 def _own_gradients(
-    parts: StepParts, batches: Sequence[Batch], tasks: Sequence[str] | None, what_is_learnt: bool
+    parts: StepParts,
+    batches: Sequence[Batch],
+    tasks: Sequence[str] | None,
+    what_is_learnt: bool,
+    shortcuts: Shortcuts | None,
 ) -> dict[str, TaskGradient] | None:
     heads = parts.heads
     found = next((batch for batch in batches if heads.main in tasks_of(batch)), None)
     if found is None:
         return None
     inputs, targets = (to_device(part, parts.device) for part in materialised(found))
-    try:
-        # Dropout would draw random numbers, and so change those of training.
-        with evaluating(parts.encoder), torch.no_grad(), parts.autocast():
-            features, mask = encode_shared(parts.encoder, inputs)
-    finally:
-        let_go_of_gathered(parts.encoder)
+    features, mask = _features(parts, inputs, shortcuts)
     seen = {name: targets[name] for name in tasks or heads.active if name in targets}
     losses, gradients = _losses_and_gradients(features, mask, seen, parts)
     learnt = _learnt(losses, features, mask, seen, parts) if what_is_learnt else {}
@@ -132,6 +141,21 @@ def _own_gradients(
         )
         for name, gradient in gradients.items()
     }
+
+
+def _features(parts: StepParts, inputs: Any, shortcuts: Shortcuts | None) -> tuple[Tensor, Tensor | None]:
+    """Return the shared features of inputs, and their mask if they have one, without dropout.
+
+    Dropout would draw random numbers, and so change those of training.
+    """
+    known = None if shortcuts is None or parts.adapted else shortcuts.features(inputs)
+    if known is not None:
+        return known, None
+    try:
+        with evaluating(parts.encoder), torch.no_grad(), parts.autocast():
+            return encode_shared(parts.encoder, inputs)
+    finally:
+        let_go_of_gathered(parts.encoder)
 
 
 def _row_norm(gradient: Tensor, D: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mt2st_fast.compiling import compile_seconds
+from mt2st_fast.compiling import stopwatch
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import PartRecord, SelectionRecord
 from mt2st_fast.training.inputs.batch import Batch
@@ -58,12 +57,10 @@ class PartSelection:
     def _choose(self, step: int, named: Mapping[str, nn.Parameter]) -> _Choice:
         assert isinstance(self._schedule, Selecting)
         assert self._held_out is not None
-        # Compilation in a first call does not count, as for steps.
-        started, compiled = time.perf_counter(), compile_seconds()
+        seconds = stopwatch()
         found = importances(self._parts, self._held_out, self._schedule.measure)
         chosen = set(self._schedule.select(found))
-        seconds = time.perf_counter() - started - (compile_seconds() - compiled)
-        record = SelectionRecord(step, self._schedule.measure, _records(found, chosen, named), seconds)
+        record = SelectionRecord(step, self._schedule.measure, _records(found, chosen, named), seconds())
         return _Choice(record, _frozen([part for part in found.parts if part.name in chosen], named))
 
     def restore(self, selections: Sequence[SelectionRecord], named: Mapping[str, nn.Parameter]) -> None:

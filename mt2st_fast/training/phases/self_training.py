@@ -6,14 +6,13 @@ them. The labels stay as they were given (Lee, "Pseudo-Label", ICML workshop 201
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mt2st_fast.compiling import compile_seconds
+from mt2st_fast.compiling import stopwatch
 from mt2st_fast.model.modes import evaluating
 from mt2st_fast.model.sharded import let_go_of_gathered
 from mt2st_fast.model.task_features import features_and_mask
@@ -40,8 +39,7 @@ class SelfTraining:
         """Return labels for `Source.take_own_labels`, of as many rows as these steps can draw, and the seconds that it
         took. Several processes take those of process 0.
         """
-        # Compilation in a first call does not count, as for steps.
-        started, compiled = time.perf_counter(), compile_seconds()
+        seconds = stopwatch()
         dtype, device = self._parts.options.autocast_dtype, self._parts.device
         try:
             with (
@@ -54,7 +52,7 @@ class SelfTraining:
             let_go_of_gathered(self._parts.encoder)
         if self._parts.processes.are_several and not self._parts.own_data:
             labels = self._parts.processes.from_first(labels)
-        return labels, time.perf_counter() - started - (compile_seconds() - compiled)
+        return labels, seconds()
 
     def _logits(self, inputs: Any) -> Tensor:
         heads, inputs = self._parts.heads, to_device(inputs, self._parts.device)
