@@ -28,6 +28,14 @@ README_ROWS = (
     ("default", "the default corpus, expressions, 1 %"),
 )
 README_STRATEGIES = ("stl", "mtl", "switch")
+ROWS_OF_ONE = (
+    *README_ROWS,
+    ("context", "CoNLL-2000, chunks, 5 %, with context prediction"),
+    ("hungarian", "Hungarian, part of speech, 10 %"),
+    ("turkish", "Turkish, part of speech, 10 %"),
+    ("turkish_relations", "Turkish, relations, 10 %"),
+    ("chemicals", "entities in abstracts, 5 %"),
+)
 
 
 def keep(name: str, folder: Path) -> Path:
@@ -84,6 +92,41 @@ def of_readme() -> list[str]:
     return table(heading, rows, words=2)
 
 
+def of_one(strategy: str) -> list[str]:
+    """Return the lines of a table of one strategy on all data with few labels, against stl and mtl."""
+    heading = [
+        "data, labels kept", "to STL's best, against stl", "to MTL's best, against mtl", "to it minus 0.2 points",
+        "whole run", "test, in points, against stl", "against mtl",
+    ]  # fmt: skip
+    rows = []
+    for name, data in ROWS_OF_ONE:
+        found = read(name)
+        rows.append(
+            [
+                data,
+                _saved(found, strategy, "stl", "stl_best"),
+                _saved(found, strategy, "mtl", "mtl_best"),
+                _saved(found, strategy, "mtl", "mtl_best_less"),
+                _percent(_difference(found, strategy, "mtl", "whole", "seconds")),
+                *(_points(_difference(found, strategy, other, "test")) for other in ("stl", "mtl")),
+            ]
+        )
+    return table(heading, rows)
+
+
+def _saved(found: Comparison, strategy: str, other: str, target: str) -> str:
+    """Return how much less time than another strategy a strategy took to a target, if both reached it in every seed."""
+    short = [
+        name
+        for name in (strategy, other)
+        if found["strategies"][name]["to"][target]["reached"] < found["n_seeds"]
+    ]
+    if short:
+        reached = found["strategies"][short[0]]["to"][target]["reached"]
+        return f"in {reached} of {found['n_seeds']} seeds"
+    return _percent(_difference(found, strategy, other, "to", target, "seconds"))
+
+
 NAMES = (
     "ewt", "ewt_tuned", "conll", "default", "context", "polarity", "hungarian", "chemicals",
     "turkish", "turkish_relations",
@@ -91,6 +134,7 @@ NAMES = (
 TABLES: dict[str, Callable[[], list[str]]] = {"claims": of_readme} | {
     name: partial(of_strategies, name) for name in NAMES
 }
+TABLES |= {f"one_{strategy}": partial(of_one, strategy) for strategy in ("switch", "adaptive")}
 
 
 def _cells(found: Comparison, strategy: str) -> list[str]:
@@ -129,6 +173,15 @@ def _percent(difference: dict[str, float] | None) -> str:
         f"{100 * difference[part]:+.0f}".replace("-", "−") for part in ("value", "low", "high")
     )
     return f"{value} % [{low}, {high}]"
+
+
+def _points(difference: dict[str, float] | None) -> str:
+    if difference is None:
+        return ""
+    value, low, high = (
+        f"{100 * difference[part]:+.2f}".replace("-", "−") for part in ("value", "low", "high")
+    )
+    return f"{value} [{low}, {high}]"
 
 
 if __name__ == "__main__":
