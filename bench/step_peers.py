@@ -182,14 +182,15 @@ def _jacobian_steps(
     return TakenSteps(step, encoder, linears)
 
 
-# By name: the module that it needs, how it is built, and the candidate that must take the same step.
-PEERS: dict[str, tuple[str, Build, str]] = {
-    "LibMTL": ("LibMTL", libmtl, "ours"),
-    "TorchJD, Sum": ("torchjd", torchjd("Sum"), "ours"),
-    "TorchJD, UPGrad": ("torchjd", torchjd("UPGrad"), "TorchJD, UPGrad"),
-    "ours, UPGrad": ("torchjd", task_losses("UPGrad"), "TorchJD, UPGrad"),
-    "TorchJD, PCGrad": ("torchjd", torchjd("PCGrad"), "TorchJD, PCGrad"),
-    "ours, PCGrad": ("torchjd", task_losses("PCGrad"), "TorchJD, PCGrad"),
+_UPGRAD = ("torchjd", "qpsolvers", "quadprog")  # the extra quadprog_projector of torchjd has the last two
+# By name: the modules that it needs, how it is built, and the candidate that must take the same step.
+PEERS: dict[str, tuple[tuple[str, ...], Build, str]] = {
+    "LibMTL": (("LibMTL",), libmtl, "ours"),
+    "TorchJD, Sum": (("torchjd",), torchjd("Sum"), "ours"),
+    "TorchJD, UPGrad": (_UPGRAD, torchjd("UPGrad"), "TorchJD, UPGrad"),
+    "ours, UPGrad": (_UPGRAD, task_losses("UPGrad"), "TorchJD, UPGrad"),
+    "TorchJD, PCGrad": (("torchjd",), torchjd("PCGrad"), "TorchJD, PCGrad"),
+    "ours, PCGrad": (("torchjd",), task_losses("PCGrad"), "TorchJD, PCGrad"),
 }
 RATIOS = {
     "eager": ("eager", "ours"),
@@ -202,8 +203,8 @@ RATIOS = {
 
 def obstacle(name: str) -> str | None:
     """Return why a peer cannot run here, or None."""
-    package = PEERS[name][0]
-    return None if importlib.util.find_spec(package) else f"the package {package} is not installed"
+    missing = [module for module in PEERS[name][0] if importlib.util.find_spec(module) is None]
+    return f"the package {missing[0]} is not installed" if missing else None
 
 
 def library_steps(model: StepModel, skip: Callable[[str, str], None]) -> dict[str, Callable[[], object]]:

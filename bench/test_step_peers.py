@@ -22,8 +22,14 @@ def test_a_library_that_is_not_installed_is_skipped_in_one_line(monkeypatch):
     skipped = {}
     assert step_peers.library_steps(model(), skipped.__setitem__) == {}
     assert skipped == {
-        name: f"the package {package} is not installed" for name, (package, *_) in step_peers.PEERS.items()
+        name: f"the package {first} is not installed" for name, ((first, *_), *_) in step_peers.PEERS.items()
     }
+
+
+def test_upgrad_also_needs_an_extra_of_torchjds(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "quadprog" else object())
+    assert step_peers.obstacle("TorchJD, UPGrad") == "the package quadprog is not installed"
+    assert step_peers.obstacle("TorchJD, PCGrad") is None
 
 
 def test_a_peer_that_takes_another_step_is_not_measured(monkeypatch):
@@ -34,7 +40,7 @@ def test_a_peer_that_takes_another_step_is_not_measured(monkeypatch):
         return taken
 
     monkeypatch.setattr(step_peers, "obstacle", lambda name: None)
-    peers = {"off": ("off", off, "ours"), "eager again": ("eager", step_peers.eager, "ours")}
+    peers = {"off": (("off",), off, "ours"), "eager again": (("eager",), step_peers.eager, "ours")}
     monkeypatch.setattr(step_peers, "PEERS", peers)
     skipped = {}
     assert list(step_peers.library_steps(model(), skipped.__setitem__)) == ["ours", "eager", "eager again"]
