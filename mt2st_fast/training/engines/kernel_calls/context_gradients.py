@@ -6,7 +6,7 @@ Autograd would spend ten times as long around these kernels as in them.
 from __future__ import annotations
 
 from operator import is_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -37,7 +37,7 @@ class ContextGradients:
     ) -> None:
         self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
         self._of_task: dict[str, GradientsOfBatches] = {}  # gradients wait until all batches are done
-        self._known: dict[str, tuple[list[object], bool]] = {}  # by task: what was looked at, and the answer
+        self._known: dict[str, tuple[list[Any], bool]] = {}  # by task: what was looked at, and the answer
         self._waiting: list[_Waiting] = []
 
     def takes(self, name: str) -> bool:
@@ -45,7 +45,7 @@ class ContextGradients:
         task = self._heads.word_tasks[name]
         if type(task) is not ContextPrediction:
             return False
-        looked_at = [task.table, self._encoder.table, task.backend]
+        looked_at: list[Any] = [task.table, self._encoder.table, task.backend]
         before, can = self._known.get(name, ([], False))
         if len(before) != len(looked_at) or not all(map(is_, before, looked_at)):
             can = self._can_read(name, task)
