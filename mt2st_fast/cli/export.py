@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mt2st_fast.cli.paths import out_file, path_argument
-from mt2st_fast.cli.tasks import tasks_named
+from mt2st_fast.cli.tasks import tasks_named, tasks_option
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import check_not_read
@@ -36,12 +36,7 @@ def export(
             help="output file; next to the model's folder by default; also writes FILE.json",
         ),
     ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help='comma-separated tasks to compute, a name with a comma in "quotes"; the main task by default'
-        ),
-    ] = None,
+    tasks: Annotated[str | None, tasks_option("compute")] = None,
 ) -> None:
     """Write a model as a graph of plain operators for any batch size, and a JSON file describing inputs and outputs."""
     with importing():

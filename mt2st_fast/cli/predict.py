@@ -17,7 +17,7 @@ from rich.progress import TextColumn, TimeElapsedColumn
 from mt2st_fast.cli.bars import progress_bars
 from mt2st_fast.cli.paths import not_empty, out_file, path_argument
 from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
-from mt2st_fast.cli.tasks import tasks_named
+from mt2st_fast.cli.tasks import tasks_named, tasks_option
 from mt2st_fast.cli.terminal import leave_unread
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import (
@@ -52,12 +52,7 @@ def predict(
             "--out", "-o", metavar="PATH", help="output file, packed if named .gz; standard output by default"
         ),
     ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help='comma-separated tasks to predict, a name with a comma in "quotes"; the main task by default'
-        ),
-    ] = None,
+    tasks: Annotated[str | None, tasks_option("predict")] = None,
     form: Annotated[
         str | None,
         typer.Option(

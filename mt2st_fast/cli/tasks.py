@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
+from typing import Any
+
+import typer
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.spelling import twice
@@ -22,6 +25,12 @@ def names_between_commas(option: str, flag: str) -> tuple[str, ...]:
         )
     rows = csv.reader([" ".join(option.split())], skipinitialspace=True)
     return tuple(name.strip() for row in rows for name in row if name.strip())
+
+
+def tasks_option(what: str) -> Any:
+    """Return what typer is told of --tasks of a command; what: that does to them."""
+    help = f'comma-separated tasks to {what}, a name with a comma in "quotes"; the main task by default'
+    return typer.Option(help=help)
 
 
 def tasks_named(option: str | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mt2st_fast.cli.paths import not_empty, path_argument
 from mt2st_fast.cli.table_flags import DelimiterFlag, TextColumnFlag
-from mt2st_fast.cli.tasks import tasks_named
+from mt2st_fast.cli.tasks import tasks_named, tasks_option
 from mt2st_fast.cli.terminal import plain_console, say, say_table
 from mt2st_fast.errors import InputError
 from mt2st_fast.interrupts import importing
@@ -41,12 +41,7 @@ def measure(
             help="train, dev, test, or all of them together; by default test for a folder, all for a single file"
         ),
     ] = "",
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help='comma-separated tasks to measure, a name with a comma in "quotes"; the main task by default'
-        ),
-    ] = None,
+    tasks: Annotated[str | None, tasks_option("measure")] = None,
     text_column: TextColumnFlag = None,
     delimiter: DelimiterFlag = None,
 ) -> None:

@@ -263,10 +263,10 @@ class Trainer:
         check_count(**given(evaluate_every=evaluate_every))
         check_positive(**given(checkpoint_seconds=checkpoint_seconds))
         run = self.begin(train, val=val, epochs=epochs, steps=steps, checkpoint=checkpoint, resume=resume)
-        path = Path(checkpoint) if checkpoint is not None else None
+        save = None if checkpoint is None else partial(run.save, checkpoint)
         try:
             with run.processes.telling_errors(), run.processes.doing("Trainer.fit"):
-                self._train(run, val, evaluate_every or run.steps_per_epoch, Saving(path, checkpoint_seconds))
+                self._train(run, val, evaluate_every or run.steps_per_epoch, Saving(save, checkpoint_seconds))
         finally:
             run.close()
         return run.history
@@ -445,13 +445,13 @@ class Trainer:
             if due and val is not None and own_val is not None:
                 evaluation = run.note_evaluation(self._evaluate(own_val, together=run.processes), val)
                 self._notify("on_evaluation", evaluation)
-            saving.after_step(run, epoch_ends)
+            saving.after_step(epoch_ends)
             if epoch_ends:
                 self._notify("on_epoch_end")
             if records:
                 run.admit_unfrozen()
         if self.stop_requested:
-            saving.now(run)
+            saving.now()
         run.check_finite()
         if unlabelled := without_labels(run.history):
             logger.warning(

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from mt2st_fast.cli import progress
+from mt2st_fast.cli import bars, progress
 from mt2st_fast.kernels.machine.compiling import clock
 
 
@@ -15,7 +15,7 @@ def shown_by(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> str:
     """What a stream shows of waiting, in which a kernel is compiled."""
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=120)
-    monkeypatch.setattr(progress, "plain_console", lambda **_: console)
+    monkeypatch.setattr(bars, "plain_console", lambda **_: console)
     with progress.waiting("warm up"):
         if terminal:
             clock.tell("_step_on_text")

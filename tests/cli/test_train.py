@@ -189,8 +189,8 @@ import os, signal
 from mt2st_fast.cli import main
 from mt2st_fast.training.checkpoints.saving import Saving
 now, saved = Saving.now, []
-def then_interrupted(self, run):
-    now(self, run)
+def then_interrupted(self):
+    now(self)
     if not saved:
         saved.append(os.kill(os.getpid(), signal.SIGINT))
 Saving.now = then_interrupted

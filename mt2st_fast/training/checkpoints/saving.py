@@ -4,41 +4,36 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
-from typing import Protocol
-
-
-class Run(Protocol):
-    """What is asked of a run."""
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint."""
+from collections.abc import Callable
 
 
 class Saving:
-    """Writes a run's checkpoint when it is due: at the end of an epoch, and by the clock within one."""
+    """Writes a run's checkpoint when it is due: at the end of an epoch, and by the clock within one.
 
-    def __init__(self, path: Path | None, seconds: float | None) -> None:
-        self._path, self._seconds = path, math.inf if seconds is None else seconds
+    save: writes it; None if no checkpoint is asked for. seconds: between two of them; None: not within an epoch.
+    """
+
+    def __init__(self, save: Callable[[], None] | None, seconds: float | None) -> None:
+        self._save, self._seconds = save, math.inf if seconds is None else seconds
         self._last = time.monotonic()
         self.due = False  # by the clock, as all processes have agreed
 
     @property
     def is_asked(self) -> bool:
         """Whether there is a file to write."""
-        return self._path is not None
+        return self._save is not None
 
     def is_due_by_clock(self) -> bool:
         """Return whether the last checkpoint is too old."""
         return self.is_asked and time.monotonic() - self._last >= self._seconds
 
-    def after_step(self, run: Run, epoch_ends: bool) -> None:
+    def after_step(self, epoch_ends: bool) -> None:
         """Write a checkpoint if it is due."""
         if self.due or epoch_ends:
-            self.now(run)
+            self.now()
 
-    def now(self, run: Run) -> None:
+    def now(self) -> None:
         """Write a checkpoint now."""
-        if self._path is not None:
-            run.save(self._path)
+        if self._save is not None:
+            self._save()
             self._last = time.monotonic()
