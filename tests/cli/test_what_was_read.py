@@ -176,3 +176,33 @@ def test_bytes_that_are_no_utf8_in_names_end_no_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (odd / "out" / "report.html").exists()
     assert b"[b]/d?.csv" in (odd / "out" / "report.md").read_bytes()
+
+
+def test_labels_that_were_completed_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        (i % 2, "up" if i % 2 else "down", f"film {i % 7} {'good' if i % 2 else 'bad'}") for i in range(400)
+    ]
+    table = "".join(
+        f"{main if i % 4 < 2 else ''},{side},{text}\n" for i, (main, side, text) in enumerate(rows)
+    )
+    path, out = tmp_path / "train.csv", tmp_path / "out"
+    path.write_text(f"tone,side,text\n{table}", encoding="utf-8")
+    data = (
+        "--data",
+        f"csv:{path}",
+        "--main",
+        "tone",
+        "--out",
+        str(out),
+        *QUICK_DOCUMENTS,
+        "--complete-labels",
+    )
+    run("train", *data, "--aux", "side")
+    told = "training rows got the label for 'tone' that the labels of side tell"
+    assert told in capsys.readouterr().out
+    assert told in (out / "report.md").read_text()
+    assert json.loads((out / "report.json").read_text())["config"]["complete_labels"] is True
+    report = json.loads((out / "report.json").read_text())["data"]
+    (tone,) = [each for each in report["labels"] if each["task"] == "tone"]
+    assert tone["labelled"]["train"] == report["rows"]["train"]
+    assert tone["labelled"]["test"] < report["rows"]["test"]  # which are measured by their own labels
