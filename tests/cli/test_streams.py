@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from mt2st_fast.cli import bars, predict
 from tests.serving.test_text_model import made
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a shell closes the streams")
@@ -69,3 +73,14 @@ def test_a_reader_that_leaves_ends_every_command_alike() -> None:
     with os.fdopen(writing, "wb") as pipe:
         done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="the system does not name open files")
+def test_on_a_terminal_a_pipe_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(bars, "plain_console", lambda **_: console)
+    reader, writer = os.pipe()
+    os.write(writer, b"a text\n")
+    os.close(writer)
+    with closing(os.fdopen(reader)):
+        assert b"".join(predict._chunks(Path(f"/dev/fd/{reader}"))) == b"a text\n"
