@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import gzip
 import json
@@ -228,6 +229,10 @@ def reading(path: Path) -> Iterator[BinaryIO]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: is not a complete gzip file ({error}); compress it again") from None
     except OSError as error:
+        if error.errno == errno.ESPIPE:
+            raise InputError(
+                f"{path}: is a pipe, and it is read more than once; write it to a file first"
+            ) from None
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 

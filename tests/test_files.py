@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mt2st_fast import InputError, train_supervised
 from mt2st_fast.files import partial_folder, write_atomically
 from mt2st_fast.folder_lock import locked
 from mt2st_fast.tensor_files import write_tensors
@@ -135,3 +136,16 @@ def test_a_run_on_a_full_disk_ends_in_one_line(tmp_path: Path) -> None:
         "mt2st-fast: out/checkpoint/last.safetensors: File too large; choose another --out or free some space there"
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are of POSIX")
+def test_a_pipe_that_is_read_twice_is_named(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"__label__a one line\n",))
+    writer.start()
+    with pytest.raises(
+        InputError, match="is a pipe, and it is read more than once; write it to a file first"
+    ):
+        train_supervised(pipe)
+    writer.join()

@@ -72,7 +72,9 @@ def numbered(name: str, column: np.ndarray) -> LabelColumn:
     if not len(known):
         raise InputError(f"the column {name} of y has no label; leave it out, or label some texts")
     if known.dtype.kind == "f" and np.isinf(known).any():
-        raise InputError(f"Input contains infinity: the column {name} of y has a label that is {known.max()}")
+        raise InputError(
+            f"Input contains infinity: the column {name} of y has a label that is {known[np.isinf(known)][0]}"
+        )
     check_classification_targets(known)
     classes, places = np.unique(known, return_inverse=True)
     numbers = np.full(len(column), MISSING, np.int64)

@@ -243,8 +243,9 @@ class WindowEncoder(_TypeEmbedding):
 
     def shared_part(self, types: Tensor) -> Tensor:
         """(N, (2*window+1) * dim) the vectors of windows side by side: what a `TaskAdaptedEncoder` computes once."""
-        if types.dim() != 2 or types.shape[1] != self.width:
-            raise ValueError(f"inputs must be (N, {self.width}) word types, not {tuple(types.shape)}")
+        if not isinstance(types, Tensor) or types.dim() != 2 or types.shape[1] != self.width:
+            given = tuple(types.shape) if isinstance(types, Tensor) else f"a {type(types).__name__}"
+            raise ValueError(f"inputs must be (N, {self.width}) word types, not {given}")
         return self.dropout(self.pool(types).flatten(1))  # type: ignore[no-any-return]
 
     def adapted_part(self, window: Tensor) -> Tensor:
@@ -313,5 +314,20 @@ class BagEncoder(_TypeEmbedding):
         if isinstance(bags, DeviceBags):
             pooled = prepared_embedding_bag(self.table, bags, sparse=self.sparse, backend=self.backend)
             return self.dropout(pooled)
-        types, offsets = bags
+        types, offsets = bag_parts(bags)
         return self.dropout(self.pool_bags(types, offsets, self.mode))
+
+
+def bag_parts(bags: Any) -> tuple[Tensor, Tensor]:
+    """Return types (total,) and offsets (N + 1,) of N bags. Raises ValueError for what is no such pair."""
+    # A tensor of two rows would come apart into a pair as well.
+    if isinstance(bags, Tensor):
+        raise ValueError(
+            f"inputs must be a pair of types and offsets, not one tensor {tuple(bags.shape)}; of rows of equal length, "
+            "pass (x.flatten(), torch.arange(len(x) + 1) * x.shape[1])"
+        )
+    if not (isinstance(bags, tuple | list) and len(bags) == 2):
+        said = f"{len(bags)} parts" if isinstance(bags, tuple | list) else f"a {type(bags).__name__}"
+        raise ValueError(f"inputs must be a pair of types and offsets, not {said}")
+    types, offsets = bags
+    return types, offsets

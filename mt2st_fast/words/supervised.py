@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -72,6 +73,10 @@ def train_supervised(
         dim, epoch, lr, min_count, word_ngrams, bucket, minn, maxn, schedule, batch_size, dropout, seed, threads,
         device, trainer_options,
     )  # fmt: skip
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"the input must be the path of a file of labelled lines, not a {type(path).__name__}; write them to a file"
+        )
     _check_labels(label, families)
     _check_trainer_options(lr, trainer_options)
     loss = loss_of(loss)

@@ -280,6 +280,7 @@ class _Lower(Word2VecTransformer):
         (["x", "y"], {"t": [("a",), ("b", "c")]}, {}, r"a label of the column t of y is \('a',\) \(tuple\)"),
         (["x", "y"], [0.5, 1.25], {}, "Unknown label type: continuous"),
         (["x", "y"], [1.0, np.inf], {}, "Input contains infinity: the column label of y has a label that is inf"),
+        (["x", "y"], [1.0, -np.inf], {}, "Input contains infinity: the column label of y has a label that is -inf"),
         (["x", "y"], {}, {}, "y has no columns; pass one per task"),
         (["x", "y"], {1: [0, 1], "1": [1, 0]}, {}, "y has 2 columns named 1; rename all but one"),
         (["x", "y"], csr_array(np.eye(2)), {}, "y is sparse, and a task has one column of classes"),

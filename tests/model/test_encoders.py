@@ -7,6 +7,7 @@ import torch
 
 from mt2st_fast import BagEncoder, WindowEncoder
 
+BAGS = torch.tensor([0, 2])
 ROWS = torch.tensor([[1, 4], [2, 0], [3, 5]])  # three types: own row and one subword row, 0 = padding
 
 
@@ -93,6 +94,12 @@ def test_without_subwords_every_type_has_a_row():
         (lambda: WindowEncoder(2, 4, rows_of_type=ROWS, num_rows=6), r"must be \(T, M\) = \(2, M\)"),
         (lambda: WindowEncoder(3, 4, rows_of_type=ROWS, num_rows=5), "outside the table's 5 rows"),
         (lambda: WindowEncoder(3, 4)(torch.zeros(2, 4, dtype=torch.int32)), r"inputs must be \(N, 5\)"),
+        (lambda: WindowEncoder(3, 4)((BAGS, BAGS)), r"inputs must be \(N, 5\) word types, not a tuple"),
+        # Of two rows, it would come apart into types and offsets.
+        (lambda: BagEncoder(3, 4)(torch.tensor([[0, 1, 2], [0, 1, 3]])), r"pair .*, not one tensor \(2, 3\)"),
+        (lambda: BagEncoder(3, 4)(torch.zeros(9, 3).int()), r"pair .*, not one tensor \(9, 3\); .*flatten"),
+        (lambda: BagEncoder(3, 4)((BAGS,)), "pair of types and offsets, not 1 parts"),
+        (lambda: BagEncoder(3, 4)({"types": BAGS}), "pair of types and offsets, not a dict"),
         (lambda: BagEncoder(3, 4, mode="max"), "mode must be mean or sum, not max"),
     ],
 )

@@ -234,3 +234,9 @@ def test_a_rate_that_is_too_high_is_named_as_it_was_given(train):
 def test_options_of_the_trainer_that_need_gradients_train(train, options):
     model = train_supervised(train, **SMALL, **options)
     assert model.trainer.step > 0
+
+
+@pytest.mark.parametrize("given", [["__label__a one line"], None, 3])
+def test_an_input_that_is_no_path_is_named(given):
+    with pytest.raises(InputError, match=f"must be the path of a file .*, not a {type(given).__name__}"):
+        train_supervised(given)

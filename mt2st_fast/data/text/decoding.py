@@ -29,6 +29,7 @@ _FOREIGN = {  # by their first bytes; of two that match, the longer comes first
     b"\xfe\xff": _UTF_16,
     b"\x1f\x8b": "is compressed with gzip; decompress it: gzip -d",
     b"PK\x03\x04": "is a zip archive or an office document, not text; extract it, or save it as UTF-8 text",
+    b"PAR1": "is a Parquet file, not text; save it as CSV or JSON lines",
     b"\xfd7zXZ\0": "is compressed with xz; decompress it: xz -d",
     b"\x28\xb5\x2f\xfd": "is compressed with zstd; decompress it: zstd -d",
 }

@@ -93,6 +93,7 @@ def test_other_encodings_are_named_with_the_fix(encoding, tmp_path):
 
 def test_packed_text_and_plain_text_are_told_apart():
     assert "gzip -d" in foreign(gzip.compress(b"a")[:16])
+    assert "a Parquet file" in foreign(b"PAR1\x15\x04\x15\x10\x15\x14L\x15\x02\x15\0\x12")
     for content in (b"", b"a", b"\0", b"a\0b", b"a b\0c d\0", "語語語".encode(), b"PK", b"\xef\xbb\xbfa"):
         assert foreign(content) is None
 

@@ -22,7 +22,7 @@ from mt2st_fast.kernels import (
     bag_step_obstacle,
     prepare_bags,
 )
-from mt2st_fast.model.encoders import BagEncoder
+from mt2st_fast.model.encoders import BagEncoder, bag_parts
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.engines.kernel_calls.calls import KernelCalls
 from mt2st_fast.training.engines.kernel_calls.held_parameters import (
@@ -122,9 +122,9 @@ class BagTraining(KernelCalls):
         Raises what `bag_step` and the heads raise, with nothing moved.
         """
         del again
-        _, starts = inputs
+        ids, starts = bag_parts(inputs) if isinstance(inputs, Tensor) else inputs
         batch = self._heads.batch(targets, torch.Size([starts.shape[0] - 1]), weights, starts.device)
-        model, bags = self._models.of(batch.layout, self._new_model), self._prepared(*inputs)
+        model, bags = self._models.of(batch.layout, self._new_model), self._prepared(ids, starts)
         rules, _ = self._rules.now()
         found = bag_step(model, rules, bags, batch.targets, batch.weights, moves)
         return self._heads.over_active(found.losses, batch)
