@@ -200,6 +200,13 @@ def test_bad_batches_are_refused_with_nothing_moved(spoil, message):
     assert all(torch.equal(a, b) for a, b in zip(parameters(encoder, heads), before, strict=True))
 
 
+def test_a_tensor_of_two_rows_is_no_pair():
+    encoder, heads, optimizer = model()
+    bags = torch.tensor([[0, 1, 2], [0, 1, 3]])
+    with pytest.raises(ValueError, match=r"not one tensor \(2, 3\)"):
+        BagTraining(encoder, heads, optimizer)(bags, {"topic": torch.tensor([0, 1])}, torch.ones(1))
+
+
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize(("B", "most_words"), [(37, 30), (900, 20), (300, 100)])
 def test_prepared_bags_hold_every_id_by_bag_and_by_row(n_threads, B, most_words):
