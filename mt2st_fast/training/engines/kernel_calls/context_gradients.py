@@ -45,9 +45,11 @@ class ContextGradients:
         task = self._heads.word_tasks[name]
         if type(task) is not ContextPrediction:
             return False
-        looked_at: list[Any] = [task.table, self._encoder.table, task.backend]
-        before, can = self._known.get(name, ([], False))
-        if len(before) != len(looked_at) or not all(map(is_, before, looked_at)):
+        outputs, table = task.table, self._encoder.table
+        # The encoder's own memory is looked at by `TextTraining`.
+        looked_at: list[Any] = [outputs, outputs.dtype, outputs.is_contiguous(), table, task.backend]
+        before, can = self._known.get(name, ([None], False))
+        if not all(map(is_, before, looked_at)):
             can = self._can_read(name, task)
             self._known[name] = looked_at, can
         return can and hook_obstacle([], [task.table], self._optimizer) is None

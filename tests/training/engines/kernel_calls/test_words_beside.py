@@ -11,6 +11,7 @@ from mt2st_fast import (
     BagEncoder,
     Classification,
     ContextPrediction,
+    LazyAdam,
     MultiTaskHeads,
     Switch,
     Trainer,
@@ -21,6 +22,7 @@ from mt2st_fast import (
 )
 from mt2st_fast.data import ContextBatches
 from mt2st_fast.kernels.context.batch import draw_batch, local_words, stream_key, word_sampler
+from mt2st_fast.training.engines.kernel_calls.context_gradients import ContextGradients
 from mt2st_fast.training.optimizers.row_sparse import SGD
 from tests.training.engines.kernel_calls.test_text_shapes import rows_of_types
 from tests.training.engines.kernel_calls.test_text_training import T, V
@@ -194,6 +196,17 @@ def test_context_prediction_needs_no_autograd(monkeypatch):
     for change in changes.values():
         with pytest.raises(AssertionError, match="by autograd"):
             steps_of(change)
+
+
+def test_output_vectors_of_another_dtype_are_autograds():
+    encoder, heads = made("windows")
+    optimizer = LazyAdam([*encoder.parameters(), *heads.parameters()])
+    context, outputs = ContextGradients(encoder, heads, optimizer), heads.word_tasks["context"].table
+    assert context.takes("context")
+    outputs.data = outputs.data.double()
+    assert not context.takes("context")
+    outputs.data = outputs.data.float()
+    assert context.takes("context")
 
 
 def test_a_frozen_output_table_stays():
