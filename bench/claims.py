@@ -108,7 +108,7 @@ def of_one(strategy: str) -> list[str]:
                 _saved(found, strategy, "mtl", "mtl_best"),
                 _saved(found, strategy, "mtl", "mtl_best_less"),
                 _percent(_difference(found, strategy, "mtl", "whole", "seconds")),
-                *(_points(_difference(found, strategy, other, "test")) for other in ("stl", "mtl")),
+                *(_percent(_difference(found, strategy, other, "test"), 2, "") for other in ("stl", "mtl")),
             ]
         )
     return table(heading, rows)
@@ -166,22 +166,13 @@ def _difference(found: Comparison, strategy: str, other: str, *path: str) -> dic
     return None if value is None or None in value.values() else value
 
 
-def _percent(difference: dict[str, float] | None) -> str:
+def _percent(difference: dict[str, float] | None, digits: int = 0, unit: str = " %") -> str:
     if difference is None:
         return ""
     value, low, high = (
-        f"{100 * difference[part]:+.0f}".replace("-", "−") for part in ("value", "low", "high")
+        f"{100 * difference[part]:+.{digits}f}".replace("-", "−") for part in ("value", "low", "high")
     )
-    return f"{value} % [{low}, {high}]"
-
-
-def _points(difference: dict[str, float] | None) -> str:
-    if difference is None:
-        return ""
-    value, low, high = (
-        f"{100 * difference[part]:+.2f}".replace("-", "−") for part in ("value", "low", "high")
-    )
-    return f"{value} [{low}, {high}]"
+    return f"{value}{unit} [{low}, {high}]"
 
 
 if __name__ == "__main__":

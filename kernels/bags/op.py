@@ -187,10 +187,8 @@ def update_rows(
 def update_distinct_rows(
     rule: RowRule, table: Tensor, rows: Tensor, values: Tensor, state: RowState, backend: str = "auto"
 ) -> None:
-    """Update the rows (U,) of a table, int64 and all distinct, by their gradients (U, D), among calls of kernels."""
-    serving(table, backend).update_rows(
-        rule, table.detach(), rows, values.contiguous(), state, beside_torch=False
-    )
+    """Update the rows (U,) of a table, int64 and all distinct, by their gradients (U, D)."""
+    serving(table, backend).update_rows(rule, table.detach(), rows, values.contiguous(), state)
     increment_version(table)
 
 

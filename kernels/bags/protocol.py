@@ -48,19 +48,9 @@ class BagKernels(Protocol):
         """Sum the gradients of equal rows of several pieces, as `sum_pieces` in op.py does."""
 
     def update_rows(
-        self,
-        rule: RowRule,
-        table: Tensor,
-        rows: Tensor,
-        gradient: Tensor,
-        state: RowState,
-        *,
-        beside_torch: bool = True,
+        self, rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState
     ) -> None:
-        """Update the rows (U,), all distinct, by their gradients (U, D), in one step.
-
-        beside_torch: whether torch's operators run before and after it; else it does not wake torch's threads.
-        """
+        """Update the rows (U,), all distinct, by their gradients (U, D), in one step."""
 
     def update_all_rows(self, rule: RowRule, table: Tensor, gradient: Tensor, state: RowState) -> None:
         """Update every row of a table by its gradient (V, D), in one step."""

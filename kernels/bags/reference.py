@@ -90,17 +90,8 @@ def sum_pieces(pieces: Sequence[tuple[Tensor, Tensor]], V: int) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def update_rows(
-    rule: RowRule,
-    table: Tensor,
-    rows: Tensor,
-    gradient: Tensor,
-    state: RowState,
-    *,
-    beside_torch: bool = True,
-) -> None:
+def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState) -> None:
     """Update the rows (U,), all distinct, by their gradients (U, D), in one step."""
-    del beside_torch
     rows = rows.long()
     # States are float32; only the oracle uses float64.
     g = gradient.to(torch.promote_types(gradient.dtype, torch.float32))

@@ -63,7 +63,7 @@ class GradientsOfBatches:
         wrong, loss = self._kernels.gradients_of_batch(
             MODES.index(batch.mode), types, batch.n_kept, batch.words.numpy(), batch.low.numpy(),
             batch.high.numpy(), batch.drawn.numpy().reshape(-1), float(batch.negatives), batch.window,
-            np.float32(weight * per_pair), table.data_ptr(), outputs.detach().numpy(),
+            np.float32(weight * per_pair), table.detach().numpy(), outputs.detach().numpy(),
             _EACH_ITS_OWN if rows_of_type is None else rows_of_type.numpy(), d_x[:P], d_y[:P], w,
         )  # fmt: skip
         if wrong >= 0:

@@ -462,7 +462,3 @@ class Kernel:
 
     def __call__(self, *args: Any) -> Any:
         return self.compiled(team_address(beside_torch=self._beside_torch), *args)
-
-    def among_kernels(self, *args: Any) -> Any:
-        """Call it where no operator of torch has just run, so that torch's threads stay asleep."""
-        return self.compiled(team_address(), *args)

@@ -91,31 +91,15 @@ def sum_pieces(pieces: Sequence[tuple[Tensor, Tensor]], V: int) -> tuple[Tensor,
     return torch.from_numpy(rows), sums
 
 
-def update_rows(
-    rule: RowRule,
-    table: Tensor,
-    rows: Tensor,
-    gradient: Tensor,
-    state: RowState,
-    *,
-    beside_torch: bool = True,
-) -> None:
+def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState) -> None:
     """Update the rows (U,), all distinct, by their gradients (U, D), in one step."""
-    n_splits = pieces_of(gradient.numel(), PARALLEL_FLOATS)
-    _update_rows(rule, table, rows, gradient, state, n_splits, beside_torch)
+    _update_rows(rule, table, rows, gradient, state, pieces_of(gradient.numel(), PARALLEL_FLOATS))
 
 
 def _update_rows(
-    rule: RowRule,
-    table: Tensor,
-    rows: Tensor,
-    gradient: Tensor,
-    state: RowState,
-    n_splits: int,
-    beside_torch: bool,
+    rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState, n_splits: int
 ) -> None:
-    kernel = numba_row_updates.update_rows
-    (kernel if beside_torch else kernel.among_kernels)(
+    numba_row_updates.update_rows(
         packed((rule,)), table.data_ptr(), rows.numpy(), gradient.data_ptr(), table.shape[1],
         *_state(state), n_splits,
     )  # fmt: skip

@@ -134,17 +134,8 @@ def sum_by_row(gradient: Tensor, rows: Tensor, n_rows: int) -> Tensor:
     return dense_gradient(gradient, Bags(rows, None, None), n_rows)
 
 
-def update_rows(
-    rule: RowRule,
-    table: Tensor,
-    rows: Tensor,
-    gradient: Tensor,
-    state: RowState,
-    *,
-    beside_torch: bool = True,
-) -> None:
+def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState) -> None:
     """Update the rows (U,), all distinct, by their gradients (U, D), in one step."""
-    del beside_torch
     if gradient.numel():
         _update(rule, table, rows, gradient, state)
 

@@ -27,25 +27,18 @@ def _first_outside(types, n_types):
 
 
 @helper
-def _average_rows(table, D, types, n, rows_of_type, x):
-    """x[u] = the mean of the rows of types[u] for u < n; table: the address of (V, D)."""
-    M, ld, target = rows_of_type.shape[1], x.shape[1], x.ctypes.data
+def _average_rows(table, types, n, rows_of_type, x):
+    """x[u] = the mean of the rows of types[u] for u < n."""
+    D, M, ld = table.shape[1], rows_of_type.shape[1], x.shape[1]
+    source, target = table.ctypes.data, x.ctypes.data
     rows, no_scales = rows_of_type.reshape(-1), np.empty(0, np.float32)
     for u in range(n):
         first, vector = types[u] * M, target + FLOAT_BYTES * u * ld
         size = 0
         for m in range(M):
             size += np.int64(rows[first + m] != NONE)
-        sum_rows(table, D, rows, first, first + M, no_scales, vector)
+        sum_rows(source, D, rows, first, first + M, no_scales, vector)
         scale_row(vector, D, ONE / f32(max(1, size)))
-
-
-@helper
-def _copy_rows(table, D, types, n, x):
-    """x[u] = row types[u] for u < n; table: the address of (V, D)."""
-    no_scales, target, ld = np.empty(0, np.float32), x.ctypes.data, x.shape[1]
-    for u in range(n):
-        sum_rows(table, D, types, u, u + 1, no_scales, target + FLOAT_BYTES * u * ld)
 
 
 def _gradients_of_batch(  # type: ignore[no-untyped-def]
@@ -54,17 +47,17 @@ def _gradients_of_batch(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Return (-1, the sum of the losses); d_x[0, :n_kept] and d_y[0, :U] become scale times its gradients.
 
-    Or (the index of a type that there is not, 0). table: the address of (V, D). rows_of_type: (0, 0) if type t is row
-    t. x of the workspace w is zero past D.
+    Or (the index of a type that there is not, 0). rows_of_type: (0, 0) if type t is row t of the table. x of the
+    workspace w is zero past D.
     """
     T, D = outputs.shape
     wrong = _first_outside(types, T)
     if wrong >= 0:
         return wrong, 0.0
     if len(rows_of_type):
-        _average_rows(table, D, types, n_kept, rows_of_type, w.x[0])
+        _average_rows(table, types, n_kept, rows_of_type, w.x[0])
     else:
-        _copy_rows(table, D, types, n_kept, w.x[0])
+        copy_in(table, types, n_kept, w.x[0])
     copy_in(outputs, types, len(types), w.y[0])
     P, M, n = len(d_x), w.z.shape[1], len(words)
     losses = np.zeros(P)

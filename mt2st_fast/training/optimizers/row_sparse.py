@@ -213,7 +213,8 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         ]
         for group, table, gradient in row_sparse:
             moving = without_rows(gradient, self.frozen_rows(table))
-            update_rows(*self._for_a_step(table, group), moving, self.row_state(table))
+            state = self.row_state(table)
+            update_rows(self._counted_rule(table, group), table, moving, state)
             table.grad = None
         self._fuse_dense_steps()
         # torch's step can be differentiated through, if that is requested.
@@ -231,23 +232,20 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def step_rows(self, table: Tensor, rows: Tensor, d_rows: Tensor) -> None:
-        """Take a step of some rows of a table, int64 (U,) and all distinct, by their gradients (U, D).
-
-        As `step` does by a sparse gradient.
-        """
+        """Do what `step` does by a sparse gradient: of these rows, int64 (U,) and all distinct, by gradients (U, D)."""
         group = next(group for group in self.param_groups if any(p is table for p in group["params"]))
         if (frozen := self.frozen_rows(table)) is not None:
             moving = ~frozen[rows]
             rows, d_rows = rows[moving], d_rows[moving]
-        update_distinct_rows(*self._for_a_step(table, group), rows, d_rows, self.row_state(table))
+        state = self.row_state(table)
+        update_distinct_rows(self._counted_rule(table, group), table, rows, d_rows, state)
 
-    def _for_a_step(self, table: Tensor, group: dict[str, Any]) -> tuple[RowRule, Tensor]:
-        """Return the rule of a step of a table, which is counted, and the table."""
-        self.row_state(table)  # which is made at the first step
+    def _counted_rule(self, table: Tensor, group: dict[str, Any]) -> RowRule:
+        """Return the rule of the next step of a table's rows, and count that step."""
         rule, steps = self.row_rule(table, group), self.table_steps(table)
         if steps is not None:
             steps += 1
-        return rule, table
+        return rule
 
     def _check_not_moved_by_rows(self) -> None:
         """Raises InputError for a dense gradient of a table that was moved by rows, whose state torch cannot use."""

@@ -1,6 +1,6 @@
 """Context prediction beside rows for one kernel call, without autograd: it is computed by one more call.
 
-Autograd would spend ten times as long around these kernels as in them.
+Autograd would spend several times as long around these kernels as in them.
 """
 
 from __future__ import annotations
