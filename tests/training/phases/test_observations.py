@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -328,3 +330,17 @@ def test_held_out_gradients_are_of_another_batch_each_time(loaded):
     first, second, third, fourth = schedule.norms  # of weights that hardly move
     assert (first, second) == (pytest.approx(third, rel=1e-4), pytest.approx(fourth, rel=1e-4))
     assert first != pytest.approx(second, rel=1e-3)
+
+
+def test_what_a_schedule_looks_at_counts_as_its_time():
+    class Slow(HeldOutNorms):
+        def observe_held_out(self, seen):
+            super().observe_held_out(seen)
+            time.sleep(0.2)
+
+    trainer = trainer_of(schedule=Slow(), lr=1e-9)
+    trainer.log_every = 1
+    history = trainer.fit(batches(), val=batches()[:2], epochs=1, evaluate_every=2)
+    n_before_the_last_record = len(history.evaluations) - 1
+    assert n_before_the_last_record > 0
+    assert history.train_seconds > 0.2 * n_before_the_last_record
